@@ -4,12 +4,16 @@
 //! Three types to know: [`Port`] (a local NIC and what it may do), [`Record`] (where a customer
 //! address lives) and [`DropReason`] (every way a frame can end).
 //!
+//! With the feature `image`, [`image::Image`] is the content of all maps as plain data (needs `alloc`).
+//!
 //! Every type is `repr(C)` without padding, its size asserted at compile time; addresses and MACs
 //! hold the bytes as they stand on the wire. This crate must never allocate, read a clock or know
 //! a map's API. A change of any layout raises [`LAYOUT_VERSION`], so that an agent never adopts
 //! pinned maps that it would misread.
 #![no_std]
 
+#[cfg(feature = "image")]
+pub mod image;
 mod names;
 
 pub use names::{DropReason, EventKind};
@@ -146,7 +150,7 @@ macro_rules! layout {
     ($($(#[$m:meta])* struct $n:ident = $size:literal { $($(#[$fm:meta])* $f:ident: $t:ty,)* })*) => { $(
         $(#[$m])*
         #[repr(C)]
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
         pub struct $n { $($(#[$fm])* pub $f: $t,)* }
         const _: () = assert!(core::mem::size_of::<$n>() == $size);
     )* };
