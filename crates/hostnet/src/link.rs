@@ -1,0 +1,153 @@
+//! One link as the kernel describes it.
+
+use crate::netlink::{Message, attrs, string_of, u32_of};
+
+pub(crate) const RTM_NEWLINK: u16 = 16;
+pub(crate) const RTM_DELLINK: u16 = 17;
+pub(crate) const RTM_GETLINK: u16 = 18;
+pub(crate) const IFINFO: usize = 16;
+pub(crate) const IFLA_ADDRESS: u16 = 1;
+pub(crate) const IFLA_IFNAME: u16 = 3;
+pub(crate) const IFLA_MTU: u16 = 4;
+pub(crate) const IFLA_LINK: u16 = 5;
+pub(crate) const IFLA_MASTER: u16 = 10;
+const IFLA_OPERSTATE: u16 = 16;
+pub(crate) const IFLA_LINKINFO: u16 = 18;
+pub(crate) const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_LINK_NETNSID: u16 = 37;
+pub(crate) const IFLA_INFO_KIND: u16 = 1;
+pub(crate) const IFLA_INFO_DATA: u16 = 2;
+const IFLA_TUN_TYPE: u16 = 3;
+const TUN_TYPE_TUN: u8 = 1;
+pub(crate) const IFF_UP: u32 = 1;
+const IFF_LOWER_UP: u32 = 1 << 16;
+
+/// What a link is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// No kind of its own: a NIC, or the loopback.
+    Plain,
+    /// One end of a veth pair.
+    Veth,
+    /// A tap, mostly a VM's.
+    Tap,
+    /// A tun: IP packets without Ethernet headers.
+    Tun,
+    /// A bond of NICs.
+    Bond,
+    /// A VLAN on another link.
+    Vlan,
+    /// A bridge.
+    Bridge,
+    /// Something else, by the kernel's name.
+    Other(String),
+}
+
+/// Operational state (RFC 2863 §3.1.14).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperState {
+    /// The driver does not say (loopback, some virtual devices).
+    Unknown,
+    /// Part of the hardware is missing.
+    NotPresent,
+    /// No carrier, or set down.
+    Down,
+    /// A link below it is down.
+    LowerLayerDown,
+    /// Under test.
+    Testing,
+    /// Waits for something outside, such as 802.1X.
+    Dormant,
+    /// Up.
+    Up,
+}
+
+/// A link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Number of the link, unique in its namespace.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Largest packet behind the Ethernet header.
+    pub mtu: u32,
+    /// Ethernet address, if it has one.
+    pub mac: Option<[u8; 6]>,
+    /// Set up by the administrator.
+    pub up: bool,
+    /// Whether something is at the other end.
+    pub carrier: bool,
+    /// Operational state.
+    pub state: OperState,
+    /// What it is.
+    pub kind: Kind,
+    /// The bridge or bond it belongs to.
+    pub master: Option<u32>,
+    /// The link below (VLAN) or at the other end (veth); a number in another namespace if `lower_elsewhere`.
+    pub lower: Option<u32>,
+    /// Whether `lower` is in another namespace.
+    pub lower_elsewhere: bool,
+}
+
+impl Link {
+    pub(crate) fn parse(message: &Message) -> Self {
+        let flags = message.u32_at(8);
+        let mut link = Self {
+            index: message.u32_at(4),
+            name: String::new(),
+            mtu: 0,
+            mac: None,
+            up: flags & IFF_UP != 0,
+            carrier: flags & IFF_LOWER_UP != 0,
+            state: OperState::Unknown,
+            kind: Kind::Plain,
+            master: None,
+            lower: None,
+            lower_elsewhere: false,
+        };
+        for (kind, value) in message.attrs(IFINFO) {
+            match kind {
+                IFLA_IFNAME => link.name = string_of(value),
+                IFLA_MTU => link.mtu = u32_of(value),
+                IFLA_ADDRESS => link.mac = value.try_into().ok(),
+                IFLA_OPERSTATE => link.state = oper_state(value.first().copied().unwrap_or(0)),
+                IFLA_MASTER => link.master = Some(u32_of(value)),
+                IFLA_LINK => link.lower = Some(u32_of(value)),
+                IFLA_LINK_NETNSID => link.lower_elsewhere = true,
+                IFLA_LINKINFO => link.kind = parse_kind(value),
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+fn oper_state(number: u8) -> OperState {
+    match number {
+        1 => OperState::NotPresent,
+        2 => OperState::Down,
+        3 => OperState::LowerLayerDown,
+        4 => OperState::Testing,
+        5 => OperState::Dormant,
+        6 => OperState::Up,
+        _ => OperState::Unknown,
+    }
+}
+
+fn parse_kind(info: &[u8]) -> Kind {
+    let find = |wanted| attrs(info).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let Some(name) = find(IFLA_INFO_KIND).map(string_of) else { return Kind::Plain };
+    match name.as_str() {
+        "veth" => Kind::Veth,
+        "bond" => Kind::Bond,
+        "vlan" => Kind::Vlan,
+        "bridge" => Kind::Bridge,
+        "tun" => {
+            let data = find(IFLA_INFO_DATA).unwrap_or_default();
+            let is_tun = attrs(data)
+                .any(|(kind, value)| kind == IFLA_TUN_TYPE && value.first() == Some(&TUN_TYPE_TUN));
+            if is_tun { Kind::Tun } else { Kind::Tap }
+        }
+        _ => Kind::Other(name),
+    }
+}
