@@ -1,0 +1,66 @@
+//! System packages that a task needs, each with its reason; installed only where they are missing.
+
+use anyhow::{Context as _, Result, bail};
+use std::{path::Path, process::Command};
+
+/// A Debian package, the program that shows it is there, and why it is needed.
+pub struct Package {
+    /// Name in Debian.
+    pub name: &'static str,
+    /// A file that exists once it is installed.
+    pub provides: &'static str,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// `ip` builds the comparison topologies and looks at what Tenet left behind.
+pub const IPROUTE2: Package = Package {
+    name: "iproute2",
+    provides: "/sbin/ip",
+    reason: "`ip` and `tc` build and inspect the test networks",
+};
+/// `ping` is the probe that everybody knows.
+pub const PING: Package =
+    Package { name: "iputils-ping", provides: "/bin/ping", reason: "`ping` from inside the lab's VMs" };
+/// The independent judge of what Tenet emits.
+pub const TSHARK: Package =
+    Package { name: "tshark", provides: "/usr/bin/tshark", reason: "decodes and judges the frames on the wire" };
+/// Turns the underlay's offloads off for captures and benches.
+pub const ETHTOOL: Package =
+    Package { name: "ethtool", provides: "/sbin/ethtool", reason: "switches offloads of the test networks" };
+
+/// Installs those that are missing, saying which and why.
+///
+/// # Errors
+/// If apt-get fails; the message names what to install by hand.
+pub fn ensure(packages: &[Package]) -> Result<()> {
+    let missing: Vec<&Package> =
+        packages.iter().filter(|p| !Path::new(p.provides).exists() && !usr(p.provides)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for p in &missing {
+        eprintln!("installing {}: {}", p.name, p.reason);
+    }
+    let names: Vec<&str> = missing.iter().map(|p| p.name).collect();
+    apt(&["update", "-qq"])?;
+    let mut install = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    install.extend(&names);
+    apt(&install).with_context(|| format!("install by hand, as root: apt-get install {}", names.join(" ")))
+}
+
+fn usr(path: &str) -> bool {
+    Path::new("/usr").join(path.trim_start_matches('/')).exists()
+}
+
+fn apt(args: &[&str]) -> Result<()> {
+    let output = Command::new("apt-get")
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .output()
+        .context("run apt-get (this needs Debian or a relative of it)")?;
+    if !output.status.success() {
+        bail!("apt-get {} failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
