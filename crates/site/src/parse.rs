@@ -1,0 +1,297 @@
+//! Reads a site file: all that is wrong in it at once, each with its place.
+
+use crate::yaml::{self, Key, Node, Value};
+use crate::{
+    At, HostSpec, NetworkSpec, PortSpec, Position, Problem, RouteSpec, Site, SiteError, SubnetSpec, VmSpec,
+};
+use ipnet::IpNet;
+use std::{fmt::Display, str::FromStr};
+use tenet_model::{Name, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid};
+
+/// Reads a site file's text; `file` is its name in messages.
+///
+/// # Errors
+/// [`SiteError`] with everything that is wrong.
+pub fn parse(file: &str, text: &str) -> Result<Site, SiteError> {
+    let mut reader = Reader::default();
+    match yaml::read(text) {
+        Ok(root) => reader.site(&root),
+        Err(problem) => reader.problems.push(problem),
+    }
+    if reader.problems.is_empty() {
+        return Ok(reader.site);
+    }
+    reader.problems.sort_by_key(|p| p.at);
+    Err(SiteError { file: file.to_owned(), problems: reader.problems })
+}
+
+#[derive(Default)]
+struct Reader {
+    site: Site,
+    problems: Vec<Problem>,
+}
+
+/// The fields of one mapping; what nobody asked for is a problem.
+struct Fields<'a> {
+    what: String,
+    at: Position,
+    pairs: Vec<(&'a Key, &'a Node)>,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, name: &'static str) -> Option<&'a Node> {
+        self.known.push(name);
+        let at = self.pairs.iter().position(|(k, _)| k.text == name)?;
+        let (_, node) = self.pairs.remove(at);
+        (!node.is_null()).then_some(node)
+    }
+}
+
+impl Reader {
+    fn site(&mut self, root: &Node) {
+        let Some(mut fields) = self.fields(root, root.at, "the site") else { return };
+        for (name, node) in self.named(fields.take("hosts"), "hosts") {
+            self.host(name, node);
+        }
+        for (name, node) in self.named(fields.take("tenants"), "tenants") {
+            self.tenant(name, node);
+        }
+        self.finish(fields);
+    }
+
+    fn host(&mut self, name: At<Name>, node: &Node) {
+        let Some(mut fields) = self.fields(node, name.at, &format!("host {}", name.value)) else { return };
+        let pa = self.required(&mut fields, "pa", "an address such as 192.168.1.10");
+        self.finish(fields);
+        if let Some(pa) = pa {
+            self.site.hosts.push(At { value: HostSpec { name: name.value, pa }, at: name.at });
+        }
+    }
+
+    fn tenant(&mut self, name: At<Name>, node: &Node) {
+        let tenant = name.value.clone();
+        self.site.tenants.push(name.clone());
+        let Some(mut fields) = self.fields(node, name.at, &format!("tenant {tenant}")) else { return };
+        for (network, node) in self.named(fields.take("networks"), "networks") {
+            self.network(&tenant, network, node);
+        }
+        for (vm, node) in self.named(fields.take("vms"), "vms") {
+            self.vm(&tenant, vm, node);
+        }
+        self.finish(fields);
+    }
+
+    fn network(&mut self, tenant: &TenantName, network: At<Name>, node: &Node) {
+        let name = NetworkRef { tenant: tenant.clone(), network: network.value };
+        let Some(mut fields) = self.fields(node, network.at, &format!("network {name}")) else { return };
+        let method = self.optional(&mut fields, "method", "a method such as nvgre");
+        let rdid = self.optional(&mut fields, "rdid", "a UUID");
+        self.site.networks.push(At { value: NetworkSpec { name: name.clone(), method, rdid }, at: network.at });
+        for (subnet, node) in self.named(fields.take("subnets"), "subnets") {
+            self.subnet(&name, subnet, node);
+        }
+        for node in self.list(fields.take("routes"), "routes") {
+            self.route(&name, node);
+        }
+        self.finish(fields);
+    }
+
+    fn subnet(&mut self, network: &NetworkRef, subnet: At<Name>, node: &Node) {
+        let NetworkRef { tenant, network } = network.clone();
+        let name = SubnetRef { tenant, network, subnet: subnet.value };
+        let Some(mut fields) = self.fields(node, subnet.at, &format!("subnet {name}")) else { return };
+        let prefix = self.required(&mut fields, "prefix", "a prefix such as 10.1.1.0/24");
+        let vsid = self.optional::<u32>(&mut fields, "vsid", "a number from 4096 to 16777214");
+        let vsid = vsid.and_then(|n| self.ok(Vsid::new(n), subnet.at));
+        let gateway = self.optional(&mut fields, "gateway", "an address");
+        self.finish(fields);
+        if let Some(prefix) = prefix.and_then(|p| self.whole(p, subnet.at)) {
+            self.site.subnets.push(At { value: SubnetSpec { name, prefix, vsid, gateway }, at: subnet.at });
+        }
+    }
+
+    fn route(&mut self, network: &NetworkRef, node: &Node) {
+        let Some(mut fields) = self.fields(node, node.at, &format!("route of {network}")) else { return };
+        let prefix = self.required(&mut fields, "to", "a prefix such as 0.0.0.0/0");
+        let next_hop = self.required(&mut fields, "via", "an address in one of the network's subnets");
+        let metric = self.optional(&mut fields, "metric", "a number").unwrap_or(0);
+        self.finish(fields);
+        if let (Some(prefix), Some(next_hop)) = (prefix.and_then(|p| self.whole(p, node.at)), next_hop) {
+            let value = RouteSpec { network: network.clone(), prefix, next_hop, metric };
+            self.site.routes.push(At { value, at: node.at });
+        }
+    }
+
+    fn vm(&mut self, tenant: &TenantName, vm: At<Name>, node: &Node) {
+        let name = VmRef { tenant: tenant.clone(), vm: vm.value };
+        self.site.vms.push(At { value: VmSpec { name: name.clone() }, at: vm.at });
+        let Some(mut fields) = self.fields(node, vm.at, &format!("vm {name}")) else { return };
+        for (port, node) in self.named(fields.take("ports"), "ports") {
+            self.port(&name, port, node);
+        }
+        self.finish(fields);
+    }
+
+    fn port(&mut self, vm: &VmRef, port: At<Name>, node: &Node) {
+        let VmRef { tenant, vm } = vm.clone();
+        let name = PortRef { tenant: tenant.clone(), vm, port: port.value };
+        let Some(mut fields) = self.fields(node, port.at, &format!("port {name}")) else { return };
+        let subnet = fields.take("subnet");
+        if subnet.is_none() {
+            self.missing(&fields, "subnet", "NETWORK/SUBNET");
+        }
+        let subnet = subnet.and_then(|n| self.text(n)).and_then(|(text, at)| {
+            self.ok(format!("{tenant}/{text}").parse::<SubnetRef>().map_err(|_| format!("`{text}` is no subnet: write NETWORK/SUBNET")), at)
+        });
+        let mac = self.optional(&mut fields, "mac", "a MAC address such as 02:00:00:00:00:01");
+        let addresses = match fields.take("address") {
+            Some(Node { value: Value::Sequence(nodes), .. }) => {
+                nodes.iter().filter_map(|n| self.value(n, "an address")).collect()
+            }
+            Some(node) => self.value(node, "an address or a list of addresses").into_iter().collect(),
+            None => Vec::new(),
+        };
+        let host = self.optional(&mut fields, "host", "a host's name");
+        let device = self.optional(&mut fields, "device", "a device's name");
+        let security = self.optional(&mut fields, "security", "true or false").unwrap_or(true);
+        self.finish(fields);
+        if let Some(subnet) = subnet {
+            let value = PortSpec { name, subnet, mac, addresses, host, device, security };
+            self.site.ports.push(At { value, at: port.at });
+        }
+    }
+
+    fn fields<'a>(&mut self, node: &'a Node, at: Position, what: &str) -> Option<Fields<'a>> {
+        let pairs = match &node.value {
+            Value::Mapping(pairs) => pairs.iter().map(|(k, v)| (k, v)).collect(),
+            Value::Scalar(_) if node.is_null() => Vec::new(),
+            Value::Scalar(_) | Value::Sequence(_) => {
+                self.problem(node.at, format!("{what} should be a mapping, not {}", node.kind()));
+                return None;
+            }
+        };
+        Some(Fields { what: what.to_owned(), at, pairs, known: Vec::new() })
+    }
+
+    fn finish(&mut self, fields: Fields<'_>) {
+        for (key, _) in fields.pairs {
+            let text = format!("{} has no field `{}`: use {}", fields.what, key.text, fields.known.join(", "));
+            self.problem(key.at, text);
+        }
+    }
+
+    /// The entries of a mapping from names to something.
+    fn named<'a>(&mut self, node: Option<&'a Node>, what: &str) -> Vec<(At<Name>, &'a Node)> {
+        match node.map(|n| (&n.value, n)) {
+            None => Vec::new(),
+            Some((Value::Mapping(pairs), _)) => pairs
+                .iter()
+                .filter_map(|(key, node)| {
+                    let value = self.ok(Name::new(key.text.clone()), key.at)?;
+                    Some((At { value, at: key.at }, node))
+                })
+                .collect(),
+            Some((Value::Scalar(_) | Value::Sequence(_), node)) => {
+                self.problem(node.at, format!("{what} should be a mapping from names, not {}", node.kind()));
+                Vec::new()
+            }
+        }
+    }
+
+    fn list<'a>(&mut self, node: Option<&'a Node>, what: &str) -> &'a [Node] {
+        match node.map(|n| (&n.value, n)) {
+            None => &[],
+            Some((Value::Sequence(nodes), _)) => nodes,
+            Some((Value::Scalar(_) | Value::Mapping(_), node)) => {
+                self.problem(node.at, format!("{what} should be a list, not {}", node.kind()));
+                &[]
+            }
+        }
+    }
+
+    fn required<T: FromStr>(&mut self, fields: &mut Fields<'_>, name: &'static str, form: &str) -> Option<T> {
+        match fields.take(name) {
+            Some(node) => self.value(node, form),
+            None => {
+                self.missing(fields, name, form);
+                None
+            }
+        }
+    }
+
+    fn optional<T: FromStr>(&mut self, fields: &mut Fields<'_>, name: &'static str, form: &str) -> Option<T> {
+        fields.take(name).and_then(|node| self.value(node, form))
+    }
+
+    fn value<T: FromStr>(&mut self, node: &Node, form: &str) -> Option<T> {
+        let (text, at) = self.text(node)?;
+        self.ok(text.parse::<T>().map_err(|_| format!("`{text}` is not {form}")), at)
+    }
+
+    fn text<'a>(&mut self, node: &'a Node) -> Option<(&'a str, Position)> {
+        match &node.value {
+            Value::Scalar(text) => Some((text, node.at)),
+            Value::Sequence(_) | Value::Mapping(_) => {
+                self.problem(node.at, format!("one value should stand here, not {}", node.kind()));
+                None
+            }
+        }
+    }
+
+    /// A prefix without host bits.
+    fn whole(&mut self, prefix: IpNet, at: Position) -> Option<IpNet> {
+        let trunc = prefix.trunc();
+        self.ok((trunc == prefix).then_some(prefix).ok_or(format!("{prefix} has host bits: write {trunc}")), at)
+    }
+
+    fn missing(&mut self, fields: &Fields<'_>, name: &str, form: &str) {
+        self.problem(fields.at, format!("{} lacks `{name}`: {form}", fields.what));
+    }
+
+    fn ok<T, E: Display>(&mut self, result: Result<T, E>, at: Position) -> Option<T> {
+        result.map_err(|e| self.problem(at, e.to_string())).ok()
+    }
+
+    fn problem(&mut self, at: Position, text: String) {
+        self.problems.push(Problem { at, text, other: None });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(text: &str) -> String {
+        parse("site.yaml", text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn errors_point_at_line_and_column() {
+        for (text, expected) in [
+            ("hosts:\n  h1: { pa: 192.168.1 }\n", "site.yaml:2:13: `192.168.1` is not an address such as 192.168.1.10"),
+            ("hosts:\n  h1: {}\n", "site.yaml:2:3: host h1 lacks `pa`: an address such as 192.168.1.10"),
+            ("hosts:\n  H_1: { pa: 1.2.3.4 }\n", "site.yaml:2:3: `H_1` is not a name: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"),
+            ("host: {}\n", "site.yaml:1:1: the site has no field `host`: use hosts, tenants"),
+            ("hosts: [a]\n", "site.yaml:1:8: hosts should be a mapping from names, not a list"),
+            ("hosts:\n  h1: { pa: 1.2.3.4 }\n  h1: { pa: 1.2.3.5 }\n", "site.yaml:3:3: `h1` stands here twice: remove or rename one\nsite.yaml:2:3: the first is here"),
+            ("tenants:\n  a:\n    networks:\n      b:\n        subnets:\n          c: { prefix: 10.0.0.1/24 }\n", "site.yaml:6:11: 10.0.0.1/24 has host bits: write 10.0.0.0/24"),
+            ("tenants:\n  a:\n    vms:\n      v: { ports: { p: { subnet: x } } }\n", "site.yaml:4:34: `x` is no subnet: write NETWORK/SUBNET"),
+            ("a: &x 1\nb: *x\n", "site.yaml:2:4: aliases are not supported: write the value out"),
+        ] {
+            assert_eq!(wrong(text), expected);
+        }
+        assert!(wrong("hosts: {\n").starts_with("site.yaml:"));
+        assert!(wrong("hosts:\n\t- x\n").starts_with("site.yaml:2:"));
+    }
+
+    #[test]
+    fn tells_all_problems_at_once() {
+        assert_eq!(wrong("hosts:\n  a: { pa: x }\n  b: { pa: y }\n").lines().count(), 2);
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        assert!(wrong(&"[".repeat(100_000)).contains("nested deeper"));
+    }
+}

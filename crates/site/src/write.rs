@@ -1,0 +1,178 @@
+//! Writes a site file in one fixed form, so that two exports of one state are equal bytes.
+
+use crate::{PortSpec, Site};
+use std::{fmt::Write as _, net::IpAddr};
+use tenet_model::TenantName;
+
+/// The text of a site file that [`crate::parse`] reads back as the same objects.
+#[must_use]
+pub fn write(site: &Site) -> String {
+    let mut out = Out::default();
+    if !site.hosts.is_empty() {
+        out.line(0, "hosts:");
+        for host in &site.hosts {
+            out.line(1, &format!("{}: {{ pa: {} }}", host.value.name, flow(host.value.pa)));
+        }
+    }
+    if !site.tenants.is_empty() {
+        out.line(0, "tenants:");
+        for name in &site.tenants {
+            tenant(&mut out, site, &name.value);
+        }
+    }
+    if out.0.is_empty() {
+        out.line(0, "{}");
+    }
+    out.0
+}
+
+fn tenant(out: &mut Out, site: &Site, tenant: &TenantName) {
+    let networks: Vec<_> = site.networks.iter().filter(|n| n.value.name.tenant == *tenant).collect();
+    let vms: Vec<_> = site.vms.iter().filter(|v| v.value.name.tenant == *tenant).collect();
+    if networks.is_empty() && vms.is_empty() {
+        out.line(1, &format!("{tenant}: {{}}"));
+        return;
+    }
+    out.line(1, &format!("{tenant}:"));
+    if !networks.is_empty() {
+        out.line(2, "networks:");
+    }
+    for network in networks.iter().map(|n| &n.value) {
+        out.line(3, &format!("{}:", network.name.network));
+        // A network that says nothing would read as an empty mapping, which is what it is.
+        if let Some(method) = network.method {
+            out.line(4, &format!("method: {method}"));
+        }
+        if let Some(rdid) = network.rdid {
+            out.line(4, &format!("rdid: {rdid}"));
+        }
+        let subnets: Vec<_> = site.subnets.iter().filter(|s| s.value.name.network_ref() == network.name).collect();
+        if !subnets.is_empty() {
+            out.line(4, "subnets:");
+        }
+        for subnet in subnets.iter().map(|s| &s.value) {
+            let mut text = format!("{}: {{ prefix: {}", subnet.name.subnet, quote(&subnet.prefix.to_string()));
+            if let Some(vsid) = subnet.vsid {
+                _ = write!(text, ", vsid: {vsid}");
+            }
+            if let Some(gateway) = subnet.gateway {
+                _ = write!(text, ", gateway: {}", flow(gateway));
+            }
+            out.line(5, &(text + " }"));
+        }
+        let routes: Vec<_> = site.routes.iter().filter(|r| r.value.network == network.name).collect();
+        if !routes.is_empty() {
+            out.line(4, "routes:");
+        }
+        for route in routes.iter().map(|r| &r.value) {
+            let to = quote(&route.prefix.to_string());
+            let via = flow(route.next_hop);
+            out.line(5, &format!("- {{ to: {to}, via: {via}, metric: {} }}", route.metric));
+        }
+    }
+    if !vms.is_empty() {
+        out.line(2, "vms:");
+    }
+    for vm in vms.iter().map(|v| &v.value) {
+        let ports: Vec<_> = site.ports.iter().filter(|p| p.value.name.vm_ref() == vm.name).collect();
+        if ports.is_empty() {
+            out.line(3, &format!("{}: {{}}", vm.name.vm));
+            continue;
+        }
+        out.line(3, &format!("{}:", vm.name.vm));
+        out.line(4, "ports:");
+        for p in ports {
+            port(out, &p.value);
+        }
+    }
+}
+
+fn port(out: &mut Out, port: &PortSpec) {
+    out.line(5, &format!("{}:", port.name.port));
+    out.line(6, &format!("subnet: {}/{}", port.subnet.network, port.subnet.subnet));
+    if let Some(mac) = port.mac {
+        out.line(6, &format!("mac: \"{mac}\""));
+    }
+    match port.addresses.as_slice() {
+        [] => {}
+        [one] => out.line(6, &format!("address: {}", flow(*one))),
+        many => {
+            let list: Vec<_> = many.iter().map(|a| flow(*a)).collect();
+            out.line(6, &format!("address: [{}]", list.join(", ")));
+        }
+    }
+    if let Some(host) = &port.host {
+        out.line(6, &format!("host: {host}"));
+    }
+    if let Some(device) = &port.device {
+        out.line(6, &format!("device: {}", quote(device)));
+    }
+    if !port.security {
+        out.line(6, "security: false");
+    }
+}
+
+fn flow(address: IpAddr) -> String {
+    quote(&address.to_string())
+}
+
+/// Quotes what plain YAML could read as something else.
+fn quote(text: &str) -> String {
+    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '/' | '-' | '_'))
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text != "null";
+    if plain { text.to_owned() } else { format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")) }
+}
+
+#[derive(Default)]
+struct Out(String);
+
+impl Out {
+    fn line(&mut self, level: usize, text: &str) {
+        for _ in 0..level {
+            self.0.push_str("  ");
+        }
+        self.0.push_str(text);
+        self.0.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Position, parse, write};
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        let text = r#"hosts:
+  h1: { pa: 192.168.1.10 }
+  h2: { pa: "2001:db8::2" }
+tenants:
+  contoso:
+    networks:
+      blue:
+        method: nvgre
+        rdid: 11111111-2222-3333-4444-000000000000
+        subnets:
+          data: { prefix: 10.1.1.0/24, vsid: 5001, gateway: 10.1.1.1 }
+        routes:
+          - { to: 0.0.0.0/0, via: 10.1.1.11, metric: 5 }
+      empty:
+    vms:
+      sql:
+        ports:
+          eth0:
+            subnet: blue/data
+            mac: "02:00:00:00:00:01"
+            address: [10.1.1.11, 10.1.1.12]
+            host: h1
+            device: "tap:0"
+            security: false
+      bare: {}
+  default: {}
+"#;
+        let site = parse("a", text).unwrap();
+        assert_eq!(write(&site), text);
+        assert_eq!(site.positions().values().copied().min(), Some(Position { line: 2, column: 3 }));
+        assert_eq!(write(&parse("a", "").unwrap()), "{}\n");
+    }
+}
