@@ -17,6 +17,7 @@ pub mod image;
 mod names;
 
 pub use names::{DropReason, EventKind};
+pub use tenet_wire::Mac;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts below; stored in [`Config::layout`].
@@ -100,48 +101,6 @@ impl From<Addr> for core::net::IpAddr {
             o[i * 4..i * 4 + 4].copy_from_slice(&w.to_ne_bytes());
         }
         core::net::Ipv6Addr::from(o).to_canonical()
-    }
-}
-
-/// An Ethernet address in wire order, as halves so that eBPF copies it without byte loads.
-#[repr(C)]
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-pub struct Mac {
-    /// Each half holds two wire bytes in memory order.
-    pub halves: [u16; 3],
-}
-
-impl Mac {
-    /// All ones.
-    pub const BROADCAST: Self = Self { halves: [0xffff; 3] };
-
-    /// Takes the six wire bytes.
-    #[inline(always)]
-    #[must_use]
-    pub const fn new(o: [u8; 6]) -> Self {
-        Self {
-            halves: [
-                u16::from_ne_bytes([o[0], o[1]]),
-                u16::from_ne_bytes([o[2], o[3]]),
-                u16::from_ne_bytes([o[4], o[5]]),
-            ],
-        }
-    }
-
-    /// The six wire bytes.
-    #[must_use]
-    pub const fn octets(&self) -> [u8; 6] {
-        let (a, b, c) = (self.halves[0].to_ne_bytes(), self.halves[1].to_ne_bytes(), self.halves[2].to_ne_bytes());
-        [a[0], a[1], b[0], b[1], c[0], c[1]]
-    }
-
-    /// Whether the group bit is set: multicast or broadcast (IEEE 802-2014 §8.2.2).
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_group(&self) -> bool {
-        self.halves[0].to_ne_bytes()[0] & 1 != 0
     }
 }
 
@@ -393,6 +352,8 @@ pub const PORT_FLAG_SECURITY: u16 = 1;
 /// The device has no carrier: frames for it are dropped as `port_down`, or redirected during a migration.
 pub const PORT_FLAG_DOWN: u16 = 2;
 
+/// The record is a subnet's gateway: it lives on every host, has no provider address and no interface.
+pub const METHOD_GATEWAY: u8 = 0;
 /// Frames to this address cross the provider network by NVGRE (RFC 7637).
 pub const METHOD_NVGRE: u8 = 1;
 

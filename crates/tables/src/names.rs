@@ -86,6 +86,8 @@ named! {
         Loop = 26 => "loop",
         /// The agent has not configured this host yet.
         NotConfigured = 27 => "not_configured",
+        /// Congestion was marked on the outside of a frame whose flow cannot hear of it (RFC 6040 §4.2).
+        EcnMismatch = 28 => "ecn_mismatch",
     }
 }
 

@@ -1,0 +1,29 @@
+//! Headers as they stand on the wire, their checksums, and the tunnels' formats.
+//!
+//! Three kinds of things: layouts ([`Ethernet`], [`Ipv4`], [`Arp`], [`Gre`], …), which are plain
+//! bytes with names and judge nothing; checks on them ([`Ipv4::fits`], [`Arp::is_ipv4`],
+//! [`Gre::is_nvgre`]), which say what we accept; and [`parse`], which takes a whole frame apart for
+//! people and tools. The same source runs in the kernel and in user space.
+//!
+//! All layouts have an alignment of two and an even size, because eBPF has no unaligned access: a
+//! header on the stack is copied by halves and never byte by byte. From a slice of any alignment
+//! they are read with `zerocopy::FromBytes::read_from_prefix`.
+//!
+//! This crate must never allocate, do I/O, or know what a header means for forwarding.
+#![no_std]
+
+mod arp;
+mod be;
+pub mod checksum;
+mod ether;
+mod gre;
+mod icmp;
+mod ipv4;
+pub mod parse;
+
+pub use arp::{Arp, ArpFrame};
+pub use be::{Be16, Be32};
+pub use ether::{EtherType, Ethernet, Mac};
+pub use gre::{Gre, NVGRE_OVERHEAD, NvgreFrame, NvgreOuter, outer_ipv4};
+pub use icmp::{Icmp, IcmpErrorFrame, QUOTE};
+pub use ipv4::{Ipv4, Ipv4Frame, Ports, ProtocolNumber};
