@@ -1,0 +1,343 @@
+//! Specs and views of the objects of a site.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::IpAddr};
+use tenet_model::{HostName, Mac, Method, Name, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// A tenant, as asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantSpec {
+    /// Its name.
+    #[schema(value_type = String, example = "contoso")]
+    pub name: TenantName,
+}
+
+/// A tenant.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TenantView {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: TenantName,
+    /// Revision that wrote it.
+    pub revision: u64,
+}
+
+/// A network, as asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// Its name.
+    #[schema(value_type = String, example = "contoso/blue")]
+    pub name: NetworkRef,
+    /// Its routing domain id; chosen if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rdid: Option<Uuid>,
+    /// How its frames cross the provider network; nvgre if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "nvgre")]
+    pub method: Option<Method>,
+}
+
+/// A network.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NetworkView {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: NetworkRef,
+    /// Its routing domain id.
+    pub rdid: Uuid,
+    /// Its number in the kernel's maps.
+    pub id: u32,
+    /// How its frames cross the provider network.
+    #[schema(value_type = String)]
+    pub method: Method,
+    /// Revision that wrote it.
+    pub revision: u64,
+}
+
+/// A subnet, as asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SubnetSpec {
+    /// Its name.
+    #[schema(value_type = String, example = "contoso/blue/web")]
+    pub name: SubnetRef,
+    /// Its number on the wire, 4096 to 16777214; the lowest free one if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
+    pub vsid: Option<Vsid>,
+    /// Its prefix.
+    #[schema(value_type = String, example = "10.1.1.0/24")]
+    pub prefix: IpNet,
+    /// The gateway's address; the first of the prefix if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub gateway: Option<IpAddr>,
+}
+
+/// A subnet.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SubnetView {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: SubnetRef,
+    /// Its number on the wire.
+    #[schema(value_type = u32)]
+    pub vsid: Vsid,
+    /// Its prefix.
+    #[schema(value_type = String)]
+    pub prefix: IpNet,
+    /// The gateway's address.
+    #[schema(value_type = String)]
+    pub gateway: IpAddr,
+    /// Revision that wrote it.
+    pub revision: u64,
+}
+
+/// A VM, as asked for; its ports are asked for by themselves.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Its name.
+    #[schema(value_type = String, example = "contoso/sql")]
+    pub name: VmRef,
+}
+
+/// A VM with its ports.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VmView {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: VmRef,
+    /// Its ports.
+    pub ports: Vec<PortView>,
+    /// Its running migration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationView>,
+    /// Revision that wrote it.
+    pub revision: u64,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// A port, as asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortSpec {
+    /// Its name.
+    #[schema(value_type = String, example = "contoso/sql/eth0")]
+    pub name: PortRef,
+    /// The subnet it is attached to.
+    #[schema(value_type = String, example = "contoso/blue/web")]
+    pub subnet: SubnetRef,
+    /// Its MAC; what it has stays, a new one is chosen if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub mac: Option<Mac>,
+    /// Its customer addresses; what it has stays, the lowest free one of the subnet if none is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// The host it lives on; none: not attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub host: Option<HostName>,
+    /// The device on that host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Whether source MAC and address must be the port's (off for appliances).
+    #[serde(default = "yes")]
+    pub security: bool,
+}
+
+/// A port.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PortView {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: PortRef,
+    /// The subnet it is attached to.
+    #[schema(value_type = String)]
+    pub subnet: SubnetRef,
+    /// Its MAC.
+    #[schema(value_type = String)]
+    pub mac: Mac,
+    /// Its customer addresses.
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// The host it lives on.
+    #[schema(value_type = Option<String>)]
+    pub host: Option<HostName>,
+    /// The device on that host.
+    pub device: Option<String>,
+    /// Whether source MAC and address must be the port's.
+    pub security: bool,
+    /// Revision that wrote it.
+    pub revision: u64,
+}
+
+/// A host, as asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostSpec {
+    /// Its name.
+    #[schema(value_type = String, example = "h1")]
+    pub name: HostName,
+    /// Its provider address.
+    #[schema(value_type = String, example = "192.168.1.10")]
+    pub pa: IpAddr,
+}
+
+/// A host and how it is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct HostView {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: HostName,
+    /// Its provider address.
+    #[schema(value_type = String)]
+    pub pa: IpAddr,
+    /// Revision that wrote it.
+    pub revision: u64,
+    /// Whether its agent has a session.
+    pub connected: bool,
+    /// Whether what its kernel holds was proven to be what is desired.
+    pub in_sync: bool,
+    /// Ports attached to it.
+    pub ports: u64,
+    /// Its agent's version, if it ever connected to this controller.
+    pub version: Option<String>,
+}
+
+/// A customer route, as asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RouteSpec {
+    /// The network.
+    #[schema(value_type = String, example = "contoso/blue")]
+    pub network: NetworkRef,
+    /// Destination.
+    #[schema(value_type = String, example = "0.0.0.0/0")]
+    pub prefix: IpNet,
+    /// Next hop's customer address.
+    #[schema(value_type = String, example = "10.1.1.12")]
+    pub next_hop: IpAddr,
+    /// Lowest wins; 0 if omitted.
+    #[serde(default)]
+    pub metric: u32,
+}
+
+/// A customer route.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RouteView {
+    /// The network.
+    #[schema(value_type = String)]
+    pub network: NetworkRef,
+    /// Destination.
+    #[schema(value_type = String)]
+    pub prefix: IpNet,
+    /// Next hop's customer address.
+    #[schema(value_type = String)]
+    pub next_hop: IpAddr,
+    /// Lowest wins.
+    pub metric: u32,
+    /// Revision that wrote it.
+    pub revision: u64,
+}
+
+/// A running migration.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MigrationView {
+    /// The VM.
+    #[schema(value_type = String)]
+    pub vm: VmRef,
+    /// Identifies this migration in events and receipts.
+    pub id: Uuid,
+    /// Source host.
+    #[schema(value_type = String)]
+    pub from: HostName,
+    /// Destination host.
+    #[schema(value_type = String)]
+    pub to: HostName,
+    /// Devices on the destination, by port name.
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub devices: BTreeMap<Name, String>,
+    /// `preparing`, `prepared` (the VM may move) or `switched`.
+    pub phase: String,
+    /// When it was asked for, in milliseconds since 1970 (UTC).
+    pub started_ms: u64,
+    /// When the switch was seen, in milliseconds since 1970 (UTC).
+    pub switched_ms: Option<u64>,
+    /// Hosts whose acknowledgement of the present phase is awaited.
+    #[serde(default)]
+    pub waiting_for: Vec<String>,
+}
+
+/// What a finished migration cost.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReceiptView {
+    /// The VM.
+    #[schema(value_type = String)]
+    pub vm: VmRef,
+    /// The migration.
+    pub id: Uuid,
+    /// Source host.
+    #[schema(value_type = String)]
+    pub from: HostName,
+    /// Destination host.
+    #[schema(value_type = String)]
+    pub to: HostName,
+    /// Whether the VM runs on the destination (else it was rolled back to the source).
+    pub moved: bool,
+    /// Why it was rolled back.
+    pub reason: Option<String>,
+    /// Frames that the source sent on to the destination.
+    pub redirected: u64,
+    /// Frames for the VM that either host had to drop while it moved.
+    pub lost: u64,
+    /// When it was asked for, in milliseconds since 1970 (UTC).
+    pub started_ms: u64,
+    /// From the request until all hosts were prepared, in microseconds.
+    pub prepare_us: u64,
+    /// From the switch until the last host acknowledged its new records, in microseconds.
+    pub last_ack_us: u64,
+    /// Per host: microseconds from the switch to its acknowledgement.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub acks_us: BTreeMap<HostName, u64>,
+}
+
+/// What a switch led to: the receipt if it was waited for, else the migration.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReceiptOrMigration {
+    /// It is done.
+    Receipt(ReceiptView),
+    /// It goes on.
+    Migration(MigrationView),
+}
+
+/// Anything one can ask for in a change.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Spec {
+    /// A tenant.
+    Tenant(TenantSpec),
+    /// A network.
+    Network(NetworkSpec),
+    /// A subnet.
+    Subnet(SubnetSpec),
+    /// A VM.
+    Vm(VmSpec),
+    /// A port.
+    Port(PortSpec),
+    /// A host.
+    Host(HostSpec),
+    /// A customer route.
+    Route(RouteSpec),
+}
