@@ -92,4 +92,45 @@ impl Desired {
             Key::Migration(k) => up(self.migrations.get(k), Object::Migration),
         }
     }
+
+    /// Whether the state has exactly this object.
+    #[must_use]
+    pub fn holds(&self, object: &Object) -> bool {
+        match object {
+            Object::Tenant(o) => self.tenants.get(&o.name).is_some_and(|v| v.value == *o),
+            Object::Network(o) => self.networks.get(&o.name).is_some_and(|v| v.value == *o),
+            Object::Subnet(o) => self.subnets.get(&o.name).is_some_and(|v| v.value == *o),
+            Object::Vm(o) => self.vms.get(&o.name).is_some_and(|v| v.value == *o),
+            Object::Port(o) => self.ports.get(&o.name).is_some_and(|v| v.value == *o),
+            Object::Host(o) => self.hosts.get(&o.name).is_some_and(|v| v.value == *o),
+            Object::Route(o) => self.routes.get(&o.key_parts()).is_some_and(|v| v.value == *o),
+            Object::Migration(o) => self.migrations.get(&o.vm).is_some_and(|v| v.value == *o),
+        }
+    }
+
+    /// A network's subnets, by name.
+    pub fn subnets_of<'a>(
+        &'a self,
+        network: &'a NetworkRef,
+    ) -> impl Iterator<Item = (&'a SubnetRef, &'a Versioned<Subnet>)> {
+        self.subnets.range(network.first_subnet()..).take_while(|(k, _)| k.is_of(network))
+    }
+
+    /// A network's routes, by prefix and next hop.
+    pub fn routes_of<'a>(&'a self, network: &'a NetworkRef) -> impl Iterator<Item = &'a Versioned<Route>> {
+        self.routes.range(network.first_route()..).take_while(|(k, _)| k.0 == *network).map(|(_, v)| v)
+    }
+
+    /// A VM's ports, by name.
+    pub fn ports_of<'a>(&'a self, vm: &'a VmRef) -> impl Iterator<Item = (&'a PortRef, &'a Versioned<Port>)> {
+        self.ports.range(vm.first_port()..).take_while(|(k, _)| k.is_of(vm))
+    }
+
+    /// A tenant's ports, by name.
+    pub fn ports_of_tenant<'a>(
+        &'a self,
+        tenant: &'a TenantName,
+    ) -> impl Iterator<Item = (&'a PortRef, &'a Versioned<Port>)> {
+        self.ports.range(tenant.first_port()..).take_while(|(k, _)| k.tenant == *tenant)
+    }
 }

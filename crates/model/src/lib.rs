@@ -5,15 +5,30 @@
 //!
 //! Pure: no I/O, no clock, no randomness. The serde forms are the store's format.
 
+mod address;
+mod alloc;
+mod change;
 mod desired;
+mod key;
 mod names;
 mod numbers;
 mod object;
+mod problem;
+mod rules;
+mod view;
 
+pub use address::default_gateway;
+pub use alloc::{Allocator, Exhausted};
+pub use change::{Change, Checked, Operation};
 pub use desired::{Desired, Versioned};
+pub use key::{Key, KeyError};
 pub use names::{HostName, Name, NameError, NetworkRef, PortRef, SubnetRef, TenantName, VmRef};
 pub use numbers::{Mac, MacError, Method, MethodError, NetId, Vsid, VsidError};
-pub use object::{Host, Key, Migration, Network, Object, Phase, Port, Receipt, Route, Subnet, Tenant, Vm};
+pub use object::{Host, Migration, Network, Object, Phase, Port, Receipt, Route, Subnet, Tenant, Vm};
+pub use problem::{Problem, Why};
 
 /// The tenant that always exists, so that a small site never has to think of tenants.
 pub const DEFAULT_TENANT: &str = "default";
+
+/// The MAC of every subnet's gateway on all hosts, which no port may have.
+pub const GATEWAY_MAC: [u8; 6] = [0x02, b'T', b'e', b'n', b'e', b't'];

@@ -1,7 +1,12 @@
 //! Names and the paths made of them: `tenant/network/subnet`, `tenant/vm/port`.
 
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    str::FromStr,
+};
 
 /// Why a text is not a name or a path of names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -157,7 +162,47 @@ path! {
     }
 }
 
+/// Where the objects of an owner begin in an ordered map; the empty name, below all legal ones, never leaves the crate.
+impl Name {
+    const LEAST: Self = Self(String::new());
+
+    pub(crate) fn first_port(&self) -> PortRef {
+        PortRef { tenant: self.clone(), vm: Self::LEAST, port: Self::LEAST }
+    }
+
+    pub(crate) fn first_network(&self) -> NetworkRef {
+        NetworkRef { tenant: self.clone(), network: Self::LEAST }
+    }
+
+    pub(crate) fn first_vm(&self) -> VmRef {
+        VmRef { tenant: self.clone(), vm: Self::LEAST }
+    }
+}
+
+impl NetworkRef {
+    pub(crate) fn first_subnet(&self) -> SubnetRef {
+        SubnetRef { tenant: self.tenant.clone(), network: self.network.clone(), subnet: Name::LEAST }
+    }
+
+    /// Below all routes of the network: 0.0.0.0/0 is the least prefix, IPv4 before IPv6.
+    pub(crate) fn first_route(&self) -> (Self, IpNet, IpAddr) {
+        (self.clone(), IpNet::V4(Ipv4Net::default()), IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+    }
+}
+
+impl VmRef {
+    pub(crate) fn first_port(&self) -> PortRef {
+        PortRef { tenant: self.tenant.clone(), vm: self.vm.clone(), port: Name::LEAST }
+    }
+}
+
 impl SubnetRef {
+    /// Whether the subnet belongs to the network.
+    #[must_use]
+    pub fn is_of(&self, network: &NetworkRef) -> bool {
+        self.tenant == network.tenant && self.network == network.network
+    }
+
     /// The network the subnet belongs to.
     #[must_use]
     pub fn network_ref(&self) -> NetworkRef {
@@ -166,6 +211,12 @@ impl SubnetRef {
 }
 
 impl PortRef {
+    /// Whether the port belongs to the VM.
+    #[must_use]
+    pub fn is_of(&self, vm: &VmRef) -> bool {
+        self.tenant == vm.tenant && self.vm == vm.vm
+    }
+
     /// The VM the port belongs to.
     #[must_use]
     pub fn vm_ref(&self) -> VmRef {

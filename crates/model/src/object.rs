@@ -1,9 +1,9 @@
 //! The objects of a site, as the store keeps them.
 
-use crate::{HostName, Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid};
+use crate::{HostName, Key, Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::{fmt, net::IpAddr};
+use std::net::IpAddr;
 use uuid::Uuid;
 
 /// Who owns networks and VMs (HNV's customer).
@@ -85,6 +85,14 @@ pub struct Route {
     pub next_hop: IpAddr,
     /// Lowest wins.
     pub metric: u32,
+}
+
+impl Route {
+    /// What tells it from other routes: network, prefix and next hop.
+    #[must_use]
+    pub fn key_parts(&self) -> (NetworkRef, IpNet, IpAddr) {
+        (self.network.clone(), self.prefix, self.next_hop)
+    }
 }
 
 /// How far a migration is.
@@ -171,27 +179,6 @@ pub enum Object {
     Migration(Migration),
 }
 
-/// Names an object; also its key in the store (without the store's own prefix).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Key {
-    /// A tenant.
-    Tenant(TenantName),
-    /// A network.
-    Network(NetworkRef),
-    /// A subnet.
-    Subnet(SubnetRef),
-    /// A VM.
-    Vm(VmRef),
-    /// A port.
-    Port(PortRef),
-    /// A host.
-    Host(HostName),
-    /// A customer route: network, prefix and next hop.
-    Route(NetworkRef, IpNet, IpAddr),
-    /// The running migration of a VM.
-    Migration(VmRef),
-}
-
 impl Object {
     /// The object's key.
     #[must_use]
@@ -205,40 +192,6 @@ impl Object {
             Self::Host(o) => Key::Host(o.name.clone()),
             Self::Route(o) => Key::Route(o.network.clone(), o.prefix, o.next_hop),
             Self::Migration(o) => Key::Migration(o.vm.clone()),
-        }
-    }
-}
-
-impl Key {
-    /// The kind's name, as in the store's keys and in errors.
-    #[must_use]
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::Tenant(_) => "tenant",
-            Self::Network(_) => "network",
-            Self::Subnet(_) => "subnet",
-            Self::Vm(_) => "vm",
-            Self::Port(_) => "port",
-            Self::Host(_) => "host",
-            Self::Route(..) => "route",
-            Self::Migration(_) => "migration",
-        }
-    }
-}
-
-/// `kind/name`, unique over all objects.
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/", self.kind())?;
-        match self {
-            Self::Tenant(n) | Self::Host(n) => write!(f, "{n}"),
-            Self::Network(n) => write!(f, "{n}"),
-            Self::Subnet(n) => write!(f, "{n}"),
-            Self::Vm(n) | Self::Migration(n) => write!(f, "{n}"),
-            Self::Port(n) => write!(f, "{n}"),
-            Self::Route(n, prefix, next_hop) => {
-                write!(f, "{n}/{}-{}-{next_hop}", prefix.addr(), prefix.prefix_len())
-            }
         }
     }
 }

@@ -1,0 +1,226 @@
+//! The rules that the objects of a site keep among each other.
+
+mod delete;
+mod migration;
+mod port;
+
+use crate::{Change, DEFAULT_TENANT, Desired, Key, Network, Object, Operation, Problem, Route, Subnet, Why, address, view::View};
+use std::collections::BTreeMap;
+
+/// Collects problems.
+pub(crate) struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, about: Key, why: Why) {
+        self.0.push(Problem { about, why });
+    }
+
+    fn all(&mut self, about: &Key, why: impl IntoIterator<Item = Why>) {
+        self.0.extend(why.into_iter().map(|why| Problem { about: about.clone(), why }));
+    }
+}
+
+/// The operations that a change comes to, or all its problems.
+pub(crate) fn check(base: &Desired, change: &Change) -> Result<Vec<Operation>, Vec<Problem>> {
+    let mut problems = Problems(Vec::new());
+    let mut order = BTreeMap::new();
+    for (i, operation) in change.operations.iter().enumerate() {
+        if order.insert(operation.key(), i).is_some() {
+            problems.add(operation.key(), Why::Twice);
+        }
+    }
+    let mut effective = Change { operations: change.operations.iter().filter(|o| changes(base, o)).cloned().collect() };
+    let asked = effective.operations.len();
+    cascade(base, &order, &mut effective);
+    let view = View::new(base, &effective);
+    for operation in &effective.operations[..asked] {
+        match operation {
+            Operation::Put(object) => put(&view, object, &mut problems),
+            Operation::Delete(key) => delete::check(&view, key, &mut problems),
+        }
+    }
+    networks(&view, &mut problems);
+    subnets(&view, &mut problems);
+    hosts(&view, &mut problems);
+    port::check(&view, &mut problems);
+    migration::devices(&view, &mut problems);
+    if problems.0.is_empty() {
+        return Ok(effective.operations);
+    }
+    problems.0.sort_by_key(|p| order.get(&p.about).copied().unwrap_or(usize::MAX));
+    Err(problems.0)
+}
+
+/// Whether an operation is more than a repetition of what already is.
+fn changes(base: &Desired, operation: &Operation) -> bool {
+    match operation {
+        Operation::Put(object) => !base.holds(object),
+        Operation::Delete(_) => true,
+    }
+}
+
+/// Adds the deletions that follow: a deleted VM takes its ports along.
+fn cascade(base: &Desired, order: &BTreeMap<Key, usize>, change: &mut Change) {
+    let mut follow = Vec::new();
+    for operation in &change.operations {
+        let Operation::Delete(Key::Vm(vm)) = operation else { continue };
+        let ports = base.ports_of(vm).map(|(name, _)| Key::Port(name.clone()));
+        follow.extend(ports.filter(|k| !order.contains_key(k)).map(Operation::Delete));
+    }
+    change.operations.extend(follow);
+}
+
+/// What an object needs to exist, and what it must be on its own.
+fn put(view: &View<'_>, object: &Object, problems: &mut Problems) {
+    let about = object.key();
+    match object {
+        Object::Tenant(_) => {}
+        Object::Network(o) => {
+            if view.tenants.get(&o.name.tenant).is_none() {
+                problems.add(about, Why::Unknown(Key::Tenant(o.name.tenant.clone())));
+            }
+        }
+        Object::Subnet(o) => {
+            if view.networks.get(&o.name.network_ref()).is_none() {
+                problems.add(about.clone(), Why::Unknown(Key::Network(o.name.network_ref())));
+            }
+            problems.all(&about, address::subnet(o.prefix, o.gateway));
+        }
+        Object::Vm(o) => {
+            if view.tenants.get(&o.name.tenant).is_none() {
+                problems.add(about, Why::Unknown(Key::Tenant(o.name.tenant.clone())));
+            }
+        }
+        Object::Port(o) => port::put(view, o, problems),
+        Object::Host(o) => problems.all(&about, address::provider(o.pa)),
+        Object::Route(o) => {
+            if view.networks.get(&o.network).is_none() {
+                problems.add(about, Why::Unknown(Key::Network(o.network.clone())));
+                return;
+            }
+            problems.all(&about, address::route(o.prefix));
+            problems.all(&about, route(view, o));
+        }
+        Object::Migration(o) => migration::put(view, o, problems),
+    }
+}
+
+/// Networks: number and routing domain id are a network's own.
+fn networks(view: &View<'_>, problems: &mut Problems) {
+    if view.networks.written().next().is_none() {
+        return;
+    }
+    let mut ids = BTreeMap::new();
+    let mut rdids = BTreeMap::new();
+    let mut claim = |network: &Network, written: bool| {
+        let key = || Key::Network(network.name.clone());
+        let other_id = ids.insert(network.id, key());
+        let other_rdid = rdids.insert(network.rdid, key());
+        if !written {
+            return;
+        }
+        if network.id.0 == 0 {
+            problems.add(key(), Why::NetIdZero);
+        }
+        if let Some(other) = other_id {
+            problems.add(key(), Why::NetIdTaken { id: network.id, other });
+        }
+        if let Some(other) = other_rdid {
+            problems.add(key(), Why::RdidTaken { rdid: network.rdid, other });
+        }
+        // The kernel's maps are keyed by the number: two generations of it must not mix.
+        if let Some(was) = view.networks.before(&network.name).filter(|was| was.id != network.id) {
+            let (from, to) = (was.id.0.to_string(), network.id.0.to_string());
+            problems.add(key(), Why::Fixed { field: "number", from, to });
+        }
+    };
+    view.networks.kept().for_each(|(_, n)| claim(n, false));
+    view.networks.written().for_each(|(_, n)| claim(n, true));
+}
+
+/// Subnets: VSIDs over all, prefixes inside their network, and what the change of a subnet does to routes and ports.
+fn subnets(view: &View<'_>, problems: &mut Problems) {
+    if view.subnets.written().next().is_none() {
+        return;
+    }
+    let mut vsids: BTreeMap<_, _> = view.subnets.kept().map(|(k, s)| (s.vsid, k)).collect();
+    for (name, subnet) in view.subnets.written() {
+        let about = || Key::Subnet(name.clone());
+        if let Some(other) = vsids.insert(subnet.vsid, name) {
+            problems.add(about(), Why::VsidTaken { vsid: subnet.vsid, other: Key::Subnet(other.clone()) });
+        }
+        let network = name.network_ref();
+        for other in view.subnets_of(&network) {
+            // Of two written ones the later one is at fault.
+            let first = other.name < *name || !view.subnets.over.contains_key(&other.name);
+            if other.name != *name && first && overlap(subnet, other) {
+                let key = Key::Subnet(other.name.clone());
+                problems.add(about(), Why::Overlap { prefix: subnet.prefix, other_prefix: other.prefix, other: key });
+            }
+        }
+        for kept in view.routes_of(&network).filter(|r| !view.routes.over.contains_key(&r.key_parts())) {
+            if subnet.prefix.contains(&kept.prefix) {
+                let route = Object::Route(kept.clone()).key();
+                problems.add(about(), Why::SubnetOverRoute { prefix: subnet.prefix, route });
+            }
+            if view.subnets.before(name).is_some_and(|was| was.prefix.contains(&kept.next_hop)) {
+                problems.all(&Object::Route(kept.clone()).key(), next_hop(view, kept));
+            }
+        }
+    }
+}
+
+/// Hosts: each has its own provider address.
+fn hosts(view: &View<'_>, problems: &mut Problems) {
+    if view.hosts.written().next().is_none() {
+        return;
+    }
+    let mut pas: BTreeMap<_, _> = view.hosts.kept().map(|(k, h)| (h.pa, k)).collect();
+    for (name, host) in view.hosts.written() {
+        if let Some(other) = pas.insert(host.pa, name) {
+            problems.add(Key::Host(name.clone()), Why::PaTaken { pa: host.pa, other: Key::Host(other.clone()) });
+        }
+    }
+}
+
+/// A route among its network's subnets.
+fn route(view: &View<'_>, route: &Route) -> Vec<Why> {
+    let mut why: Vec<Why> = view
+        .subnets_of(&route.network)
+        .filter(|s| s.prefix.contains(&route.prefix))
+        .map(|s| Why::RouteInSubnet {
+            prefix: route.prefix,
+            subnet_prefix: s.prefix,
+            subnet: Key::Subnet(s.name.clone()),
+        })
+        .collect();
+    why.extend(next_hop(view, route));
+    why
+}
+
+/// What is wrong with a route's next hop.
+fn next_hop(view: &View<'_>, route: &Route) -> Option<Why> {
+    let next_hop = route.next_hop;
+    if next_hop.is_ipv6() {
+        return Some(Why::Ipv6 { what: "next hop", address: next_hop.to_string() });
+    }
+    let Some(subnet) = view.subnets_of(&route.network).find(|s| s.prefix.contains(&next_hop)) else {
+        return Some(Why::NextHopOutside { next_hop, network: Key::Network(route.network.clone()) });
+    };
+    let which = reserved(subnet, next_hop)?;
+    Some(Why::NextHopReserved { next_hop, which, subnet: Key::Subnet(subnet.name.clone()) })
+}
+
+/// Which of a subnet's addresses without a port this is, if one.
+fn reserved(subnet: &Subnet, address: std::net::IpAddr) -> Option<&'static str> {
+    if address == subnet.gateway { Some("gateway") } else { address::edge(subnet.prefix, address) }
+}
+
+fn overlap(a: &Subnet, b: &Subnet) -> bool {
+    a.prefix.contains(&b.prefix) || b.prefix.contains(&a.prefix)
+}
+
+/// The tenant that cannot be deleted.
+fn is_default(tenant: &crate::TenantName) -> bool {
+    tenant.as_str() == DEFAULT_TENANT
+}
