@@ -1,0 +1,328 @@
+//! From rows to the content of the kernel's maps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+use tenet_compile::{HostRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, RowKey, Rows, SubnetRow};
+use tenet_model::{Method, NetId, PortRef, Vsid};
+use tenet_tables::image::{Image, Prefix};
+use tenet_tables::{
+    Addr, Config, DEVICE_PLAIN, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, GATEWAY_MAC, LAYOUT_VERSION,
+    METHOD_NVGRE, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_DOWN,
+    PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey, Route, Subnet,
+};
+
+/// Broadcast and multicast frames per second that a port may send.
+pub const FLOOD_RATE: u32 = 1000;
+/// Broadcast and multicast frames that a port may send in one burst.
+pub const FLOOD_BURST: u32 = 500;
+/// MTU taken for an uplink that is not there, until it is.
+const DEFAULT_MTU: u32 = 1500;
+
+/// How frames are given to a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DeviceKind {
+    /// A tap, or anything else that takes frames by plain redirect.
+    #[default]
+    Plain,
+    /// A veth whose other end is in another namespace.
+    Veth,
+}
+
+/// A device of this host as it is now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Device {
+    /// Its number.
+    pub ifindex: u32,
+    /// Whether it is up and something is at the other end.
+    pub carrier: bool,
+    /// Largest packet behind the Ethernet header.
+    pub mtu: u32,
+    /// How frames are given to it.
+    pub kind: DeviceKind,
+}
+
+/// The NIC that carries encapsulated frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Uplink {
+    /// Its number.
+    pub ifindex: u32,
+    /// Its MTU (of several ticked uplinks: the smallest).
+    pub mtu: u32,
+}
+
+/// The maps' wanted content, and what stands in the way of a part of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// The content.
+    pub image: Image,
+    /// What is wrong with the rows or the host, in plain words.
+    pub problems: Vec<String>,
+}
+
+/// The kernel's tables for these rows on a host with these devices.
+///
+/// Ports whose device does not exist get no entry; their records stay without interface.
+#[must_use]
+pub fn plan(rows: &Rows, devices: &BTreeMap<String, Device>, uplink: Option<Uplink>) -> Plan {
+    let mut plan = Plan::default();
+    plan_host(rows, uplink, &mut plan);
+    for net in networks(rows) {
+        plan_network(rows, net, devices, uplink, &mut plan);
+    }
+    plan
+}
+
+/// All networks that any row names.
+pub(crate) fn networks(rows: &Rows) -> BTreeSet<NetId> {
+    rows.0.keys().filter_map(RowKey::network).collect()
+}
+
+/// Largest inner IP packet over an uplink by a method.
+#[must_use]
+pub fn port_mtu(uplink: Option<Uplink>, method: Method) -> u16 {
+    let mtu = uplink.map_or(DEFAULT_MTU, |u| u.mtu).saturating_sub(u32::from(method.overhead()));
+    u16::try_from(mtu).unwrap_or(u16::MAX)
+}
+
+/// This host's row, if it came yet.
+pub(crate) fn host_row(rows: &Rows) -> Option<&HostRow> {
+    match rows.0.get(&RowKey::Host) {
+        Some((Row::Host(h), _)) => Some(h),
+        _ => None,
+    }
+}
+
+/// All ports; they are the last kind of key, so that nothing else need be looked at.
+pub(crate) fn ports(rows: &Rows) -> impl Iterator<Item = (&PortRow, u64)> {
+    rows.0.iter().rev().map_while(|(_, (row, generation))| match row {
+        Row::Port(p) => Some((p, *generation)),
+        _ => None,
+    })
+}
+
+fn ports_of(rows: &Rows, net: NetId) -> impl Iterator<Item = (&PortRow, u64)> {
+    ports(rows).filter(move |(p, _)| p.net == net)
+}
+
+/// Writes `CONFIG` and `PEERS`.
+pub(crate) fn plan_host(rows: &Rows, uplink: Option<Uplink>, plan: &mut Plan) {
+    let Some(host) = host_row(rows) else {
+        plan.problems.push("the controller sent no row for this host".to_owned());
+        return;
+    };
+    if uplink.is_none() {
+        plan.problems.push("no uplink exists: name one that does with --uplink".to_owned());
+    }
+    plan.image.config = Some(Config {
+        layout: LAYOUT_VERSION,
+        uplink: uplink.map_or(0, |u| u.ifindex),
+        pa: host.pa.into(),
+        gateway_mac: GATEWAY_MAC,
+        reserved: 0,
+    });
+    for (row, _) in rows.0.values() {
+        match row {
+            Row::Host(_) => {}
+            Row::Peer(peer) => plan_peer(peer, host.pa, plan),
+            Row::Network(_) | Row::Subnet(_) | Row::Record(_) | Row::Route(_) | Row::Port(_) => break,
+        }
+    }
+}
+
+fn plan_peer(peer: &PeerRow, own: IpAddr, plan: &mut Plan) {
+    // Our own address as an outer source can only be forged.
+    if peer.pa == own {
+        plan.problems.push(format!("peer {} has this host's own provider address {own}", peer.name));
+        return;
+    }
+    let pa = peer.pa.into();
+    plan.image.peers.insert(PeerKey { net: 0, pa }, Peer::default());
+    for net in &peer.any_source {
+        plan.image.peers.insert(PeerKey { net: net.0, pa }, Peer { flags: PEER_FLAG_ANY_SOURCE, reserved: 0 });
+    }
+}
+
+/// Writes all maps' entries of one network.
+pub(crate) fn plan_network(
+    rows: &Rows,
+    net: NetId,
+    devices: &BTreeMap<String, Device>,
+    uplink: Option<Uplink>,
+    plan: &mut Plan,
+) {
+    let Some(own) = host_row(rows).map(|h| h.pa) else { return };
+    let method = match rows.0.get(&RowKey::Network(net)) {
+        Some((Row::Network(n), _)) => n.method,
+        _ => Method::default(),
+    };
+    let mtu = port_mtu(uplink, method);
+    let mut local: BTreeMap<&PortRef, u32> = BTreeMap::new();
+    let mut users: BTreeMap<u32, &PortRow> = BTreeMap::new();
+    let mut flood: BTreeMap<Vsid, BTreeSet<FloodEntry>> = BTreeMap::new();
+    for (port, generation) in ports_of(rows, net) {
+        let Some(device) = devices.get(&port.device) else { continue };
+        if let Some(other) = users.insert(device.ifindex, port) {
+            plan.problems.push(format!("{} and {} name the same device {}", other.name, port.name, port.device));
+        }
+        local.insert(&port.name, device.ifindex);
+        plan.image.ports.insert(device.ifindex, kernel_port(port, generation, *device, mtu));
+        // Broadcasts reach a moved port through its new host, which is on the list by the record.
+        if port.state != PortState::Moved {
+            flood.entry(port.vsid).or_default().insert(FloodEntry { pa: Addr::UNSET, ifindex: device.ifindex });
+        }
+    }
+
+    let lowest = Vsid::MIN;
+    for (_, (row, generation)) in rows.0.range(RowKey::Subnet(net, lowest)..) {
+        let Row::Subnet(s) = row else { break };
+        if s.net != net {
+            break;
+        }
+        plan.image.subnets.insert(s.vsid.number(), kernel_subnet(s, *generation));
+    }
+
+    for (record, generation) in records_of(rows, net) {
+        let ifindex = local.get(&record.port).copied().unwrap_or(0);
+        plan.image.records.insert(
+            RecordKey { net: net.0, ca: record.ca.into() },
+            kernel_record(record, generation, ifindex),
+        );
+        let key = MacKey { vsid: record.vsid.number(), mac: Mac::new(record.mac.octets()), reserved: 0 };
+        let entry = MacEntry { pa: record.pa.into(), ifindex, method: u32::from(method_number(record.method)) };
+        if plan.image.macs.insert(key, entry).is_some_and(|old| old != entry) {
+            plan.problems.push(format!("MAC {} has two places in virtual subnet {}", record.mac, record.vsid));
+        }
+        for pa in [Some(record.pa), record.alt_pa].into_iter().flatten().filter(|pa| *pa != own) {
+            flood.entry(record.vsid).or_default().insert(FloodEntry { pa: pa.into(), ifindex: 0 });
+        }
+    }
+
+    for (route, generation) in routes_of(rows, net) {
+        let prefix = Prefix {
+            net: net.0,
+            ca: route.prefix.trunc().addr().into(),
+            len: mapped_len(route.prefix.addr(), route.prefix.prefix_len()),
+        };
+        let value = Route {
+            next_hop: route.next_hop.map_or(Addr::UNSET, Into::into),
+            metric: route.metric,
+            reserved: 0,
+            generation,
+        };
+        plan.image.routes.insert(prefix, value);
+    }
+
+    for (vsid, receivers) in flood {
+        plan_flood(vsid, receivers, plan);
+    }
+}
+
+/// Numbers a subnet's receivers: an unset address sorts first, so local ports come before other hosts.
+fn plan_flood(vsid: Vsid, receivers: BTreeSet<FloodEntry>, plan: &mut Plan) {
+    let count = receivers.len();
+    if count > FLOOD_LIMIT as usize {
+        plan.problems.push(format!(
+            "virtual subnet {vsid} has {count} receivers of broadcasts, the limit is {FLOOD_LIMIT}: \
+             the last {} get none; use smaller subnets",
+            count - FLOOD_LIMIT as usize
+        ));
+    }
+    for (index, entry) in (0..FLOOD_LIMIT).zip(receivers) {
+        plan.image.flood.insert(FloodKey { vsid: vsid.number(), index }, entry);
+    }
+}
+
+pub(crate) fn records_of(rows: &Rows, net: NetId) -> impl Iterator<Item = (&RecordRow, u64)> {
+    rows.0.range(RowKey::Record(net, IpAddr::from([0, 0, 0, 0]))..).map_while(move |(_, (row, generation))| match row {
+        Row::Record(r) if r.net == net => Some((r, *generation)),
+        _ => None,
+    })
+}
+
+fn routes_of(rows: &Rows, net: NetId) -> impl Iterator<Item = (&RouteRow, u64)> {
+    rows.0.range(RowKey::Route(net, ipnet::Ipv4Net::default().into())..).map_while(move |(_, (row, generation))| match row {
+        Row::Route(r) if r.net == net => Some((r, *generation)),
+        _ => None,
+    })
+}
+
+/// Prefix length in the `Addr` form, where IPv4 is mapped.
+const fn mapped_len(address: IpAddr, len: u8) -> u32 {
+    match address {
+        IpAddr::V4(_) => 96 + len as u32,
+        IpAddr::V6(_) => len as u32,
+    }
+}
+
+fn kernel_subnet(s: &SubnetRow, generation: u64) -> Subnet {
+    Subnet {
+        net: s.net.0,
+        prefix_len: mapped_len(s.prefix.addr(), s.prefix.prefix_len()),
+        gateway: s.gateway.into(),
+        generation,
+    }
+}
+
+fn kernel_record(r: &RecordRow, generation: u64, ifindex: u32) -> Record {
+    Record {
+        pa: r.pa.into(),
+        alt_pa: r.alt_pa.map_or(Addr::UNSET, Into::into),
+        mac: Mac::new(r.mac.octets()),
+        method: method_number(r.method),
+        reserved: 0,
+        vsid: r.vsid.number(),
+        ifindex,
+        generation,
+    }
+}
+
+fn kernel_port(p: &PortRow, generation: u64, device: Device, mtu: u16) -> Port {
+    let security = if p.security { PORT_FLAG_SECURITY } else { 0 };
+    let down = if device.carrier { 0 } else { PORT_FLAG_DOWN };
+    Port {
+        net: p.net.0,
+        vsid: p.vsid.number(),
+        peer_pa: p.peer_pa.map_or(Addr::UNSET, Into::into),
+        mac: Mac::new(p.mac.octets()),
+        mtu,
+        state: state_number(p.state),
+        device: match device.kind {
+            DeviceKind::Plain => DEVICE_PLAIN,
+            DeviceKind::Veth => DEVICE_VETH,
+        },
+        flags: security | down,
+        flood_rate: FLOOD_RATE,
+        flood_burst: FLOOD_BURST,
+        reserved: 0,
+        generation,
+    }
+}
+
+const fn method_number(method: Method) -> u8 {
+    match method {
+        Method::Nvgre => METHOD_NVGRE,
+    }
+}
+
+/// The `PORT_*` number of a state.
+pub(crate) const fn state_number(state: PortState) -> u8 {
+    match state {
+        PortState::Blocked => PORT_BLOCKED,
+        PortState::Active => PORT_ACTIVE,
+        PortState::Prepared => PORT_PREPARED,
+        PortState::Moved => PORT_MOVED,
+    }
+}
+
+/// The name of a `PORT_*` number.
+pub(crate) const fn state_name(state: u8) -> &'static str {
+    match state {
+        PORT_BLOCKED => "blocked",
+        PORT_ACTIVE => "active",
+        PORT_PREPARED => "prepared",
+        PORT_MOVED => "moved",
+        _ => "unknown",
+    }
+}
