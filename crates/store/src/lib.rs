@@ -1,12 +1,22 @@
 //! Where desired state is kept: key-value pairs with revisions, transactions and watches, as etcd has them.
 //!
-//! Three types to know: [`Store`] (the trait), [`Txn`] (what changes a store) and [`Watch`]. A backend must never acknowledge a transaction that a crash could take back.
+//! Three types to know: [`Store`] (the trait), [`Txn`] (what changes a store) and [`SiteStore`] (the site's objects
+//! in one). Backends: [`MemoryStore`] for tests, [`RedbStore`] for a controller on its own; every backend passes
+//! [`conformance::run`]. A backend must never acknowledge a transaction that a crash could take back.
 
+pub mod conformance;
 mod error;
+mod memory;
+mod pages;
+mod redb_store;
+mod site;
 mod txn;
 mod watch;
 
 pub use error::StoreError;
+pub use memory::MemoryStore;
+pub use redb_store::{RedbOptions, RedbStore};
+pub use site::{SiteError, SiteEvent, SiteStore, SiteWatch, keys};
 pub use txn::{Compare, Condition, Op, Order, Txn, TxnResult};
 pub use watch::{Batch, Event, Watch};
 
