@@ -1,0 +1,41 @@
+//! Whole sites on one machine: hosts and VMs as network namespaces, joined by a routed "physical" network.
+//!
+//! Three things to know: [`Lab`] (a running lab: up, down, its hosts, VMs and controller's client), [`Record`] (what it
+//! is made of, written before it is made) and [`tool`] (what runs inside VMs: responder, probe, stream).
+//!
+//! Controller and agents are real processes of the `tenet` binary; only the network namespace of an agent differs from
+//! ours. Must never touch a namespace, device or process that the record does not name.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use tenet_lab::{Lab, LabOptions};
+//! let lab = Lab::up(LabOptions::new("try", "/usr/bin/tenet")?).await?;
+//! lab.vm("contoso/web")?.command("ping").args(["-c1", "10.1.1.11"]).status()?;
+//! println!("{:?}", lab.client()?.status().await?.in_sync);
+//! # Ok(()) }
+//! ```
+
+mod bpffs;
+mod capture;
+mod error;
+mod forward;
+mod lab;
+mod migrate;
+mod network;
+mod packet;
+mod plan;
+mod process;
+mod record;
+pub mod tool;
+mod up;
+
+pub use capture::{Capture, Captured};
+pub use error::{Error, Result};
+pub use lab::{Host, Lab, LabOptions, SiteFile, VmHandle};
+pub use migrate::Moved;
+pub use plan::{PROVIDER_MTU, PlanOptions, plan};
+pub use process::Process;
+pub use record::{ControllerRecord, HostRecord, LABS, PortRecord, Record, Segment, VmRecord};
+
+/// The site of a lab that is not told another: two tenants with the same addresses on two hosts.
+pub const DEFAULT_SITE: &str = include_str!("site.yaml");

@@ -8,7 +8,7 @@ mod parse;
 mod write;
 mod yaml;
 
-pub use object::{At, HostSpec, NetworkSpec, PortSpec, RouteSpec, Site, SubnetSpec, VmSpec};
+pub use object::{At, Site, key};
 pub use parse::parse;
 pub use write::write;
 

@@ -1,10 +1,11 @@
 //! The objects of a site file.
 
 use crate::Position;
-use ipnet::IpNet;
-use std::{collections::BTreeMap, net::IpAddr};
-use tenet_model::{HostName, Key, Mac, Method, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid};
-use uuid::Uuid;
+use std::collections::BTreeMap;
+use tenet_api::rest::{
+    ChangeItem, HostSpec, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec, TenantSpec, VmSpec,
+};
+use tenet_model::Key;
 
 /// Something and its place in the file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,85 +16,13 @@ pub struct At<T> {
     pub at: Position,
 }
 
-/// A host.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct HostSpec {
-    /// Its name.
-    pub name: HostName,
-    /// Its provider address.
-    pub pa: IpAddr,
-}
-
-/// A network; what is not given is up to the controller.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NetworkSpec {
-    /// Its name.
-    pub name: NetworkRef,
-    /// Its method.
-    pub method: Option<Method>,
-    /// Its routing domain id.
-    pub rdid: Option<Uuid>,
-}
-
-/// A subnet; what is not given is up to the controller.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SubnetSpec {
-    /// Its name.
-    pub name: SubnetRef,
-    /// Its prefix.
-    pub prefix: IpNet,
-    /// Its number on the wire.
-    pub vsid: Option<Vsid>,
-    /// The gateway's address.
-    pub gateway: Option<IpAddr>,
-}
-
-/// A VM.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct VmSpec {
-    /// Its name.
-    pub name: VmRef,
-}
-
-/// A port; what is not given is up to the controller.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PortSpec {
-    /// Its name.
-    pub name: PortRef,
-    /// The subnet.
-    pub subnet: SubnetRef,
-    /// Its MAC.
-    pub mac: Option<Mac>,
-    /// Its customer addresses.
-    pub addresses: Vec<IpAddr>,
-    /// The host it lives on; none: not attached.
-    pub host: Option<HostName>,
-    /// The device on that host.
-    pub device: Option<String>,
-    /// Whether source MAC and address must be its own.
-    pub security: bool,
-}
-
-/// A customer route.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct RouteSpec {
-    /// Its network.
-    pub network: NetworkRef,
-    /// Destination.
-    pub prefix: IpNet,
-    /// Next hop.
-    pub next_hop: IpAddr,
-    /// Lowest wins.
-    pub metric: u32,
-}
-
 /// The objects of a file, in the file's order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Site {
     /// Hosts.
     pub hosts: Vec<At<HostSpec>>,
     /// Tenants.
-    pub tenants: Vec<At<TenantName>>,
+    pub tenants: Vec<At<TenantSpec>>,
     /// Networks.
     pub networks: Vec<At<NetworkSpec>>,
     /// Subnets.
@@ -110,15 +39,63 @@ impl Site {
     /// Where each object stands.
     #[must_use]
     pub fn positions(&self) -> BTreeMap<Key, Position> {
-        let hosts = self.hosts.iter().map(|o| (Key::Host(o.value.name.clone()), o.at));
-        let tenants = self.tenants.iter().map(|o| (Key::Tenant(o.value.clone()), o.at));
-        let networks = self.networks.iter().map(|o| (Key::Network(o.value.name.clone()), o.at));
-        let subnets = self.subnets.iter().map(|o| (Key::Subnet(o.value.name.clone()), o.at));
-        let vms = self.vms.iter().map(|o| (Key::Vm(o.value.name.clone()), o.at));
-        let ports = self.ports.iter().map(|o| (Key::Port(o.value.name.clone()), o.at));
-        let routes = self.routes.iter().map(|o| {
-            (Key::Route(o.value.network.clone(), o.value.prefix, o.value.next_hop), o.at)
-        });
-        hosts.chain(tenants).chain(networks).chain(subnets).chain(vms).chain(ports).chain(routes).collect()
+        let all = self.specs();
+        all.into_iter().map(|(spec, at)| (key(&spec), at)).collect()
+    }
+
+    /// All objects one by one, in an order in which each stands after what it names.
+    #[must_use]
+    pub fn specs(&self) -> Vec<(Spec, Position)> {
+        fn all<T: Clone>(of: &[At<T>], spec: fn(T) -> Spec) -> impl Iterator<Item = (Spec, Position)> {
+            of.iter().map(move |o| (spec(o.value.clone()), o.at))
+        }
+        all(&self.tenants, Spec::Tenant)
+            .chain(all(&self.hosts, Spec::Host))
+            .chain(all(&self.networks, Spec::Network))
+            .chain(all(&self.subnets, Spec::Subnet))
+            .chain(all(&self.vms, Spec::Vm))
+            .chain(all(&self.ports, Spec::Port))
+            .chain(all(&self.routes, Spec::Route))
+            .collect()
+    }
+
+    /// The change that puts all objects and deletes nothing.
+    #[must_use]
+    pub fn puts(&self) -> Vec<ChangeItem> {
+        self.specs().into_iter().map(|(object, _)| ChangeItem::Put { object }).collect()
+    }
+}
+
+/// The key of the object that a spec asks for.
+#[must_use]
+pub fn key(spec: &Spec) -> Key {
+    match spec.clone() {
+        Spec::Tenant(o) => Key::Tenant(o.name),
+        Spec::Network(o) => Key::Network(o.name),
+        Spec::Subnet(o) => Key::Subnet(o.name),
+        Spec::Vm(o) => Key::Vm(o.name),
+        Spec::Port(o) => Key::Port(o.name),
+        Spec::Host(o) => Key::Host(o.name),
+        Spec::Route(o) => Key::Route(o.network, o.prefix, o.next_hop),
+    }
+}
+
+/// A site as the controller tells it; its objects have no place in a file.
+impl From<tenet_api::rest::Site> for Site {
+    fn from(from: tenet_api::rest::Site) -> Self {
+        let mut site = Self::default();
+        for spec in from.specs() {
+            let at = Position::default();
+            match spec {
+                Spec::Tenant(value) => site.tenants.push(At { value, at }),
+                Spec::Network(value) => site.networks.push(At { value, at }),
+                Spec::Subnet(value) => site.subnets.push(At { value, at }),
+                Spec::Vm(value) => site.vms.push(At { value, at }),
+                Spec::Port(value) => site.ports.push(At { value, at }),
+                Spec::Host(value) => site.hosts.push(At { value, at }),
+                Spec::Route(value) => site.routes.push(At { value, at }),
+            }
+        }
+        site
     }
 }

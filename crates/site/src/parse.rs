@@ -1,11 +1,10 @@
 //! Reads a site file: all that is wrong in it at once, each with its place.
 
 use crate::yaml::{self, Key, Node, Value};
-use crate::{
-    At, HostSpec, NetworkSpec, PortSpec, Position, Problem, RouteSpec, Site, SiteError, SubnetSpec, VmSpec,
-};
+use crate::{At, Position, Problem, Site, SiteError};
 use ipnet::IpNet;
 use std::{fmt::Display, str::FromStr};
+use tenet_api::rest::{HostSpec, NetworkSpec, PortSpec, RouteSpec, SubnetSpec, TenantSpec, VmSpec};
 use tenet_model::{Name, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid};
 
 /// Reads a site file's text; `file` is its name in messages.
@@ -71,7 +70,7 @@ impl Reader {
 
     fn tenant(&mut self, name: At<Name>, node: &Node) {
         let tenant = name.value.clone();
-        self.site.tenants.push(name.clone());
+        self.site.tenants.push(At { value: TenantSpec { name: tenant.clone() }, at: name.at });
         let Some(mut fields) = self.fields(node, name.at, &format!("tenant {tenant}")) else { return };
         for (network, node) in self.named(fields.take("networks"), "networks") {
             self.network(&tenant, network, node);

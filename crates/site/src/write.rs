@@ -1,7 +1,8 @@
 //! Writes a site file in one fixed form, so that two exports of one state are equal bytes.
 
-use crate::{PortSpec, Site};
+use crate::Site;
 use std::{fmt::Write as _, net::IpAddr};
+use tenet_api::rest::PortSpec;
 use tenet_model::TenantName;
 
 /// The text of a site file that [`crate::parse`] reads back as the same objects.
@@ -17,7 +18,7 @@ pub fn write(site: &Site) -> String {
     if !site.tenants.is_empty() {
         out.line(0, "tenants:");
         for name in &site.tenants {
-            tenant(&mut out, site, &name.value);
+            tenant(&mut out, site, &name.value.name);
         }
     }
     if out.0.is_empty() {

@@ -1,0 +1,212 @@
+//! Moves a VM to another host while it runs: the VM's part of a live migration.
+//!
+//! A namespace cannot move between machines as a guest does, so it gets a second leg to the destination and stops using
+//! the first. Its addresses and connections stay, as a guest's would; the time without a leg is the VM's pause.
+
+use crate::lab::Lab;
+use crate::packet::{PacketSocket, gratuitous_arp};
+use crate::record::{PortRecord, Record};
+use crate::up::refused;
+use crate::{Error, Result, network};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+use tenet_api::client::Client;
+use tenet_api::rest::{Migrate, MigrationView, ReceiptView};
+use tenet_hostnet::{Links, Netns};
+use tenet_model::{HostName, VmRef};
+
+/// How long a step of the controller may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What a move took.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Moved {
+    /// The controller's receipt.
+    pub receipt: ReceiptView,
+    /// From the request until the VM was allowed to move.
+    pub prepare: Duration,
+    /// How long the VM had no leg: the namespace's counterpart of a guest's pause.
+    pub pause: Duration,
+    /// From the VM's first frame on the destination until the controller called it done.
+    pub settle: Duration,
+}
+
+/// A port's two legs.
+struct Legs {
+    port: PortRecord,
+    /// The VM's end of the new leg, until it takes the old one's name.
+    fresh: String,
+    garp: Vec<(PacketSocket, [u8; 42])>,
+}
+
+impl Lab {
+    /// Moves a running VM to another host and waits until the controller calls it done.
+    ///
+    /// # Errors
+    /// The controller's refusal; in that case the VM stays where it is.
+    pub async fn migrate(&mut self, vm: &str, to: &str) -> Result<Moved> {
+        let _lock = Record::lock(&self.record.dir)?;
+        self.record = Record::load(&self.record.dir, self.record.name.as_str())?;
+        let to = self.host_record(to)?.name.clone();
+        let record = self.vm_record(vm)?.clone();
+        let attached = || record.ports.iter().filter_map(|p| p.host.clone().map(|h| (p, h)));
+        let Some((_, from)) = attached().next() else {
+            return Err(Error::Plan(format!("VM {} is on no host: attach it first", record.name)));
+        };
+        if from == to {
+            return Err(Error::Plan(format!("VM {} is on host {to} already", record.name)));
+        }
+        let vm_netns = Netns::open(&record.netns)?;
+        let vm_links = Links::in_netns(&vm_netns)?;
+        let source = Links::in_netns(self.host(from.as_str())?.netns())?;
+        let target = Links::in_netns(self.host(to.as_str())?.netns())?;
+        let client = self.client()?;
+
+        let mut legs = Vec::new();
+        for (at, (port, _)) in attached().enumerate() {
+            legs.push(Legs { port: port.clone(), fresh: format!("leg.{at}"), garp: Vec::new() });
+        }
+        let begin = Instant::now();
+        let prepared = match build(&mut legs, &target, &vm_netns, &vm_links) {
+            Ok(()) => prepare(&client, &record.name, &to, &legs).await,
+            Err(e) => Err(e),
+        };
+        let migration = match prepared {
+            Ok(migration) => migration,
+            Err(e) => {
+                demolish(&legs, &target);
+                return Err(e);
+            }
+        };
+        let prepare = begin.elapsed();
+        let pause = match switch(&legs, &vm_links) {
+            Ok(pause) => pause,
+            Err(e) => {
+                // The VM goes on at the source; what cannot be put back is told with the first error's text.
+                _ = client.migrate_cancel(&record.name).await;
+                demolish(&legs, &target);
+                _ = restore(&legs, &vm_links);
+                return Err(e);
+            }
+        };
+        let switched = Instant::now();
+        let receipt = done(&client, &record.name, &migration).await?;
+        let settle = switched.elapsed();
+        if !receipt.moved {
+            demolish(&legs, &target);
+            restore(&legs, &vm_links)?;
+            let reason = receipt.reason.clone().unwrap_or_else(|| "the controller gave no reason".to_owned());
+            return Err(Error::Plan(format!("VM {} was rolled back to host {from}: {reason}", record.name)));
+        }
+        for leg in &legs {
+            source.delete_link(&leg.port.device)?;
+            rename(&vm_links, &leg.fresh, &leg.port)?;
+        }
+        for vm in self.record.vms.iter_mut().filter(|v| v.name == record.name) {
+            for port in vm.ports.iter_mut().filter(|p| p.host.is_some()) {
+                port.host = Some(to.clone());
+            }
+        }
+        self.record.save()?;
+        Ok(Moved { receipt, prepare, pause, settle })
+    }
+}
+
+/// Makes the new legs. They say nothing: no address, IPv6 off.
+fn build(legs: &mut [Legs], target: &Links, vm: &Netns, links: &Links) -> Result<()> {
+    for leg in legs {
+        let port = &leg.port;
+        let mac = port.mac.ok_or_else(|| Error::Plan(format!("port {} has no MAC on record", port.name)))?;
+        network::leg(target, &port.device, vm, &leg.fresh, port.mtu)?;
+        network::wake(links, &leg.fresh, mac)?;
+        for ip in &port.addresses {
+            if let IpAddr::V4(ip) = ip {
+                leg.garp.push((PacketSocket::sender(vm, &leg.fresh)?, gratuitous_arp(mac.octets(), ip.octets())));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn prepare(client: &Client, vm: &VmRef, to: &HostName, legs: &[Legs]) -> Result<MigrationView> {
+    let devices = legs.iter().map(|l| (l.port.name.port.clone(), l.port.device.clone())).collect();
+    let migrate = Migrate { to: to.clone(), devices };
+    let action = format!("move VM {vm} to host {to}");
+    let begin = Instant::now();
+    let mut view = client.migrate(vm, &migrate).await.map_err(|e| refused(&action, e))?;
+    while view.phase == "preparing" {
+        if begin.elapsed() > PATIENCE {
+            _ = client.migrate_cancel(vm).await;
+            let waiting = view.waiting_for.join(", ");
+            return Err(Error::Plan(format!("{action}: not prepared after {} s, waiting for {waiting}", PATIENCE.as_secs())));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let now = client.vm(vm).await.map_err(|e| refused(&action, e))?;
+        view = now.migration.ok_or_else(|| Error::Plan(format!("{action}: it was rolled back while preparing; `tenet receipts` says why")))?;
+    }
+    Ok(view)
+}
+
+/// The VM's pause: from here on it has no leg until the last call.
+fn switch(legs: &[Legs], vm: &Links) -> Result<Duration> {
+    let begin = Instant::now();
+    for leg in legs {
+        vm.set_down(&leg.port.link)?;
+    }
+    for (at, leg) in legs.iter().enumerate() {
+        network::address(vm, &leg.fresh, &leg.port, at == 0)?;
+        for (socket, frame) in &leg.garp {
+            socket.send(frame)?;
+        }
+    }
+    Ok(begin.elapsed())
+}
+
+async fn done(client: &Client, vm: &VmRef, migration: &MigrationView) -> Result<ReceiptView> {
+    let action = format!("finish moving VM {vm}");
+    let begin = Instant::now();
+    loop {
+        let receipts = client.receipts().await.map_err(|e| refused(&action, e))?;
+        if let Some(receipt) = receipts.into_iter().rev().find(|r| r.id == migration.id) {
+            return Ok(receipt);
+        }
+        if begin.elapsed() > PATIENCE {
+            return Err(Error::Plan(format!("{action}: no receipt after {} s; look at `tenet migrations`", PATIENCE.as_secs())));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Puts the old legs back into use.
+fn restore(legs: &[Legs], vm: &Links) -> Result<()> {
+    for (at, leg) in legs.iter().enumerate() {
+        vm.set_up(&leg.port.link)?;
+        for ip in &leg.port.addresses {
+            // Its route went with the link; the address itself may have stayed.
+            _ = vm.delete_addr(&leg.port.link, *ip, leg.port.prefix_len);
+        }
+        network::address(vm, &leg.port.link, &leg.port, at == 0)?;
+    }
+    Ok(())
+}
+
+/// Removes new legs that will not be used; those that were never made are no error.
+fn demolish(legs: &[Legs], target: &Links) {
+    for leg in legs {
+        _ = target.delete_link(&leg.port.device);
+    }
+}
+
+/// Kernels before 6.2 rename only links that are down, which costs the routes: they are made again.
+fn rename(vm: &Links, fresh: &str, port: &PortRecord) -> Result<()> {
+    if vm.rename(fresh, &port.link).is_ok() {
+        return Ok(());
+    }
+    vm.set_down(fresh)?;
+    vm.rename(fresh, &port.link)?;
+    vm.set_up(&port.link)?;
+    if let Some(gateway) = port.gateway {
+        vm.add_route(IpAddr::from([0; 4]), 0, Some(gateway), Some(&port.link))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Builds namespaces, devices, addresses and routes of a lab, as recorded.
+
+use crate::record::{HostRecord, PortRecord, Record};
+use crate::plan::PROVIDER_MTU;
+use crate::{Error, Result};
+use std::net::{IpAddr, Ipv4Addr};
+use tenet_hostnet::{Links, Netns};
+use tenet_model::Mac;
+
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// The controller's device and the router's towards it.
+const CONTROLLER_DEVICE: &str = "eth0";
+const TO_CONTROLLER: &str = "to.controller";
+
+/// Makes the physical network: router, controller's and hosts' namespaces with their uplinks.
+pub fn physical(record: &Record) -> Result<()> {
+    let (router, links) = namespace(&record.router)?;
+    for path in ["ipv4/ip_forward", "ipv4/conf/all/forwarding"] {
+        links.set_sysctl(path, "1")?;
+    }
+    let (_, controller) = namespace(&record.controller.netns)?;
+    controller.add_veth(CONTROLLER_DEVICE, TO_CONTROLLER, &router)?;
+    give(&links, TO_CONTROLLER, record.controller.gateway, 24)?;
+    give(&controller, CONTROLLER_DEVICE, record.controller.address, 24)?;
+    controller.add_route(ANY, 0, Some(record.controller.gateway), None)?;
+    for segment in record.segments.iter().filter(|s| s.bridge) {
+        links.add_bridge(&segment.device)?;
+        give(&links, &segment.device, segment.gateway, segment.prefix_len)?;
+    }
+    for host in &record.hosts {
+        uplink(record, host, &router, &links)?;
+    }
+    Ok(())
+}
+
+fn uplink(record: &Record, host: &HostRecord, router: &Netns, at_router: &Links) -> Result<()> {
+    let segment = record.segments.get(host.segment).ok_or_else(|| {
+        Error::Plan(format!("host {} names provider subnet {}, which is not recorded", host.name, host.segment))
+    })?;
+    let (_, links) = namespace(&host.netns)?;
+    links.add_veth(&host.uplink, &host.router_device, router)?;
+    links.set_mtu(&host.uplink, PROVIDER_MTU)?;
+    give(&links, &host.uplink, host.pa, segment.prefix_len)?;
+    if segment.bridge {
+        at_router.set_master(&host.router_device, Some(&segment.device))?;
+        at_router.set_up(&host.router_device)?;
+    } else {
+        give(at_router, &host.router_device, segment.gateway, segment.prefix_len)?;
+    }
+    links.add_route(ANY, 0, Some(segment.gateway), None)?;
+    Ok(())
+}
+
+/// A new namespace with loopback up and IPv6 off, so that only what we ask for is on the wire.
+pub fn namespace(name: &str) -> Result<(Netns, Links)> {
+    let netns = Netns::create(name)?;
+    let links = Links::in_netns(&netns)?;
+    for path in ["ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6"] {
+        links.set_sysctl(path, "1")?;
+    }
+    // Bridges and routers answer for one address on several devices; strictness here would only mask mistakes there.
+    for path in ["ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter"] {
+        links.set_sysctl(path, "0")?;
+    }
+    links.set_up("lo")?;
+    Ok((netns, links))
+}
+
+/// Makes a port's leg: its device on a host and the other end in the VM, which stays down.
+pub fn leg(host: &Links, device: &str, vm: &Netns, link: &str, mtu: u32) -> Result<()> {
+    host.add_veth(device, link, vm)?;
+    host.quiet(device)?;
+    host.set_mtu(device, mtu)?;
+    Links::in_netns(vm)?.set_mtu(link, mtu)?;
+    host.set_up(device)?;
+    Ok(())
+}
+
+/// Gives a VM's end of a leg the port's MAC and sets it up; it says nothing yet, as it has no address.
+pub fn wake(vm: &Links, link: &str, mac: Mac) -> Result<()> {
+    vm.set_mac(link, mac.octets())?;
+    vm.set_up(link)?;
+    Ok(())
+}
+
+/// Gives a VM's link the port's addresses and, if it is the VM's first, the default route.
+pub fn address(vm: &Links, link: &str, port: &PortRecord, first: bool) -> Result<()> {
+    for ip in &port.addresses {
+        vm.add_addr(link, *ip, port.prefix_len)?;
+    }
+    if let (true, Some(gateway)) = (first, port.gateway) {
+        vm.add_route(ANY, 0, Some(gateway), Some(link))?;
+    }
+    Ok(())
+}
+
+fn give(links: &Links, device: &str, ip: IpAddr, prefix_len: u8) -> Result<()> {
+    links.add_addr(device, ip, prefix_len)?;
+    links.set_up(device)?;
+    Ok(())
+}

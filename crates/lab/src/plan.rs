@@ -1,0 +1,279 @@
+//! Decides, from a site, which namespaces and devices a lab has. Pure.
+
+use crate::record::{ControllerRecord, HostRecord, PortRecord, Record, Segment, VmRecord};
+use crate::{Error, Result};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use tenet_model::{Method, Name, PortRef};
+use tenet_site::{Position, Problem, Site, SiteError};
+
+/// The provider network's MTU.
+pub const PROVIDER_MTU: u32 = 1500;
+/// The controller's subnet, from the range set aside for tests (RFC 2544): no site has its hosts there.
+const CONTROLLER: [u8; 3] = [198, 18, 0];
+const PREFIX_LEN: u8 = 24;
+
+/// What a plan is made for, besides the site.
+#[derive(Clone, Debug)]
+pub struct PlanOptions {
+    /// The lab's name.
+    pub name: Name,
+    /// Keeps the namespaces of two labs apart.
+    pub id: String,
+    /// The lab's folder.
+    pub dir: PathBuf,
+    /// Where the BPF file system is mounted.
+    pub bpffs: PathBuf,
+    /// The `tenet` binary.
+    pub binary: PathBuf,
+    /// Whether to use clsact.
+    pub clsact: bool,
+    /// The site file's name in messages.
+    pub file: String,
+}
+
+/// Plans a lab.
+///
+/// # Errors
+/// [`Error::Site`] with everything in the site that a lab cannot be.
+pub fn plan(options: &PlanOptions, site: &Site) -> Result<Record> {
+    let mut problems = check(site);
+    if !problems.is_empty() {
+        problems.sort_by_key(|p| p.at);
+        return Err(Error::Site(SiteError { file: options.file.clone(), problems }));
+    }
+    let prefix = format!("lab-{}-{}", options.name, options.id);
+    let dir = &options.dir;
+    let bpffs = options.bpffs.join(format!("tenet-{prefix}"));
+    let pas: Vec<Ipv4Addr> = site.hosts.iter().filter_map(|h| v4(h.value.pa)).collect();
+    let networks: BTreeSet<[u8; 3]> = pas.iter().map(net).collect();
+    let networks: Vec<[u8; 3]> = networks.into_iter().collect();
+    let members = |n: &[u8; 3]| pas.iter().filter(|pa| net(pa) == *n).count();
+    let segments = networks.iter().enumerate().map(|(at, n)| {
+        let bridge = members(n) > 1;
+        let owner = site.hosts.iter().find(|h| v4(h.value.pa).is_some_and(|pa| net(&pa) == *n));
+        let device = match owner {
+            Some(host) if !bridge => router_device(&host.value.name, at),
+            Some(_) | None => format!("br{at}"),
+        };
+        Segment { gateway: gateway(*n, &pas), prefix_len: PREFIX_LEN, device, bridge }
+    });
+    let hosts = site.hosts.iter().enumerate().map(|(at, host)| {
+        let name = host.value.name.clone();
+        let segment = v4(host.value.pa).and_then(|pa| networks.iter().position(|n| *n == net(&pa)));
+        HostRecord {
+            netns: format!("{prefix}-{name}"),
+            pa: host.value.pa,
+            segment: segment.unwrap_or_default(),
+            uplink: "eth0".to_owned(),
+            router_device: router_device(&name, at),
+            state_dir: dir.join("hosts").join(name.as_str()),
+            bpffs: bpffs.join(name.as_str()),
+            log: log(dir, name.as_str()),
+            process: None,
+            name,
+        }
+    });
+    let [a, b, c] = CONTROLLER;
+    let controller = ControllerRecord {
+        // A host may be called `controller`; no name has a dot.
+        netns: format!("{prefix}-.controller"),
+        address: Ipv4Addr::new(a, b, c, 2).into(),
+        gateway: Ipv4Addr::new(a, b, c, 1).into(),
+        state_dir: dir.join("controller"),
+        log: log(dir, ".controller"),
+        process: None,
+    };
+    Ok(Record {
+        name: options.name.clone(),
+        id: options.id.clone(),
+        dir: dir.clone(),
+        bpffs: bpffs.clone(),
+        binary: options.binary.clone(),
+        clsact: options.clsact,
+        complete: false,
+        router: format!("{prefix}-.router"),
+        segments: segments.collect(),
+        controller,
+        hosts: hosts.collect(),
+        vms: vms(&prefix, site),
+        responder: None,
+    })
+}
+
+fn vms(prefix: &str, site: &Site) -> Vec<VmRecord> {
+    let mut devices = BTreeSet::new();
+    let vms = site.vms.iter().map(|vm| {
+        let name = vm.value.name.clone();
+        let ports = site.ports.iter().filter(|p| p.value.name.vm_ref() == name).enumerate().map(|(at, port)| {
+            let port = &port.value;
+            let subnet = site.subnets.iter().find(|s| s.value.name == port.subnet).map(|s| &s.value);
+            let device = port.device.clone().unwrap_or_else(|| device(&port.name, &devices));
+            devices.insert(device.clone());
+            let link = if port.name.port.as_str().len() <= 15 { port.name.port.to_string() } else { format!("eth{at}") };
+            PortRecord {
+                name: port.name.clone(),
+                link,
+                device,
+                host: port.host.clone(),
+                mac: port.mac,
+                addresses: port.addresses.clone(),
+                prefix_len: subnet.map_or(PREFIX_LEN, |s| s.prefix.prefix_len()),
+                gateway: subnet.and_then(|s| s.gateway.or_else(|| tenet_model::default_gateway(&s.prefix))),
+                mtu: PROVIDER_MTU - u32::from(Method::Nvgre.overhead()),
+            }
+        });
+        let ports = ports.collect();
+        VmRecord { netns: format!("{prefix}-{}.{}", name.tenant, name.vm), name, ports }
+    });
+    vms.collect()
+}
+
+/// What a lab cannot be built from; all else is the controller's to judge.
+fn check(site: &Site) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut problem = |at: Position, text: String| problems.push(Problem { at, text, other: None });
+    if site.hosts.is_empty() {
+        problem(Position { line: 1, column: 1 }, "a lab needs a host: add one under `hosts`".to_owned());
+    }
+    for host in &site.hosts {
+        let Some(pa) = v4(host.value.pa) else {
+            problem(host.at, format!("provider address {} is IPv6, which is not yet available", host.value.pa));
+            continue;
+        };
+        if net(&pa) == CONTROLLER {
+            problem(host.at, format!("provider address {pa} is in the lab controller's subnet: choose another"));
+        }
+        if pa.is_loopback() || pa.is_unspecified() || pa.is_multicast() || [0, 255].contains(&pa.octets()[3]) {
+            problem(host.at, format!("provider address {pa} is no address of a host in its /24"));
+        }
+    }
+    for port in &site.ports {
+        if let Some(host) = &port.value.host
+            && !site.hosts.iter().any(|h| h.value.name == *host)
+        {
+            let text = format!("port {} is on host {host}, which is not under `hosts`", port.value.name);
+            problem(port.at, text);
+        }
+    }
+    problems
+}
+
+/// `to-h1` where that fits a device's name.
+fn router_device(host: &Name, at: usize) -> String {
+    let name = format!("to-{host}");
+    if name.len() <= 15 { name } else { format!("to.{at}") }
+}
+
+/// `contoso-sql` where that fits and is free, else the names' ends cut and a number added.
+fn device(port: &PortRef, taken: &BTreeSet<String>) -> String {
+    let plain = format!("{}-{}", port.tenant, port.vm);
+    if plain.len() <= 15 && !taken.contains(&plain) {
+        return plain;
+    }
+    let vm: String = port.vm.as_str().chars().take(9).collect();
+    (0..).map(|n| format!("{vm}.{n}")).find(|name| !taken.contains(name)).unwrap_or(vm)
+}
+
+fn log(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.log"))
+}
+
+fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(a) => Some(a),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn net(pa: &Ipv4Addr) -> [u8; 3] {
+    let [a, b, c, _] = pa.octets();
+    [a, b, c]
+}
+
+/// The router's address in a /24: the first that no host has, from .1 on.
+fn gateway([a, b, c]: [u8; 3], pas: &[Ipv4Addr]) -> IpAddr {
+    let mut candidates = (1..=254).map(|n| Ipv4Addr::new(a, b, c, n));
+    candidates.find(|g| !pas.contains(g)).unwrap_or(Ipv4Addr::new(a, b, c, 1)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> PlanOptions {
+        PlanOptions {
+            name: Name::new("demo").unwrap(),
+            id: "1a2b".into(),
+            dir: "/run/tenet-lab/demo".into(),
+            bpffs: "/sys/fs/bpf".into(),
+            binary: "/usr/bin/tenet".into(),
+            clsact: false,
+            file: "site.yaml".into(),
+        }
+    }
+
+    fn plan_of(text: &str) -> Result<Record> {
+        plan(&options(), &tenet_site::parse("site.yaml", text).unwrap())
+    }
+
+    #[test]
+    fn the_default_site_has_every_kind_of_pair() {
+        let record = plan_of(crate::DEFAULT_SITE).unwrap();
+        assert_eq!((record.hosts.len(), record.vms.len(), record.segments.len()), (2, 6, 2));
+        for tenant in ["contoso", "fabrikam"] {
+            let on: BTreeSet<_> = record
+                .vms
+                .iter()
+                .filter(|v| v.name.tenant.as_str() == tenant)
+                .flat_map(|v| v.ports.iter().map(|p| p.host.clone()))
+                .collect();
+            assert_eq!(on.len(), 2, "{tenant} is on both hosts");
+        }
+        let mut kinds = BTreeSet::new();
+        let ports: Vec<_> = record.vms.iter().flat_map(|v| &v.ports).collect();
+        for a in &ports {
+            for b in ports.iter().filter(|b| b.name != a.name && b.name.tenant == a.name.tenant) {
+                kinds.insert((a.host == b.host, a.gateway == b.gateway));
+            }
+        }
+        assert_eq!(kinds.len(), 4);
+    }
+
+    #[test]
+    fn hosts_in_one_subnet_share_a_bridge_and_the_router_avoids_their_addresses() {
+        let record = plan_of("hosts:\n  a: { pa: 10.0.0.1 }\n  b: { pa: 10.0.0.2 }\n  c: { pa: 10.0.1.1 }\n").unwrap();
+        assert_eq!(record.segments[0].gateway.to_string(), "10.0.0.3");
+        assert!(record.segments[0].bridge && !record.segments[1].bridge);
+        assert_eq!(record.segments[1].device, "to-c");
+    }
+
+    #[test]
+    fn device_names_fit_and_differ() {
+        let mut text = "hosts:\n  a: { pa: 10.0.0.1 }\ntenants:\n".to_owned();
+        for (tenant, vm) in [("a-b", "c"), ("a", "b-c"), ("a-very-long-name", "of-a-vm-1"), ("a-very-long-name-2", "of-a-vm-1")] {
+            text += &format!("  {tenant}: {{ vms: {{ {vm}: {{ ports: {{ p: {{ subnet: n/s, host: a }} }} }} }} }}\n");
+        }
+        let record = plan_of(&text).unwrap();
+        let devices: BTreeSet<_> = record.vms.iter().flat_map(|v| v.ports.iter().map(|p| p.device.clone())).collect();
+        assert_eq!(devices.len(), 4, "{devices:?}");
+        assert!(devices.iter().all(|d| d.len() <= 15), "{devices:?}");
+    }
+
+    #[test]
+    fn says_where_a_site_cannot_be_a_lab() {
+        for (text, expected) in [
+            ("{}", "site.yaml:1:1: a lab needs a host"),
+            ("hosts:\n  a: { pa: \"::1\" }\n", "site.yaml:2:3: provider address ::1 is IPv6"),
+            ("hosts:\n  a: { pa: 198.18.0.7 }\n", "site.yaml:2:3: provider address 198.18.0.7 is in the lab controller's"),
+            (
+                "hosts:\n  a: { pa: 1.2.3.4 }\ntenants: { t: { vms: { v: { ports: { p: { subnet: n/s, host: z } } } } } }\n",
+                "site.yaml:3:40: port t/v/p is on host z",
+            ),
+        ] {
+            let error = plan_of(text).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! What runs inside VMs: a responder that answers with its VM's name, and clients that measure.
+//!
+//! As tenants' addresses overlap, an answer alone proves nothing; only its content says who gave it.
+
+mod probe;
+mod respond;
+mod stream;
+
+pub use probe::{Probe, ProbeReport};
+pub use respond::{ask, respond};
+pub use stream::{Stream, StreamReport, Verdict};
+
+/// The port on which every VM's responder listens, UDP and TCP.
+pub const PORT: u16 = 7007;
