@@ -1,0 +1,485 @@
+//! The `bpf` system call, as far as the loader's library does not cover it: batches, links by pin,
+//! queries of what is attached. Every function is one call and owns what it returns.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const MAP_CREATE: i64 = 0;
+const MAP_LOOKUP: i64 = 1;
+const MAP_UPDATE: i64 = 2;
+const MAP_DELETE: i64 = 3;
+const MAP_NEXT_KEY: i64 = 4;
+const PROG_LOAD: i64 = 5;
+const OBJ_PIN: i64 = 6;
+const OBJ_GET: i64 = 7;
+const PROG_BY_ID: i64 = 13;
+const OBJ_INFO: i64 = 15;
+const PROG_QUERY: i64 = 16;
+const MAP_LOOKUP_BATCH: i64 = 24;
+const LINK_CREATE: i64 = 28;
+const LINK_UPDATE: i64 = 29;
+const LINK_DETACH: i64 = 34;
+
+const TCX_INGRESS: u32 = 46;
+const LINK_TYPE_TCX: u32 = 11;
+/// Without an anchor: before all others.
+const BEFORE: u32 = 1 << 3;
+const PROG_TYPE_SCHED_CLS: u32 = 3;
+/// Programs on one hook of one device; the kernel allows 64 (`BPF_MPROG_MAX`).
+const MPROG_MAX: usize = 64;
+
+/// Longest key of our maps, and longest batch token.
+pub const KEY_MAX: usize = 64;
+
+/// # Safety
+/// `attr` must be the variant of the kernel's `union bpf_attr` that belongs to `command`, and all
+/// addresses in it must point to live memory of the sizes that the command implies.
+unsafe fn bpf<T>(command: i64, attr: &mut T) -> io::Result<i32> {
+    loop {
+        // SAFETY: by the caller's promise; the size is that of the live `attr`.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+        if result >= 0 {
+            return Ok(result as i32);
+        }
+        let error = io::Error::last_os_error();
+        // EAGAIN: the verifier was interrupted by a signal.
+        if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) {
+            return Err(error);
+        }
+    }
+}
+
+/// # Safety
+/// `fd` must have just been returned by the kernel.
+unsafe fn own(fd: i32) -> OwnedFd {
+    // SAFETY: by the caller's promise nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn address(bytes: &[u8]) -> u64 {
+    bytes.as_ptr() as u64
+}
+
+fn address_mut(bytes: &mut [u8]) -> u64 {
+    bytes.as_mut_ptr() as u64
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Element {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Type, sizes and number of a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapInfo {
+    pub kind: u32,
+    pub id: u32,
+    pub key_size: u32,
+    pub value_size: u32,
+    pub max_entries: u32,
+}
+
+pub fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut info = [0u32; 32];
+    object_info(fd, &mut info)?;
+    Ok(MapInfo { kind: info[0], id: info[1], key_size: info[2], value_size: info[3], max_entries: info[4] })
+}
+
+/// A map handle whose sizes are known, so that no call can read or write past a buffer.
+#[derive(Debug)]
+pub struct RawMap {
+    fd: OwnedFd,
+    info: MapInfo,
+    /// Bytes of a value as system calls see it: per-CPU maps have one for each possible CPU.
+    stride: usize,
+}
+
+const KIND_PERCPU_HASH: u32 = 5;
+const KIND_PERCPU_ARRAY: u32 = 6;
+const KIND_LRU_PERCPU_HASH: u32 = 10;
+
+impl RawMap {
+    pub fn open(path: &Path, cpus: usize) -> io::Result<Self> {
+        Self::new(obj_get(path)?, cpus)
+    }
+
+    pub fn new(fd: OwnedFd, cpus: usize) -> io::Result<Self> {
+        use std::os::fd::AsFd;
+        let info = map_info(fd.as_fd())?;
+        let value = info.value_size as usize;
+        let per_cpu = matches!(info.kind, KIND_PERCPU_HASH | KIND_PERCPU_ARRAY | KIND_LRU_PERCPU_HASH);
+        let stride = if per_cpu { value.next_multiple_of(8) * cpus } else { value };
+        if info.key_size as usize > KEY_MAX {
+            return Err(io::Error::from(io::ErrorKind::InvalidData));
+        }
+        Ok(Self { fd, info, stride })
+    }
+
+    pub fn info(&self) -> MapInfo {
+        self.info
+    }
+
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    fn raw(&self) -> u32 {
+        self.fd.as_raw_fd().cast_unsigned()
+    }
+
+    fn check(&self, key: &[u8], value: Option<usize>) -> io::Result<()> {
+        if key.len() == self.info.key_size as usize && value.is_none_or(|v| v == self.stride) {
+            Ok(())
+        } else {
+            Err(io::Error::from(io::ErrorKind::InvalidInput))
+        }
+    }
+
+    /// Reads a value; `None` if the key is not there.
+    pub fn lookup(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut value = vec![0; self.stride];
+        self.check(key, None)?;
+        let mut attr = Element {
+            map_fd: self.raw(),
+            key: address(key),
+            value: address_mut(&mut value),
+            ..Element::default()
+        };
+        // SAFETY: `check` compared the key's length; the value has the stride that the kernel writes.
+        match unsafe { bpf(MAP_LOOKUP, &mut attr) } {
+            Ok(_) => Ok(Some(value)),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Writes a value, whether the key is there or not.
+    pub fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.check(key, Some(value.len()))?;
+        let mut attr =
+            Element { map_fd: self.raw(), key: address(key), value: address(value), ..Element::default() };
+        // SAFETY: `check` compared both lengths with what the kernel reads.
+        unsafe { bpf(MAP_UPDATE, &mut attr) }.map(drop)
+    }
+
+    /// Removes a key; says whether it was there.
+    pub fn delete(&self, key: &[u8]) -> io::Result<bool> {
+        self.check(key, None)?;
+        let mut attr = Element { map_fd: self.raw(), key: address(key), ..Element::default() };
+        // SAFETY: `check` compared the key's length.
+        match unsafe { bpf(MAP_DELETE, &mut attr) } {
+            Ok(_) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The key after `key` in the kernel's order, or the first.
+    pub fn next_key(&self, key: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
+        let mut next = vec![0; self.info.key_size as usize];
+        if let Some(key) = key {
+            self.check(key, None)?;
+        }
+        let mut attr = Element {
+            map_fd: self.raw(),
+            key: key.map_or(0, address),
+            value: address_mut(&mut next),
+            ..Element::default()
+        };
+        // SAFETY: both buffers have the key's size, or the first address is null, which asks for the first key.
+        match unsafe { bpf(MAP_NEXT_KEY, &mut attr) } {
+            Ok(_) => Ok(Some(next)),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Reads up to `keys.len() / key size` entries behind the token; `true` if there are no more.
+    pub fn lookup_batch(
+        &self,
+        from: Option<&[u8; KEY_MAX]>,
+        token: &mut [u8; KEY_MAX],
+        keys: &mut [u8],
+        values: &mut [u8],
+    ) -> io::Result<(usize, bool)> {
+        #[repr(C)]
+        struct Batch {
+            input: u64,
+            output: u64,
+            keys: u64,
+            values: u64,
+            count: u32,
+            map_fd: u32,
+            element_flags: u64,
+            flags: u64,
+        }
+        let count = (keys.len() / self.info.key_size as usize).min(values.len() / self.stride.max(1));
+        let mut attr = Batch {
+            input: from.map_or(0, |t| address(t)),
+            output: address_mut(token),
+            keys: address_mut(keys),
+            values: address_mut(values),
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+            map_fd: self.raw(),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: both buffers hold at least `count` entries; a token is at most a key, which is at most `KEY_MAX`.
+        match unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) } {
+            Ok(_) => Ok((attr.count as usize, false)),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok((attr.count as usize, true)),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Creates a map; for probing what the kernel has.
+pub fn map_create(
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = [kind, key_size, value_size, max_entries, flags, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: no addresses; the words are the head of `bpf_attr` for this command.
+    unsafe { bpf(MAP_CREATE, &mut attr).map(|fd| own(fd)) }
+}
+
+/// Loads a classifier from instructions; for probing helpers.
+pub fn load_classifier(instructions: &[u64]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        version: u32,
+        flags: u32,
+        name: [u8; 16],
+    }
+    let mut attr = Load {
+        kind: PROG_TYPE_SCHED_CLS,
+        count: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        version: 0,
+        flags: 0,
+        name: *b"tenet_probe\0\0\0\0\0",
+    };
+    // SAFETY: the instructions are live and counted, the licence is NUL-terminated and static, there is no log.
+    unsafe { bpf(PROG_LOAD, &mut attr).map(|fd| own(fd)) }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+#[repr(C)]
+struct Pin {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Opens what is pinned at a path.
+pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = Pin { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: the path is live and NUL-terminated.
+    unsafe { bpf(OBJ_GET, &mut attr).map(|fd| own(fd)) }
+}
+
+/// Pins an object at a path.
+pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = Pin { path: path.as_ptr() as u64, fd: raw(fd), flags: 0 };
+    // SAFETY: the path is live and NUL-terminated.
+    unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
+}
+
+fn object_info<T>(fd: BorrowedFd<'_>, info: &mut [T]) -> io::Result<()> {
+    #[repr(C)]
+    struct Info {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let length = u32::try_from(size_of_val(info)).unwrap_or(u32::MAX);
+    let mut attr = Info { fd: raw(fd), length, info: info.as_mut_ptr() as u64 };
+    // SAFETY: the buffer is live and as long as said; callers pass plain numbers, for which any bytes are valid.
+    unsafe { bpf(OBJ_INFO, &mut attr) }.map(drop)
+}
+
+/// What the kernel knows of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramInfo {
+    pub id: u32,
+    pub tag: [u8; 8],
+    pub jited_size: u32,
+    pub translated_size: u32,
+    pub verified_instructions: u32,
+    pub run_ns: u64,
+    pub runs: u64,
+    /// Numbers of its maps, sorted.
+    pub map_ids: Vec<u32>,
+}
+
+pub fn program_info(fd: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    const NR_MAP_IDS: usize = 52 / 4;
+    const MAP_IDS: usize = 56 / 4;
+    let mut info = [0u32; 64];
+    object_info(fd, &mut info)?;
+    let mut map_ids = vec![0u32; info[NR_MAP_IDS] as usize];
+    let mut with_ids = [0u32; 64];
+    with_ids[NR_MAP_IDS] = info[NR_MAP_IDS];
+    let ids = map_ids.as_mut_ptr() as u64;
+    with_ids[MAP_IDS..MAP_IDS + 2].copy_from_slice(&halves(ids));
+    object_info(fd, &mut with_ids)?;
+    map_ids.sort_unstable();
+    let [tag_a, tag_b] = [info[2].to_ne_bytes(), info[3].to_ne_bytes()];
+    Ok(ProgramInfo {
+        id: info[1],
+        tag: [tag_a[0], tag_a[1], tag_a[2], tag_a[3], tag_b[0], tag_b[1], tag_b[2], tag_b[3]],
+        jited_size: info[4],
+        translated_size: info[5],
+        run_ns: whole(&info, 192),
+        runs: whole(&info, 200),
+        verified_instructions: info[216 / 4],
+        map_ids,
+    })
+}
+
+fn halves(n: u64) -> [u32; 2] {
+    let b = n.to_ne_bytes();
+    [u32::from_ne_bytes([b[0], b[1], b[2], b[3]]), u32::from_ne_bytes([b[4], b[5], b[6], b[7]])]
+}
+
+fn whole(words: &[u32; 64], offset: usize) -> u64 {
+    let [a, b] = [words[offset / 4].to_ne_bytes(), words[offset / 4 + 1].to_ne_bytes()];
+    u64::from_ne_bytes([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]])
+}
+
+/// Opens a program by its number.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0];
+    // SAFETY: no addresses.
+    unsafe { bpf(PROG_BY_ID, &mut attr).map(|fd| own(fd)) }
+}
+
+/// A TCX link, or what is left of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkInfo {
+    pub id: u32,
+    pub program_id: u32,
+    /// Device; 0 once the device is gone or the link was detached by hand.
+    pub ifindex: u32,
+}
+
+/// Reads a link; `None` if it is not one at TCX ingress.
+pub fn tcx_info(fd: BorrowedFd<'_>) -> io::Result<Option<LinkInfo>> {
+    let mut info = [0u32; 32];
+    object_info(fd, &mut info)?;
+    Ok((info[0] == LINK_TYPE_TCX && info[5] == TCX_INGRESS).then_some(LinkInfo {
+        id: info[1],
+        program_id: info[2],
+        ifindex: info[4],
+    }))
+}
+
+/// Puts a program at a device's TCX ingress, before all that are there.
+pub fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Create {
+        program: u32,
+        ifindex: u32,
+        attach_type: u32,
+        flags: u32,
+        relative: u32,
+        pad: u32,
+        revision: u64,
+    }
+    let mut attr = Create {
+        program: raw(program),
+        ifindex,
+        attach_type: TCX_INGRESS,
+        flags: BEFORE,
+        relative: 0,
+        pad: 0,
+        revision: 0,
+    };
+    // SAFETY: no addresses.
+    unsafe { bpf(LINK_CREATE, &mut attr).map(|fd| own(fd)) }
+}
+
+/// Swaps a link's program in one step.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [raw(link), raw(program), 0, 0];
+    // SAFETY: no addresses.
+    unsafe { bpf(LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Takes a link from its device, whoever else holds it.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [raw(link)];
+    // SAFETY: no addresses.
+    unsafe { bpf(LINK_DETACH, &mut attr) }.map(drop)
+}
+
+/// Programs and their links at a device's TCX ingress, in the order in which they run.
+pub fn tcx_query(ifindex: u32) -> io::Result<Vec<(u32, u32)>> {
+    #[repr(C)]
+    struct Query {
+        ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        programs: u64,
+        count: u32,
+        pad: u32,
+        program_flags: u64,
+        links: u64,
+        link_flags: u64,
+        revision: u64,
+    }
+    let (mut programs, mut links) = ([0u32; MPROG_MAX], [0u32; MPROG_MAX]);
+    let mut attr = Query {
+        ifindex,
+        attach_type: TCX_INGRESS,
+        query_flags: 0,
+        attach_flags: 0,
+        programs: programs.as_mut_ptr() as u64,
+        count: MPROG_MAX as u32,
+        pad: 0,
+        program_flags: 0,
+        links: links.as_mut_ptr() as u64,
+        link_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: both arrays are live and as long as `count` says.
+    match unsafe { bpf(PROG_QUERY, &mut attr) } {
+        Ok(_) => Ok(programs.into_iter().zip(links).take(attr.count as usize).collect()),
+        // No program was ever attached to the device.
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
