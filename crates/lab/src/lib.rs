@@ -22,7 +22,7 @@ mod forward;
 mod lab;
 mod migrate;
 mod network;
-mod packet;
+pub mod packet;
 mod plan;
 mod process;
 mod record;
