@@ -236,17 +236,38 @@ impl Datapath {
     }
 
     /// Whether a program is what we would attach: the same instructions on the same maps.
+    ///
+    /// The kernel's tag leaves out which maps the instructions use, and the constants: those lie in a map of
+    /// each load's own.
     fn is_ours(&self, program_id: u32, role: Role) -> bool {
         let ours = &self.program(role).info;
         if program_id == ours.id {
             return true;
         }
-        let Ok(info) = sys::program_by_id(program_id).and_then(|fd| sys::program_info(fd.as_fd())) else {
-            return false;
-        };
-        // The tag leaves map numbers out; constants lie in a map of each load's own, which makes programs differ.
-        info.tag == ours.tag && info.map_ids == ours.map_ids
+        let theirs = sys::program_by_id(program_id).and_then(|fd| sys::program_info(fd.as_fd()));
+        let Ok(theirs) = theirs else { return false };
+        let (our_tables, our_constants) = self.split_maps(&ours.map_ids);
+        let (their_tables, their_constants) = self.split_maps(&theirs.map_ids);
+        theirs.tag == ours.tag
+            && our_tables == their_tables
+            && matches!((constants(&our_constants), constants(&their_constants)), (Ok(a), Ok(b)) if a == b)
     }
+
+    /// Parts a program's maps into pinned ones and the rest.
+    fn split_maps(&self, ids: &[u32]) -> (Vec<u32>, Vec<u32>) {
+        ids.iter().copied().partition(|id| self.pinned.contains(id))
+    }
+}
+
+/// Contents of the maps that hold a program's constants: arrays of one value.
+fn constants(ids: &[u32]) -> io::Result<Vec<Vec<u8>>> {
+    let read = |id: &u32| {
+        let map = sys::RawMap::new(sys::map_by_id(*id)?, 1)?;
+        Ok(map.lookup(&[0; 4])?.unwrap_or_default())
+    };
+    let mut all: Vec<Vec<u8>> = ids.iter().map(read).collect::<io::Result<_>>()?;
+    all.sort_unstable();
+    Ok(all)
 }
 
 /// Whether a pinned link still is at this device of this namespace.

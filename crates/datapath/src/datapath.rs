@@ -6,6 +6,7 @@ use crate::table::{SHAPES, Table, TrieKey, describe};
 use crate::{DEFAULT_BPFFS, Error, Hook, Result, Role};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -50,6 +51,8 @@ pub struct Datapath {
     pub(crate) port_in: Program,
     pub(crate) uplink_in: Program,
     pub(crate) tables: Tables,
+    /// Numbers of the pinned maps.
+    pub(crate) pinned: BTreeSet<u32>,
     _lock: File,
 }
 
@@ -118,7 +121,8 @@ impl Datapath {
         let port_in = program(&mut object, Role::Port)?;
         let uplink_in = program(&mut object, Role::Uplink)?;
         let tables = Tables::open(&pins.maps())?;
-        Ok(Self { pins, hook: options.hook, tcx, port_in, uplink_in, tables, _lock: lock })
+        let pinned = pinned(&pins)?;
+        Ok(Self { pins, hook: options.hook, tcx, port_in, uplink_in, tables, pinned, _lock: lock })
     }
 
     /// Directory of the pins.
@@ -231,6 +235,16 @@ fn check_layout(pins: &Pins) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn pinned(pins: &Pins) -> Result<BTreeSet<u32>> {
+    let id = |path: PathBuf| {
+        sys::obj_get(&path)
+            .and_then(|fd| sys::map_info(fd.as_fd()))
+            .map(|info| info.id)
+            .map_err(Error::system(format!("read {}", path.display())))
+    };
+    SHAPES.iter().map(|shape| id(pins.maps().join(shape.name))).collect()
 }
 
 fn load(options: &Options, pins: &Pins) -> Result<Ebpf> {

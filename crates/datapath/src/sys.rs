@@ -16,6 +16,7 @@ const PROG_LOAD: i64 = 5;
 const OBJ_PIN: i64 = 6;
 const OBJ_GET: i64 = 7;
 const PROG_BY_ID: i64 = 13;
+const MAP_BY_ID: i64 = 14;
 const OBJ_INFO: i64 = 15;
 const PROG_QUERY: i64 = 16;
 const MAP_LOOKUP_BATCH: i64 = 24;
@@ -384,6 +385,13 @@ pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     let mut attr = [id, 0, 0];
     // SAFETY: no addresses.
     unsafe { bpf(PROG_BY_ID, &mut attr).map(|fd| own(fd)) }
+}
+
+/// Opens a map by its number.
+pub fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0];
+    // SAFETY: no addresses.
+    unsafe { bpf(MAP_BY_ID, &mut attr).map(|fd| own(fd)) }
 }
 
 /// A TCX link, or what is left of it.

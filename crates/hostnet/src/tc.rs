@@ -62,13 +62,17 @@ impl Links {
         let replies = self.ask(&format!("list qdiscs of link #{link}"), request)?;
         Ok(replies.iter().any(|m| {
             m.u32_at(4) == link
-                && m.attrs(TCMSG).any(|(k, v)| k == TCA_KIND && matches!(string_of(v).as_str(), "clsact" | "ingress"))
+                && m.attrs(TCMSG)
+                    .any(|(k, v)| k == TCA_KIND && matches!(string_of(v).as_str(), "clsact" | "ingress"))
         }))
     }
 
     /// Takes the clsact qdisc from a link if no filter is left on it; says whether it did.
     pub fn delete_clsact_if_empty(&self, link: u32) -> Result<bool> {
-        if !self.has_clsact(link)? || !self.filters(link, true)?.is_empty() || !self.filters(link, false)?.is_empty() {
+        if !self.has_clsact(link)?
+            || !self.filters(link, true)?.is_empty()
+            || !self.filters(link, false)?.is_empty()
+        {
             return Ok(false);
         }
         let request = Request::new(RTM_DELQDISC, 0, &tcmsg(link, CLSACT_HANDLE, TC_H_CLSACT, 0));
@@ -91,7 +95,14 @@ impl Links {
     }
 
     /// Puts a direct-action BPF filter at a link's ingress, or swaps the program of the one that is there.
-    pub fn put_filter(&self, link: u32, priority: u16, handle: u32, name: &str, program: BorrowedFd<'_>) -> Result<()> {
+    pub fn put_filter(
+        &self,
+        link: u32,
+        priority: u16,
+        handle: u32,
+        name: &str,
+        program: BorrowedFd<'_>,
+    ) -> Result<()> {
         let fd = program.as_raw_fd().cast_unsigned();
         let request = Request::new(RTM_NEWTFILTER, CREATE, &tcmsg(link, handle, INGRESS, info(priority)))
             .string(TCA_KIND, "bpf")

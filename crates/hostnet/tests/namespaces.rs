@@ -1,7 +1,6 @@
 //! Links, addresses and namespaces of a real kernel, in namespaces of our own.
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
-
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use tenet_hostnet::{Error, Kind, LinkEvent, Links, Netns, TapOptions};
