@@ -1,0 +1,32 @@
+//! The agent's shell: joins a site, holds a session with the controller, carries out what the core decides.
+//!
+//! Three things to know: [`run`] (the whole agent), [`Options`] and [`Kernel`] (what it asks of a kernel; the real
+//! one, or [`MemoryKernel`]). All decisions are `tenet-host`'s: here are sockets, files, system calls and clocks.
+//!
+//! It must never stop forwarding: not when it ends, not when the controller is away, not when it starts again.
+//! Only [`detach`] takes Tenet off a host.
+
+mod agent;
+mod cache;
+mod convert;
+mod identity;
+mod kernel;
+mod metrics;
+mod options;
+mod real;
+mod session;
+
+pub use agent::{AgentError, run};
+pub use identity::IdentityError;
+pub use kernel::{Kernel, KernelError, MemoryKernel, at_key};
+pub use options::{BPFFS, COMPARE_EVERY, Hook, KernelPart, Options};
+pub use tenet_datapath::{Feature, Teardown, check};
+
+/// Takes Tenet off this host: programs, pinned maps and links. Ports are without network from then on.
+///
+/// # Errors
+/// If an agent is at work on these pins; all else is in [`Teardown::errors`].
+pub fn detach(bpffs: &std::path::Path) -> Result<Teardown, tenet_datapath::Error> {
+    let options = tenet_datapath::Options { bpffs: bpffs.to_owned(), ..tenet_datapath::Options::default() };
+    tenet_datapath::detach_all(&options)
+}

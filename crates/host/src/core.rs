@@ -442,6 +442,12 @@ impl HostCore {
     fn reconcile_explained(&mut self, rows: &Rows) -> Vec<Output> {
         let (mut outputs, operations) = self.difference(None);
         let Some(actual) = self.actual.take() else { return outputs };
+        // Maps that nobody has configured are new: filling them is no repair.
+        if actual.config.is_none_or(|c| c.layout == 0) {
+            self.actual = Some(actual);
+            outputs.push(Output::Apply(operations));
+            return outputs;
+        }
         self.stats.repairs += operations.len() as u64;
         for operation in operations.iter().take(REPAIRS_KEPT) {
             self.repair_line(explain(operation, &actual, rows));

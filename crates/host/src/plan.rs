@@ -9,7 +9,7 @@ use tenet_model::{Method, NetId, PortRef, Vsid};
 use tenet_tables::image::{Image, Prefix};
 use tenet_tables::{
     Addr, Config, DEVICE_PLAIN, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, GATEWAY_MAC, LAYOUT_VERSION,
-    METHOD_NVGRE, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_DOWN,
+    METHOD_GATEWAY, METHOD_NVGRE, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_DOWN,
     PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey, Route, Subnet,
 };
 
@@ -181,6 +181,7 @@ pub(crate) fn plan_network(
             break;
         }
         plan.image.subnets.insert(s.vsid.number(), kernel_subnet(s, *generation));
+        plan.image.records.insert(RecordKey { net: net.0, ca: s.gateway.into() }, gateway_record(s, *generation));
     }
 
     for (record, generation) in records_of(rows, net) {
@@ -261,6 +262,20 @@ fn kernel_subnet(s: &SubnetRow, generation: u64) -> Subnet {
         net: s.net.0,
         prefix_len: mapped_len(s.prefix.addr(), s.prefix.prefix_len()),
         gateway: s.gateway.into(),
+        generation,
+    }
+}
+
+/// The gateway lives on every host, so it has no provider address.
+fn gateway_record(s: &SubnetRow, generation: u64) -> Record {
+    Record {
+        pa: Addr::UNSET,
+        alt_pa: Addr::UNSET,
+        mac: GATEWAY_MAC,
+        method: METHOD_GATEWAY,
+        reserved: 0,
+        vsid: s.vsid.number(),
+        ifindex: 0,
         generation,
     }
 }

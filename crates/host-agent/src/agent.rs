@@ -1,0 +1,517 @@
+//! The agent's loop: one task that owns core and kernel; the session and metrics are tasks that talk to it.
+
+use crate::cache::Cache;
+use crate::convert;
+use crate::identity::IdentityError;
+use crate::kernel::{Kernel, KernelError, MemoryKernel};
+use crate::metrics::{self, Text};
+use crate::options::{KernelPart, Options};
+use crate::real::RealKernel;
+use crate::session::{Heard, Session};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::time::Instant;
+use tenet_api::agent::{self, AgentMessage, agent_message, controller_message::Message, question::What};
+use tenet_compile::{Delta, Row};
+use tenet_host::{HostCore, Input, Output};
+use tenet_tables::{DropReason, LAYOUT_VERSION};
+use tokio::io::{Interest, unix::AsyncFd};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+/// Messages of the controller that wait for the loop.
+const INCOMING: usize = 64;
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The state directory cannot be used.
+    #[error("the state directory {path} cannot be used")]
+    StateDir {
+        /// The directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another agent uses the state directory.
+    #[error("another agent runs on the state directory {0}")]
+    Busy(String),
+    /// No uplink is named.
+    #[error("no uplink is named: say with --uplink which NIC carries the provider network")]
+    NoUplink,
+    /// The kernel's part cannot be opened.
+    #[error("the data plane cannot be opened")]
+    Kernel(#[from] KernelError),
+    /// The host has no identity and cannot get one.
+    #[error("this host is no member of a site")]
+    Identity(#[from] IdentityError),
+    /// The runtime refuses.
+    #[error("the loop cannot wait for {what}")]
+    Watch {
+        /// What it would wait for.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs an agent until `shutdown` resolves. Forwarding goes on after that.
+///
+/// # Errors
+/// [`AgentError`] if it cannot start, or the controller refuses the host for good.
+pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) -> Result<(), AgentError> {
+    if options.uplinks.is_empty() {
+        return Err(AgentError::NoUplink);
+    }
+    let _lock = state_dir(&options.state_dir)?;
+    let kernel: Box<dyn Kernel> = match options.kernel {
+        KernelPart::Real { bpffs, hook } => Box::new(RealKernel::open(bpffs, hook)?),
+        KernelPart::None { uplink_mtu } => Box::new(MemoryKernel::new(&options.uplinks, uplink_mtu)),
+        KernelPart::Other(kernel) => kernel,
+    };
+    let mut agent = Agent {
+        core: HostCore::new(options.uplinks.clone()),
+        cache: Cache::new(&options.state_dir),
+        uplinks: options.uplinks,
+        kernel,
+        session: None,
+        since: Instant::now(),
+        failures: BTreeMap::new(),
+        applied: 0,
+        ready: options.ready,
+    };
+    agent.start()?;
+
+    let (heard_tx, mut heard) = mpsc::channel(INCOMING);
+    let session = Session {
+        state_dir: options.state_dir,
+        controllers: options.controllers,
+        token: options.token,
+        heard: heard_tx,
+    };
+    let _session = Task(tokio::spawn(session.run()));
+    let (ask, mut asked) = mpsc::channel(4);
+    let _metrics = options.metrics.map(|address| Task(tokio::spawn(metrics::serve(address, ask.clone()))));
+    let links = readable("links", agent.kernel.link_fd())?;
+    let events = readable("events", agent.kernel.event_fd())?;
+    let mut tick = tokio::time::interval(options.compare_every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick.reset();
+
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            Some(what) = heard.recv() => agent.heard(what)?,
+            () = ready(links.as_ref()) => {
+                if agent.kernel.links_changed() {
+                    agent.look_at_devices();
+                }
+            }
+            () = ready(events.as_ref()) => agent.take_events(),
+            _ = tick.tick() => agent.compare(),
+            Some(request) = asked.recv() => {
+                // The client may have gone.
+                let _ = request.send(agent.metrics());
+            }
+        }
+    }
+}
+
+struct Agent {
+    core: HostCore,
+    kernel: Box<dyn Kernel>,
+    cache: Cache,
+    uplinks: Vec<String>,
+    session: Option<mpsc::Sender<AgentMessage>>,
+    since: Instant,
+    /// Last failure of each device, so that a repeated one is told once.
+    failures: BTreeMap<u32, String>,
+    /// Writes to the kernel since the start.
+    applied: u64,
+    ready: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Agent {
+    fn start(&mut self) -> Result<(), AgentError> {
+        let cached = self.cache.load();
+        if let Some((_, rows)) = &cached {
+            self.kernel.foresee(&mut device_names(rows.0.values().map(|(row, _)| row)));
+        }
+        let devices = self.kernel.devices()?;
+        for name in self.uplinks.iter().filter(|u| !devices.contains_key(*u)) {
+            tracing::warn!(uplink = name, "the uplink does not exist yet; waiting for it");
+        }
+        self.feed(Input::Devices(devices));
+        if let Some((generation, rows)) = cached {
+            tracing::info!(generation, rows = rows.0.len(), "last state taken from disk");
+            self.feed(Input::Cached { generation, rows });
+        }
+        let (image, attached) = self.kernel.read()?;
+        tracing::info!(
+            hook = self.kernel.hook(),
+            programs = attached.len(),
+            ports = image.ports.len(),
+            records = image.records.len(),
+            "data plane opened"
+        );
+        self.feed(Input::Kernel { image, attached });
+        Ok(())
+    }
+
+    fn look_at_devices(&mut self) {
+        match self.kernel.devices() {
+            Ok(devices) => self.feed(Input::Devices(devices)),
+            Err(cause) => tracing::warn!(%cause, "devices cannot be listed"),
+        }
+    }
+
+    fn compare(&mut self) {
+        self.look_at_devices();
+        self.take_events();
+        match self.kernel.read() {
+            Ok((image, attached)) => self.feed(Input::Kernel { image, attached }),
+            Err(cause) => tracing::warn!(%cause, "the tables cannot be read"),
+        }
+    }
+
+    fn take_events(&mut self) {
+        for event in self.kernel.events() {
+            self.feed(Input::Seen(event));
+        }
+    }
+
+    fn heard(&mut self, heard: Heard) -> Result<(), AgentError> {
+        match heard {
+            Heard::Open(session) => {
+                self.session = Some(session);
+                self.send(convert::wrap(agent_message::Message::Hello(self.hello())));
+                self.feed(Input::Connected);
+            }
+            Heard::Closed => {
+                self.session = None;
+                self.feed(Input::Disconnected);
+            }
+            Heard::Farewell => {
+                tracing::warn!("this host was removed from the site; forwarding stays as it is until `--detach`");
+                self.session = None;
+                self.feed(Input::Disconnected);
+            }
+            Heard::Fatal(error) => return Err(error.into()),
+            Heard::Message(Message::Full(full)) => self.full(full),
+            Heard::Message(Message::Delta(delta)) => self.delta(delta),
+            Heard::Message(Message::Question(question)) => self.answer(&question),
+            // The session task ends with it and says so.
+            Heard::Message(Message::Farewell(_)) => {}
+        }
+        Ok(())
+    }
+
+    fn hello(&self) -> agent::Hello {
+        agent::Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            layout: LAYOUT_VERSION,
+            generation: self.core.generation(),
+            hook: self.kernel.hook().to_owned(),
+            uplinks: self.uplinks.clone(),
+            uplink_mtu: self.core.uplink().map_or(0, |u| u.mtu),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        }
+    }
+
+    fn full(&mut self, full: agent::Full) {
+        let generation = full.generation;
+        match full.into_rows() {
+            Ok(rows) => {
+                self.foresee(&mut rows.0.values().map(|(row, _)| row));
+                self.save(|cache| cache.write_full(generation, &rows));
+                let (from, before, count) = (self.core.generation(), self.applied, rows.0.len());
+                self.feed(Input::Full { generation, rows });
+                tracing::info!(generation, from, rows = count, writes = self.applied - before, "full state applied");
+            }
+            Err(cause) => {
+                tracing::error!(generation, %cause, "the full state is not understood");
+                self.refuse(generation, &cause);
+            }
+        }
+    }
+
+    fn delta(&mut self, delta: agent::Delta) {
+        let generation = delta.generation;
+        match Delta::try_from(delta) {
+            Ok(delta) => {
+                self.foresee(&mut delta.upserts.iter().map(|(row, _)| row));
+                let fits = delta.base == self.core.generation();
+                let mut afresh = false;
+                if fits {
+                    self.save(|cache| cache.append(&delta).map(|a| afresh = a));
+                }
+                let (base, rows, before) = (delta.base, delta.upserts.len() + delta.deletes.len(), self.applied);
+                self.feed(Input::Delta(delta));
+                if afresh {
+                    let (generation, rows) = (self.core.generation(), self.core.rows().cloned().unwrap_or_default());
+                    self.save(|cache| cache.write_full(generation, &rows));
+                }
+                tracing::info!(generation, base, rows, writes = self.applied - before, "change applied");
+            }
+            Err(cause) => {
+                tracing::error!(generation, %cause, "the change is not understood");
+                self.refuse(generation, &cause);
+            }
+        }
+    }
+
+    fn refuse(&self, generation: u64, cause: &dyn std::fmt::Display) {
+        let error = format!("the state is not understood by this version of the agent: {cause}");
+        self.send(convert::wrap(agent_message::Message::Ack(agent::Ack { generation, error, ..Default::default() })));
+    }
+
+    fn foresee(&mut self, rows: &mut dyn Iterator<Item = &Row>) {
+        if self.kernel.foresee(&mut device_names(rows)) {
+            self.look_at_devices();
+        }
+    }
+
+    fn save(&mut self, write: impl FnOnce(&mut Cache) -> io::Result<()>) {
+        if let Err(cause) = write(&mut self.cache) {
+            tracing::error!(%cause, "the state cannot be kept on disk; a restart will need the controller");
+        }
+    }
+
+    /// Gives the core an input and carries out what it says, until it has no more to say.
+    fn feed(&mut self, input: Input) {
+        let mut todo: VecDeque<Output> = self.core.handle(self.since.elapsed(), input).into();
+        while let Some(output) = todo.pop_front() {
+            let result = match output {
+                Output::Attach { device, ifindex, role } => {
+                    let result = self.kernel.attach(&device, ifindex, role).map_err(|e| e.to_string());
+                    self.tell(ifindex, &device, result.as_ref().err());
+                    Input::Attached { ifindex, result }
+                }
+                Output::Detach { ifindex } => {
+                    self.failures.remove(&ifindex);
+                    if let Err(cause) = self.kernel.detach(ifindex) {
+                        tracing::warn!(ifindex, %cause, "the program cannot be taken off");
+                    }
+                    continue;
+                }
+                Output::Apply(operations) => {
+                    self.applied += operations.len() as u64;
+                    let mut errors = self.kernel.apply(&operations);
+                    let read_back = self.kernel.read_back(&operations).unwrap_or_else(|e| {
+                        errors.push(e.0);
+                        Vec::new()
+                    });
+                    for cause in errors.iter().take(5) {
+                        tracing::error!(cause, "the kernel refused a write");
+                    }
+                    Input::Applied { read_back, errors }
+                }
+                Output::Send(message) => {
+                    self.say(&message);
+                    self.send(convert::message(message));
+                    continue;
+                }
+            };
+            todo.extend(self.core.handle(self.since.elapsed(), result));
+        }
+        if self.ready.is_some() && self.core.ready() {
+            if let Some(ready) = self.ready.take() {
+                ready();
+            }
+        }
+    }
+
+    fn tell(&mut self, ifindex: u32, device: &str, failure: Option<&String>) {
+        match failure {
+            None => {
+                self.failures.remove(&ifindex);
+                tracing::info!(device, ifindex, "program attached");
+            }
+            Some(cause) if self.failures.get(&ifindex) != Some(cause) => {
+                tracing::error!(device, ifindex, cause, "the program cannot be attached");
+                self.failures.insert(ifindex, cause.clone());
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// What an operator would want in the log.
+    fn say(&self, message: &tenet_host::Message) {
+        use tenet_host::Message as M;
+        match message {
+            M::Proof(proof) => {
+                for what in &proof.repaired {
+                    tracing::warn!(what, "repaired");
+                }
+            }
+            M::PortActivated(port) => tracing::info!(%port, "the VM runs here now"),
+            M::Event(event) => tracing::info!(kind = event.kind, port = event.port, text = event.text, "event"),
+            M::Resync { reason } => tracing::warn!(reason, "asking for the full state"),
+            M::Ack(_) => {}
+        }
+    }
+
+    fn send(&self, message: AgentMessage) {
+        if let Some(session) = &self.session {
+            if session.try_send(message).is_err() {
+                tracing::debug!("a message to the controller was dropped: the session does not take it");
+            }
+        }
+    }
+
+    fn answer(&mut self, question: &agent::Question) {
+        let mut answer = agent::Answer { id: question.id, ..Default::default() };
+        let result = match question.what() {
+            What::Table => self.kernel.read().map(|(image, _)| {
+                answer.rows = self.core.table(&image).0.values().map(Into::into).collect();
+            }),
+            What::Counters => self.counters().map(|counters| answer.counters = counters),
+        };
+        if let Err(cause) = result {
+            answer.error = cause.to_string();
+        }
+        self.send(convert::wrap(agent_message::Message::Answer(answer)));
+    }
+
+    fn counters(&mut self) -> Result<Vec<agent::PortCounters>, KernelError> {
+        let counters = self.kernel.counters()?;
+        let mut by_name: BTreeMap<String, agent::PortCounters> = BTreeMap::new();
+        for (ifindex, c) in counters {
+            let port = self.core.name_of(ifindex);
+            if port.is_empty() {
+                continue;
+            }
+            let counters = agent::PortCounters {
+                port: port.clone(),
+                tx_frames: c.tx_frames,
+                tx_bytes: c.tx_bytes,
+                rx_frames: c.rx_frames,
+                rx_bytes: c.rx_bytes,
+                redirected: c.redirected,
+                answered: c.answered,
+                icmp_errors: c.icmp_errors,
+                flooded: c.flooded,
+                drops: BTreeMap::new(),
+            };
+            by_name.insert(port, counters);
+        }
+        for (key, frames) in self.kernel.drops()? {
+            let port = self.core.name_of(key.ifindex);
+            let Some(reason) = DropReason::from_number(key.reason).filter(|_| !port.is_empty()) else { continue };
+            let entry = by_name.entry(port.clone()).or_insert_with(|| agent::PortCounters { port, ..Default::default() });
+            entry.drops.insert(reason.name().to_owned(), frames);
+        }
+        Ok(by_name.into_values().collect())
+    }
+
+    fn metrics(&mut self) -> String {
+        let mut text = Text::default();
+        let mut one = |name: &str, kind: &str, help: &str, value: u64| {
+            text.metric(name, kind, help);
+            text.value(name, &[], value);
+        };
+        let stats = self.core.stats().clone();
+        one("tenet_agent_generation", "gauge", "Generation of the state that the agent has.", self.core.generation());
+        one("tenet_agent_session", "gauge", "1 while there is a session with a controller.", self.session.is_some().into());
+        one("tenet_agent_changes_total", "counter", "Full states and changes taken.", stats.changes);
+        one("tenet_agent_writes_total", "counter", "Writes to the kernel's tables.", self.applied);
+        one("tenet_agent_repairs_total", "counter", "Differences in the kernel that were put right.", stats.repairs);
+        text.metric("tenet_agent_events_total", "counter", "Events of the data plane, by kind.");
+        for (kind, count) in &stats.events {
+            text.value("tenet_agent_events_total", &[("kind", kind)], *count);
+        }
+        match self.counters() {
+            Err(cause) => tracing::warn!(%cause, "counters cannot be read"),
+            Ok(ports) => port_metrics(&mut text, &ports),
+        }
+        text.finish()
+    }
+}
+
+fn port_metrics(text: &mut Text, ports: &[agent::PortCounters]) {
+    type Field = fn(&agent::PortCounters) -> u64;
+    let fields: [(&str, &str, Field); 8] = [
+        ("tenet_port_tx_frames_total", "Frames that the VM sent.", |c| c.tx_frames),
+        ("tenet_port_tx_bytes_total", "Bytes that the VM sent.", |c| c.tx_bytes),
+        ("tenet_port_rx_frames_total", "Frames delivered to the VM.", |c| c.rx_frames),
+        ("tenet_port_rx_bytes_total", "Bytes delivered to the VM.", |c| c.rx_bytes),
+        ("tenet_port_redirected_total", "Frames sent on because the port has moved.", |c| c.redirected),
+        ("tenet_port_answered_total", "ARP requests and pings answered from the table.", |c| c.answered),
+        ("tenet_port_icmp_errors_total", "ICMP errors sent to the VM.", |c| c.icmp_errors),
+        ("tenet_port_flooded_total", "Broadcast and multicast frames replicated.", |c| c.flooded),
+    ];
+    for (name, help, field) in fields {
+        text.metric(name, "counter", help);
+        for port in ports {
+            text.value(name, &[("port", &port.port)], field(port));
+        }
+    }
+    text.metric("tenet_drops_total", "counter", "Frames dropped, by where they came from and reason.");
+    for port in ports {
+        for (reason, frames) in &port.drops {
+            text.value("tenet_drops_total", &[("port", &port.port), ("reason", reason)], *frames);
+        }
+    }
+}
+
+fn device_names<'a>(rows: impl Iterator<Item = &'a Row>) -> impl Iterator<Item = &'a str> {
+    rows.filter_map(|row| match row {
+        Row::Port(p) => Some(p.device.as_str()),
+        Row::Host(_) | Row::Peer(_) | Row::Network(_) | Row::Subnet(_) | Row::Record(_) | Row::Route(_) => None,
+    })
+}
+
+/// Makes the directory, root's alone, and holds it.
+fn state_dir(path: &Path) -> Result<File, AgentError> {
+    let failed = |source| AgentError::StateDir { path: path.display().to_string(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    let lock = File::create(path.join("agent.lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(AgentError::Busy(path.display().to_string())),
+        Err(fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// A task that ends with its owner.
+struct Task(tokio::task::JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A descriptor that the kernel's part owns and keeps open as long as the loop runs.
+struct Borrowed(RawFd);
+
+impl AsRawFd for Borrowed {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+fn readable(what: &'static str, fd: Option<RawFd>) -> Result<Option<AsyncFd<Borrowed>>, AgentError> {
+    let watch = |fd| AsyncFd::with_interest(Borrowed(fd), Interest::READABLE);
+    fd.map(watch).transpose().map_err(|source| AgentError::Watch { what, source })
+}
+
+/// Waits until the descriptor is readable; forever, if there is none.
+async fn ready(fd: Option<&AsyncFd<Borrowed>>) {
+    match fd {
+        // What made it readable is taken right after; edge by edge, so that it need not be empty then.
+        Some(fd) => match fd.readable().await {
+            Ok(mut guard) => guard.clear_ready(),
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}

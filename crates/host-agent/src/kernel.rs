@@ -1,0 +1,166 @@
+//! What the agent asks of a kernel, and one that lives in memory.
+
+use std::{collections::BTreeMap, os::fd::RawFd};
+use tenet_host::{Device, DeviceKind, Role};
+use tenet_tables::image::{Image, Operation};
+use tenet_tables::{Counters, DropKey, Event};
+
+/// Why the kernel did not do what was asked, in plain words with the cause.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct KernelError(pub String);
+
+/// Result of a kernel's part.
+pub type Result<T> = std::result::Result<T, KernelError>;
+
+/// The maps, programs and devices of a host.
+///
+/// All calls return at once (a few system calls each), so that the agent's loop makes them itself.
+pub trait Kernel: Send {
+    /// The hook in use: `tcx`, `clsact` or `none`.
+    fn hook(&self) -> &'static str;
+
+    /// All devices of the host, by name.
+    fn devices(&mut self) -> Result<BTreeMap<String, Device>>;
+
+    /// Takes notice of devices that will be asked for; whether the list of devices changed by it.
+    fn foresee(&mut self, _devices: &mut dyn Iterator<Item = &str>) -> bool {
+        false
+    }
+
+    /// Becomes readable when devices change.
+    fn link_fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// Takes note of what happened to devices; whether they must be listed again.
+    fn links_changed(&mut self) -> bool {
+        false
+    }
+
+    /// The maps' content and the programs in place. Restores pins and maps that were deleted.
+    fn read(&mut self) -> Result<(Image, BTreeMap<u32, Role>)>;
+
+    /// Writes in this order, goes on after a refusal; the refusals.
+    fn apply(&mut self, operations: &[Operation]) -> Vec<String>;
+
+    /// What the maps hold at the operations' keys.
+    fn read_back(&mut self, operations: &[Operation]) -> Result<Vec<Operation>>;
+
+    /// Makes a device ready and puts the program on it.
+    fn attach(&mut self, device: &str, ifindex: u32, role: Role) -> Result<()>;
+
+    /// Takes the program off, or forgets it where the device is gone.
+    fn detach(&mut self, ifindex: u32) -> Result<()>;
+
+    /// Counters by interface.
+    fn counters(&mut self) -> Result<BTreeMap<u32, Counters>>;
+
+    /// Drops by interface and reason.
+    fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>>;
+
+    /// Becomes readable when the data plane raised events.
+    fn event_fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// Takes the events raised so far.
+    fn events(&mut self) -> Vec<Event> {
+        Vec::new()
+    }
+}
+
+/// Maps in memory, on a host where every device that is foreseen exists.
+#[derive(Debug, Default)]
+pub struct MemoryKernel {
+    image: Image,
+    attached: BTreeMap<u32, Role>,
+    devices: BTreeMap<String, Device>,
+    next: u32,
+}
+
+impl MemoryKernel {
+    /// A host with uplinks of these names.
+    #[must_use]
+    pub fn new(uplinks: &[String], mtu: u32) -> Self {
+        let mut kernel = Self { next: 1, ..Self::default() };
+        for name in uplinks {
+            kernel.add(name, mtu);
+        }
+        kernel
+    }
+
+    fn add(&mut self, name: &str, mtu: u32) {
+        self.next += 1;
+        let device = Device { ifindex: self.next, carrier: true, mtu, kind: DeviceKind::Plain };
+        self.devices.insert(name.to_owned(), device);
+    }
+}
+
+impl Kernel for MemoryKernel {
+    fn hook(&self) -> &'static str {
+        "none"
+    }
+
+    fn devices(&mut self) -> Result<BTreeMap<String, Device>> {
+        Ok(self.devices.clone())
+    }
+
+    fn foresee(&mut self, devices: &mut dyn Iterator<Item = &str>) -> bool {
+        let before = self.devices.len();
+        for name in devices {
+            if !self.devices.contains_key(name) {
+                self.add(name, 65535);
+            }
+        }
+        before != self.devices.len()
+    }
+
+    fn read(&mut self) -> Result<(Image, BTreeMap<u32, Role>)> {
+        Ok((self.image.clone(), self.attached.clone()))
+    }
+
+    fn apply(&mut self, operations: &[Operation]) -> Vec<String> {
+        for operation in operations {
+            self.image.apply(*operation);
+        }
+        Vec::new()
+    }
+
+    fn read_back(&mut self, operations: &[Operation]) -> Result<Vec<Operation>> {
+        Ok(operations.iter().map(|o| at_key(&self.image, o)).collect())
+    }
+
+    fn attach(&mut self, _device: &str, ifindex: u32, role: Role) -> Result<()> {
+        self.attached.insert(ifindex, role);
+        Ok(())
+    }
+
+    fn detach(&mut self, ifindex: u32) -> Result<()> {
+        self.attached.remove(&ifindex);
+        Ok(())
+    }
+
+    fn counters(&mut self) -> Result<BTreeMap<u32, Counters>> {
+        Ok(self.image.ports.keys().map(|i| (*i, Counters::default())).collect())
+    }
+
+    fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>> {
+        Ok(BTreeMap::new())
+    }
+}
+
+/// What an image holds at an operation's key, as an operation.
+#[must_use]
+pub fn at_key(image: &Image, operation: &Operation) -> Operation {
+    match *operation {
+        Operation::Configure(_) => Operation::Configure(image.config.unwrap_or_default()),
+        Operation::Peer(k, _) => Operation::Peer(k, image.peers.get(&k).copied()),
+        Operation::Subnet(k, _) => Operation::Subnet(k, image.subnets.get(&k).copied()),
+        Operation::Record(k, _) => Operation::Record(k, image.records.get(&k).copied()),
+        Operation::Mac(k, _) => Operation::Mac(k, image.macs.get(&k).copied()),
+        Operation::Flood(k, _) => Operation::Flood(k, image.flood.get(&k).copied()),
+        Operation::Route(k, _) => Operation::Route(k, image.routes.get(&k).copied()),
+        Operation::Port(k, _) => Operation::Port(k, image.ports.get(&k).copied()),
+    }
+}

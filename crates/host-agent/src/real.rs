@@ -1,0 +1,227 @@
+//! The kernel of this host: datapath for maps and programs, netlink for devices.
+
+use crate::kernel::{Kernel, KernelError, Result};
+use crate::options::Hook;
+use crate::session::chain;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsRawFd as _, RawFd},
+    path::PathBuf,
+};
+use tenet_datapath::{self as datapath, Datapath, Events};
+use tenet_host::{Device, DeviceKind, Role};
+use tenet_hostnet::{Kind, Link, LinkEvent, LinkWatch, Links};
+use tenet_tables::image::{Image, Operation};
+use tenet_tables::{Counters, DropKey, Event, PORT_ACTIVE, PORT_PREPARED, Port};
+
+/// MTU of the host's end of a veth port: the largest there is, so that frames which do not fit the provider network
+/// reach our program, which answers them with the port's real limit.
+///
+/// A tap is left alone: nothing compares its MTU with what the VM writes into it, nor with what we redirect to it.
+const VETH_MTU: u32 = 65535;
+
+/// The kernel of this host.
+pub(crate) struct RealKernel {
+    datapath: Datapath,
+    events: Option<Events>,
+    links: Links,
+    watch: LinkWatch,
+    /// Devices that should carry a program, as far as we attached or found one.
+    programs: BTreeMap<u32, Role>,
+    /// Ports that were prepared when last seen: if one is active now, the data plane did it.
+    prepared: BTreeSet<u32>,
+}
+
+impl RealKernel {
+    /// Opens what is pinned, or makes it.
+    pub(crate) fn open(bpffs: PathBuf, hook: Hook) -> Result<Self> {
+        let hook = match hook {
+            Hook::Auto => datapath::Hook::Auto,
+            Hook::Tcx => datapath::Hook::Tcx,
+            Hook::Clsact => datapath::Hook::Clsact,
+        };
+        let links = Links::here().map_err(error)?;
+        let watch = links.watch().map_err(error)?;
+        let datapath = Datapath::open(&datapath::Options { bpffs, hook, ..datapath::Options::default() });
+        let datapath = datapath.map_err(error)?;
+        let events = datapath.events().map_err(error)?;
+        let found = datapath.attached().map_err(error)?;
+        let programs = found.into_iter().map(|a| (a.ifindex, from_datapath(a.role))).collect();
+        Ok(Self { datapath, events: Some(events), links, watch, programs, prepared: BTreeSet::new() })
+    }
+
+    fn note(&mut self, ifindex: u32, port: Option<&Port>) {
+        if port.is_some_and(|p| p.state == PORT_PREPARED) {
+            self.prepared.insert(ifindex);
+        } else {
+            self.prepared.remove(&ifindex);
+        }
+    }
+
+    /// A write, unless the data plane has just activated the port: then its state stays.
+    fn guarded(&self, operation: &Operation) -> Operation {
+        if let Operation::Port(ifindex, Some(port)) = operation {
+            if port.state == PORT_PREPARED && self.prepared.contains(ifindex) {
+                if let Ok(Some(now)) = self.datapath.port(*ifindex) {
+                    let same = (now.net, now.vsid, now.mac, now.peer_pa) == (port.net, port.vsid, port.mac, port.peer_pa);
+                    if same && now.state == PORT_ACTIVE {
+                        return Operation::Port(*ifindex, Some(Port { state: PORT_ACTIVE, ..*port }));
+                    }
+                }
+            }
+        }
+        *operation
+    }
+}
+
+impl Kernel for RealKernel {
+    fn hook(&self) -> &'static str {
+        match self.datapath.hook() {
+            datapath::Hook::Tcx => "tcx",
+            datapath::Hook::Clsact | datapath::Hook::Auto => "clsact",
+        }
+    }
+
+    fn devices(&mut self) -> Result<BTreeMap<String, Device>> {
+        let links = self.links.list().map_err(error)?;
+        Ok(links.into_iter().map(|l| (l.name.clone(), device(&l))).collect())
+    }
+
+    fn link_fd(&self) -> Option<RawFd> {
+        Some(self.watch.as_raw_fd())
+    }
+
+    fn links_changed(&mut self) -> bool {
+        let mut changed = false;
+        // Ends with `WouldBlock`; another error shows in the next list.
+        while let Ok(events) = self.watch.try_next() {
+            changed |= events.iter().any(|e| match e {
+                LinkEvent::Changed(_) | LinkEvent::Gone { .. } | LinkEvent::Overrun => true,
+                LinkEvent::Addresses { .. } => false,
+            });
+        }
+        changed
+    }
+
+    fn read(&mut self) -> Result<(Image, BTreeMap<u32, Role>)> {
+        let image = self.datapath.read().map_err(error)?;
+        self.prepared = image.ports.iter().filter(|(_, p)| p.state == PORT_PREPARED).map(|(i, _)| *i).collect();
+        let wanted: Vec<_> = self.programs.iter().map(|(i, r)| (*i, to_datapath(*r))).collect();
+        let there = self.datapath.verify_attached(&wanted).map_err(error)?;
+        Ok((image, there.into_iter().map(|a| (a.ifindex, from_datapath(a.role))).collect()))
+    }
+
+    fn apply(&mut self, operations: &[Operation]) -> Vec<String> {
+        let mut errors = Vec::new();
+        for operation in operations {
+            if let Err(e) = self.datapath.apply(&[self.guarded(operation)]) {
+                errors.push(chain(&e));
+            }
+        }
+        errors
+    }
+
+    fn read_back(&mut self, operations: &[Operation]) -> Result<Vec<Operation>> {
+        let mut image = None;
+        let mut back = Vec::with_capacity(operations.len());
+        for operation in operations {
+            back.push(match operation {
+                Operation::Port(ifindex, _) => {
+                    let port = self.datapath.port(*ifindex).map_err(error)?;
+                    self.note(*ifindex, port.as_ref());
+                    Operation::Port(*ifindex, port)
+                }
+                Operation::Configure(_) => {
+                    Operation::Configure(self.datapath.config().map_err(error)?.unwrap_or_default())
+                }
+                Operation::Peer(..)
+                | Operation::Subnet(..)
+                | Operation::Record(..)
+                | Operation::Mac(..)
+                | Operation::Flood(..)
+                | Operation::Route(..) => {
+                    let image = match &image {
+                        Some(image) => image,
+                        None => image.insert(self.datapath.read().map_err(error)?),
+                    };
+                    crate::kernel::at_key(image, operation)
+                }
+            });
+        }
+        Ok(back)
+    }
+
+    fn attach(&mut self, device: &str, ifindex: u32, role: Role) -> Result<()> {
+        if role == Role::Port {
+            self.links.quiet(device).map_err(error)?;
+        }
+        // The program first: a port that is up without it would speak to the host's own stack.
+        self.datapath.attach(ifindex, to_datapath(role)).map_err(error)?;
+        self.programs.insert(ifindex, role);
+        if role == Role::Port {
+            let link = self.links.get(device).map_err(error)?;
+            if link.kind == Kind::Veth && link.mtu != VETH_MTU {
+                self.links.set_mtu(device, VETH_MTU).map_err(error)?;
+            }
+            if !link.up {
+                self.links.set_up(device).map_err(error)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn detach(&mut self, ifindex: u32) -> Result<()> {
+        self.programs.remove(&ifindex);
+        self.prepared.remove(&ifindex);
+        self.datapath.detach(ifindex).map_err(error)
+    }
+
+    fn counters(&mut self) -> Result<BTreeMap<u32, Counters>> {
+        self.datapath.counters().map_err(error)
+    }
+
+    fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>> {
+        let drops = self.datapath.drops().map_err(error)?;
+        Ok(drops.into_iter().map(|((ifindex, r), n)| (DropKey { ifindex, reason: r as u32 }, n)).collect())
+    }
+
+    fn event_fd(&self) -> Option<RawFd> {
+        self.events.as_ref().map(std::os::fd::AsRawFd::as_raw_fd)
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        let Some(events) = &mut self.events else { return Vec::new() };
+        std::iter::from_fn(|| events.next()).take(EVENTS_AT_ONCE).collect()
+    }
+}
+
+/// Events taken in one go; the rest waits until other work was done.
+const EVENTS_AT_ONCE: usize = 1024;
+
+fn device(link: &Link) -> Device {
+    let away = link.kind == Kind::Veth && link.lower_elsewhere;
+    Device {
+        ifindex: link.index,
+        carrier: link.up && link.carrier,
+        mtu: link.mtu,
+        kind: if away { DeviceKind::Veth } else { DeviceKind::Plain },
+    }
+}
+
+const fn to_datapath(role: Role) -> datapath::Role {
+    match role {
+        Role::Port => datapath::Role::Port,
+        Role::Uplink => datapath::Role::Uplink,
+    }
+}
+
+const fn from_datapath(role: datapath::Role) -> Role {
+    match role {
+        datapath::Role::Port => Role::Port,
+        datapath::Role::Uplink => Role::Uplink,
+    }
+}
+
+fn error<E: std::error::Error + 'static>(error: E) -> KernelError {
+    KernelError(chain(&error))
+}
