@@ -15,6 +15,8 @@ mod numbers;
 mod object;
 mod problem;
 mod rules;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod view;
 
 pub use address::default_gateway;

@@ -1,0 +1,171 @@
+//! Random changes of a small site, most of them sound, for property tests here and in other crates.
+
+use crate::{
+    Allocator, Change, Desired, Host, HostName, Key, Migration, Name, Network, NetworkRef, Object, Operation, Phase,
+    Port, PortRef, Route, Subnet, SubnetRef, Tenant, Vm, VmRef,
+};
+use ipnet::IpNet;
+use std::net::{IpAddr, Ipv4Addr};
+use uuid::Uuid;
+
+/// Numbers that decide what comes next; from a test framework's seed, so that a failure can be repeated.
+pub struct Dice(u64);
+
+impl Dice {
+    /// Dice that fall the same for the same seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number below a limit (SplitMix64).
+    pub const fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+
+    fn one_of<T: Clone>(&mut self, items: impl Iterator<Item = T>) -> Option<T> {
+        let items: Vec<T> = items.collect();
+        let n = self.below(items.len().max(1) as u64) as usize;
+        items.get(n).cloned()
+    }
+}
+
+/// A change of one to four steps; sound in most cases, so check it first.
+#[must_use]
+pub fn change(desired: &Desired, dice: &mut Dice) -> Change {
+    let steps = if dice.below(4) == 0 { 1 + dice.below(4) } else { 1 };
+    let mut change = Change::default();
+    for _ in 0..steps {
+        let operations = step(desired, dice);
+        let fresh = |o: &Operation| !change.operations.iter().any(|c| c.key() == o.key());
+        let fresh: Vec<_> = operations.into_iter().filter(fresh).collect();
+        change.operations.extend(fresh);
+    }
+    change
+}
+
+/// A letter of a small alphabet, so that names meet again.
+fn name(dice: &mut Dice, prefix: &str, of: u64) -> Name {
+    let text = format!("{prefix}{}", dice.below(of));
+    Name::new(text).expect("a prefix and a digit are a name")
+}
+
+fn step(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
+    let made = match dice.below(20) {
+        0 => Some(Object::Tenant(Tenant { name: name(dice, "t", 3) })),
+        1 => network(desired, dice),
+        2 => subnet(desired, dice),
+        3 => {
+            let tenant = dice.one_of(desired.tenants.keys().cloned());
+            tenant.map(|tenant| Object::Vm(Vm { name: VmRef { tenant, vm: name(dice, "v", 4) } }))
+        }
+        4..=8 => port(desired, dice),
+        9 => Some(host(dice)),
+        10 => route(desired, dice),
+        11 | 12 => migration(desired, dice),
+        13 | 14 => {
+            let running = dice.one_of(desired.migrations.values().map(|m| m.value.clone()));
+            running.map(|mut migration| {
+                migration.phase = [Phase::Prepared, Phase::Switched][dice.below(2) as usize];
+                Object::Migration(migration)
+            })
+        }
+        15 => return finish(desired, dice),
+        _ => return delete(desired, dice).into_iter().map(Operation::Delete).collect(),
+    };
+    made.into_iter().map(Operation::Put).collect()
+}
+
+fn network(desired: &Desired, dice: &mut Dice) -> Option<Object> {
+    let tenant = dice.one_of(desired.tenants.keys().cloned())?;
+    let name = NetworkRef { tenant, network: name(dice, "n", 2) };
+    let was = desired.networks.get(&name).map(|n| n.value.id);
+    let id = was.or_else(|| Allocator::new(desired).net_id().ok())?;
+    let rdid = Uuid::from_u128(u128::from(dice.below(u64::MAX)));
+    Some(Object::Network(Network { name, rdid, id, method: crate::Method::Nvgre }))
+}
+
+fn subnet(desired: &Desired, dice: &mut Dice) -> Option<Object> {
+    let network = dice.one_of(desired.networks.keys().cloned())?;
+    let third = dice.below(3);
+    let subnet = name(dice, "s", 3);
+    let name = SubnetRef { tenant: network.tenant, network: network.network, subnet };
+    let was = desired.subnets.get(&name).filter(|_| dice.0 % 3 != 0);
+    let vsid = was.map(|s| s.value.vsid).or_else(|| Allocator::new(desired).vsid().ok())?;
+    let prefix: IpNet = format!("10.1.{third}.0/24").parse().ok()?;
+    let gateway = format!("10.1.{third}.{}", 1 + dice.below(2) * 253).parse().ok()?;
+    Some(Object::Subnet(Subnet { name, vsid, prefix, gateway }))
+}
+
+fn port(desired: &Desired, dice: &mut Dice) -> Option<Object> {
+    let vm = dice.one_of(desired.vms.keys().cloned())?;
+    let name = PortRef { tenant: vm.tenant.clone(), vm: vm.vm, port: name(dice, "p", 2) };
+    let subnet = dice.one_of(desired.subnets.values().map(|s| s.value.clone()).filter(|s| s.name.tenant == vm.tenant))?;
+    let mut allocator = Allocator::new(desired);
+    let addresses = (0..=dice.below(2)).map_while(|_| allocator.address(&subnet).ok()).collect();
+    let mac = allocator.mac(&name).ok()?;
+    let host = dice.one_of(desired.hosts.keys().cloned()).filter(|_| dice.below(5) != 0);
+    let device = host.as_ref().map(|_| device(&name));
+    let security = dice.below(4) != 0;
+    Some(Object::Port(Port { name, subnet: subnet.name, mac, addresses, host, device, security }))
+}
+
+/// Its own on every host.
+fn device(port: &PortRef) -> String {
+    format!("{}{}{}", port.tenant, port.vm, port.port).replace("default", "d")
+}
+
+fn host(dice: &mut Dice) -> Object {
+    let n = dice.below(5);
+    let name: HostName = Name::new(format!("h{n}")).expect("a letter and a digit are a name");
+    let pa = Ipv4Addr::new(192, 168, dice.below(3) as u8, 10 + n as u8);
+    Object::Host(Host { name, pa: IpAddr::V4(pa) })
+}
+
+fn route(desired: &Desired, dice: &mut Dice) -> Option<Object> {
+    let subnet = dice.one_of(desired.subnets.values().map(|s| s.value.clone()))?;
+    let prefix = ["0.0.0.0/0", "172.16.0.0/12", "10.0.0.0/8"][dice.below(3) as usize].parse().ok()?;
+    let next_hop = subnet.prefix.hosts().nth(1 + dice.below(3) as usize)?;
+    let metric = dice.below(3) as u32;
+    Some(Object::Route(Route { network: subnet.name.network_ref(), prefix, next_hop, metric }))
+}
+
+fn migration(desired: &Desired, dice: &mut Dice) -> Option<Object> {
+    let attached = desired.ports.values().filter_map(|p| Some((p.value.name.vm_ref(), p.value.host.clone()?)));
+    let (vm, from) = dice.one_of(attached)?;
+    let to = dice.one_of(desired.hosts.keys().cloned())?;
+    let ports = desired.ports_of(&vm).filter(|(_, p)| p.value.host.is_some());
+    let devices = ports.map(|(name, _)| (name.port.clone(), device(name))).collect();
+    let id = Uuid::from_u128(u128::from(dice.below(u64::MAX)));
+    let phase = Phase::Preparing;
+    Some(Object::Migration(Migration { vm, id, from, to, devices, phase, started_ms: 0, switched_ms: None }))
+}
+
+/// A migration's end: the ports live on the destination, or stay where they are.
+fn finish(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
+    let Some(migration) = dice.one_of(desired.migrations.values().map(|m| m.value.clone())) else { return vec![] };
+    let mut operations = vec![Operation::Delete(Key::Migration(migration.vm.clone()))];
+    if dice.below(3) != 0 {
+        for (name, port) in desired.ports_of(&migration.vm) {
+            let Some(device) = migration.devices.get(&name.port) else { continue };
+            let (host, device) = (Some(migration.to.clone()), Some(device.clone()));
+            operations.push(Operation::Put(Object::Port(Port { host, device, ..port.value.clone() })));
+        }
+    }
+    operations
+}
+
+fn delete(desired: &Desired, dice: &mut Dice) -> Option<Key> {
+    match dice.below(8) {
+        0 => dice.one_of(desired.tenants.keys().cloned()).map(Key::Tenant),
+        1 => dice.one_of(desired.networks.keys().cloned()).map(Key::Network),
+        2 => dice.one_of(desired.subnets.keys().cloned()).map(Key::Subnet),
+        3 => dice.one_of(desired.vms.keys().cloned()).map(Key::Vm),
+        4 | 5 => dice.one_of(desired.ports.keys().cloned()).map(Key::Port),
+        6 => dice.one_of(desired.hosts.keys().cloned()).map(Key::Host),
+        _ => dice.one_of(desired.routes.keys().cloned()).map(|(n, p, h)| Key::Route(n, p, h)),
+    }
+}
