@@ -1,0 +1,265 @@
+//! A site generator and an imagined kernel that carries out what the core says.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use proptest::prelude::*;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+use tenet_compile::{HostRow, NetworkRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, Rows, SubnetRow};
+use tenet_host::{Device, DeviceKind, HostCore, Input, Message, Output, Role};
+use tenet_model::{Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, Vsid};
+use tenet_tables::image::{Image, Operation};
+
+pub const OWN: [u8; 4] = [192, 168, 1, 10];
+pub const OTHER: [u8; 4] = [192, 168, 2, 20];
+
+pub fn name(text: impl Into<String>) -> Name {
+    Name::new(text).unwrap()
+}
+
+pub fn port_ref(net: u32, n: u8) -> PortRef {
+    PortRef { tenant: name(format!("t{net}")), vm: name(format!("vm{n}")), port: name("eth0") }
+}
+
+pub fn vsid(net: u32) -> Vsid {
+    Vsid::new(5000 + net).unwrap()
+}
+
+pub fn mac(net: u32, n: u8) -> Mac {
+    Mac::new([2, 0, 0, 0, u8::try_from(net).unwrap(), n]).unwrap()
+}
+
+pub fn ca(n: u8) -> IpAddr {
+    [10, 1, 1, n].into()
+}
+
+pub fn host(pa: [u8; 4]) -> Row {
+    Row::Host(HostRow { name: name("h1"), pa: pa.into() })
+}
+
+pub fn peer(pa: [u8; 4], any_source: Vec<NetId>) -> Row {
+    Row::Peer(PeerRow { name: name(format!("h{}", pa[3])), pa: pa.into(), any_source })
+}
+
+pub fn network(net: u32) -> Row {
+    Row::Network(NetworkRow {
+        id: NetId(net),
+        name: NetworkRef { tenant: name(format!("t{net}")), network: name("blue") },
+        rdid: uuid::Uuid::from_u128(net.into()),
+        method: Method::Nvgre,
+    })
+}
+
+pub fn subnet(net: u32) -> Row {
+    Row::Subnet(SubnetRow {
+        net: NetId(net),
+        vsid: vsid(net),
+        name: SubnetRef { tenant: name(format!("t{net}")), network: name("blue"), subnet: name("web") },
+        prefix: "10.1.1.0/24".parse().unwrap(),
+        gateway: ca(1),
+    })
+}
+
+pub fn on_link(net: u32) -> Row {
+    Row::Route(RouteRow { net: NetId(net), prefix: "10.1.1.0/24".parse().unwrap(), next_hop: None, metric: 0 })
+}
+
+pub fn record(net: u32, n: u8, pa: [u8; 4], alt: Option<[u8; 4]>) -> Row {
+    Row::Record(RecordRow {
+        net: NetId(net),
+        ca: ca(n),
+        mac: mac(net, n),
+        vsid: vsid(net),
+        pa: pa.into(),
+        alt_pa: alt.map(Into::into),
+        method: Method::Nvgre,
+        port: port_ref(net, n),
+    })
+}
+
+pub fn port(net: u32, n: u8, state: PortState, peer: Option<[u8; 4]>) -> Row {
+    Row::Port(PortRow {
+        net: NetId(net),
+        name: port_ref(net, n),
+        vsid: vsid(net),
+        mac: mac(net, n),
+        device: format!("tap{net}-{n}"),
+        state,
+        peer_pa: peer.map(Into::into),
+        security: true,
+    })
+}
+
+/// Rows that all changed last in `generation`.
+pub fn rows(generation: u64, all: impl IntoIterator<Item = Row>) -> Rows {
+    Rows(all.into_iter().map(|r| (r.key(), (r, generation))).collect())
+}
+
+/// One network with `sql` here (11) and `web` there (12).
+pub fn small(generation: u64) -> Rows {
+    rows(generation, [
+        host(OWN),
+        peer(OTHER, vec![]),
+        network(1),
+        subnet(1),
+        on_link(1),
+        record(1, 11, OWN, None),
+        record(1, 12, OTHER, None),
+        port(1, 11, PortState::Active, None),
+    ])
+}
+
+pub fn device(ifindex: u32) -> Device {
+    Device { ifindex, carrier: true, mtu: 1500, kind: DeviceKind::Veth }
+}
+
+pub fn devices(names: &[(&str, u32)]) -> BTreeMap<String, Device> {
+    names.iter().map(|(n, i)| ((*n).to_owned(), device(*i))).collect()
+}
+
+/// The core with a kernel that does as told.
+pub struct Sim {
+    pub core: HostCore,
+    pub image: Image,
+    pub attached: BTreeMap<u32, Role>,
+    pub refuse: bool,
+    pub sent: Vec<Message>,
+    pub applied: Vec<Operation>,
+    pub now: Duration,
+}
+
+impl Sim {
+    pub fn new() -> Self {
+        let core = HostCore::new(vec!["eth0".into()]);
+        Self {
+            core,
+            image: Image::default(),
+            attached: BTreeMap::new(),
+            refuse: false,
+            sent: vec![],
+            applied: vec![],
+            now: Duration::ZERO,
+        }
+    }
+
+    /// A host with uplink and two taps, connected, the kernel looked at.
+    pub fn started() -> Self {
+        let mut sim = Self::new();
+        sim.feed(Input::Devices(devices(&[("eth0", 2), ("tap1-11", 11), ("tap1-12", 12)])));
+        sim.look();
+        sim.feed(Input::Connected);
+        sim
+    }
+
+    pub fn look(&mut self) {
+        let (image, attached) = (self.image.clone(), self.attached.clone());
+        self.feed(Input::Kernel { image, attached });
+    }
+
+    pub fn full(&mut self, generation: u64, rows: Rows) {
+        self.feed(Input::Full { generation, rows });
+    }
+
+    pub fn feed(&mut self, input: Input) {
+        let mut todo: VecDeque<Output> = self.core.handle(self.now, input).into();
+        while let Some(output) = todo.pop_front() {
+            let answer = match output {
+                Output::Attach { ifindex, role, .. } => {
+                    self.attached.insert(ifindex, role);
+                    Input::Attached { ifindex, result: Ok(()) }
+                }
+                Output::Detach { ifindex } => {
+                    self.attached.remove(&ifindex);
+                    continue;
+                }
+                Output::Apply(operations) => {
+                    for o in &operations {
+                        if !self.refuse {
+                            self.image.apply(*o);
+                        }
+                    }
+                    self.applied.extend(&operations);
+                    let read_back = operations.iter().map(|o| at_key(&self.image, o)).collect();
+                    Input::Applied { read_back, errors: vec![] }
+                }
+                Output::Send(message) => {
+                    self.sent.push(message);
+                    continue;
+                }
+            };
+            todo.extend(self.core.handle(self.now, answer));
+        }
+    }
+
+    /// Messages since the last call.
+    pub fn said(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.sent)
+    }
+}
+
+pub fn at_key(image: &Image, operation: &Operation) -> Operation {
+    match *operation {
+        Operation::Configure(_) => Operation::Configure(image.config.unwrap_or_default()),
+        Operation::Peer(k, _) => Operation::Peer(k, image.peers.get(&k).copied()),
+        Operation::Subnet(k, _) => Operation::Subnet(k, image.subnets.get(&k).copied()),
+        Operation::Record(k, _) => Operation::Record(k, image.records.get(&k).copied()),
+        Operation::Mac(k, _) => Operation::Mac(k, image.macs.get(&k).copied()),
+        Operation::Flood(k, _) => Operation::Flood(k, image.flood.get(&k).copied()),
+        Operation::Route(k, _) => Operation::Route(k, image.routes.get(&k).copied()),
+        Operation::Port(k, _) => Operation::Port(k, image.ports.get(&k).copied()),
+    }
+}
+
+/// Legal rows of a host: up to three networks of up to twelve ports on four hosts, some migrating.
+pub fn any_rows() -> impl Strategy<Value = Rows> {
+    let port = (2u8..60, 0u8..4, prop::option::weighted(0.2, 0u8..4), any::<bool>(), 1u64..50);
+    let nets = prop::collection::btree_map(1u32..5, prop::collection::vec(port, 0..12), 0..4);
+    let routes = prop::collection::vec((1u32..5, any::<[u8; 4]>(), 0u8..=32, 2u8..60, any::<u32>(), 1u64..50), 0..6);
+    (nets, routes).prop_map(|(nets, routes)| {
+        let pa = |n: u8| [192, 168, 1, 10 + n];
+        let mut all = rows(1, [host(pa(0)), peer(pa(1), vec![]), peer(pa(2), vec![NetId(1)]), peer(pa(3), vec![])]);
+        let mut put = |row: Row, generation| all.0.insert(row.key(), (row, generation));
+        for (net, ports) in &nets {
+            put(network(*net), 1);
+            put(subnet(*net), 2);
+            put(on_link(*net), 2);
+            for (n, at, alt, prepared, generation) in ports {
+                let alt = alt.filter(|a| a != at);
+                put(record(*net, *n, pa(*at), alt.map(pa)), *generation);
+                if let Some(row) = port_here(*net, *n, *at, alt, *prepared) {
+                    put(row, *generation);
+                }
+            }
+        }
+        for (net, address, len, hop, metric, generation) in routes {
+            if nets.contains_key(&net) {
+                let prefix = ipnet::Ipv4Net::new(address.into(), len).unwrap().trunc().into();
+                put(Row::Route(RouteRow { net: NetId(net), prefix, next_hop: Some(ca(hop)), metric }), generation);
+            }
+        }
+        all
+    })
+}
+
+/// The port's row on host 0, if it lives there, comes there or has just left.
+fn port_here(net: u32, n: u8, at: u8, alt: Option<u8>, prepared: bool) -> Option<Row> {
+    let state = match (at, alt, prepared) {
+        (0, _, _) => PortState::Active,
+        (_, Some(0), true) => PortState::Prepared,
+        (_, Some(0), false) => PortState::Moved,
+        (_, _, _) => return None,
+    };
+    let other = if at == 0 { alt } else { Some(at) };
+    Some(port(net, n, state, other.map(|n| [192, 168, 1, 10 + n])))
+}
+
+/// All devices that the generator's ports name, and the uplink.
+pub fn all_devices() -> BTreeMap<String, Device> {
+    let mut all = devices(&[("eth0", 2)]);
+    for net in 1u32..5 {
+        for n in 2u32..60 {
+            all.insert(format!("tap{net}-{n}"), device(net * 100 + n));
+        }
+    }
+    all
+}
