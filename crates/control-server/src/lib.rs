@@ -1,0 +1,2 @@
+mod listen;
+mod pki;

@@ -1,0 +1,745 @@
+//! The state machine.
+
+use crate::{
+    DISCONNECTED, HOLD, HUNG, Micros, PREPARE, RETRY, SETTLE,
+    happening::Happening,
+    migration::{ASK, COMMIT, Frames, Run, Stage},
+    plan::Plan,
+    session::{Ack, Hello, Host, Message, Pending, Proof, Session, SessionId},
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use tenet_compile::Delta;
+use tenet_model::{Desired, HostName, Key, NetworkRef, Object, Operation, Phase, PortRef, Receipt, VmRef};
+use uuid::Uuid;
+
+/// Lines on repairs kept for each host.
+const REPAIRS_KEPT: usize = 20;
+/// Revisions whose hosts are remembered, for those who wait for them.
+const TOUCHED_KEPT: usize = 1024;
+
+/// What the shell must do, in this order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// The session has a message to pull ([`Control::next_message`]).
+    Wake(SessionId),
+    /// End the session: another one of the same host began, the host was removed, or it hangs.
+    Close {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        reason: String,
+        /// Whether the host is no longer part of the site.
+        farewell: bool,
+    },
+    /// Commit these writes (with a receipt); if that fails, say so with [`Control::commit_failed`].
+    Commit {
+        /// The migration's VM.
+        vm: VmRef,
+        /// The writes.
+        operations: Vec<Operation>,
+        /// The receipt to store with them.
+        receipt: Option<Receipt>,
+    },
+    /// Ask a host for the counters of a migrating VM's ports; answer with [`Control::counted`].
+    Count {
+        /// The migration.
+        migration: Uuid,
+        /// The VM.
+        vm: VmRef,
+        /// The host.
+        host: HostName,
+        /// Its session.
+        session: SessionId,
+        /// Which ones.
+        stage: Stage,
+    },
+    /// Tell whoever watches.
+    Happened(Happening),
+}
+
+/// Why the core does not do what it was asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// The host is not part of the site.
+    NoSuchHost,
+    /// The VM is not being migrated.
+    NoMigration,
+    /// The migration is in the wrong phase for that.
+    Phase(Phase),
+}
+
+/// A newly attached port that its own host does not yet let through.
+#[derive(Clone, Debug)]
+struct Hold {
+    host: HostName,
+    revision: u64,
+    since: Micros,
+    waiting: BTreeSet<HostName>,
+}
+
+/// The controller's core.
+#[derive(Debug)]
+pub struct Control {
+    plan: Plan,
+    hosts: BTreeMap<HostName, Host>,
+    sessions: BTreeMap<SessionId, HostName>,
+    next_session: u64,
+    holds: BTreeMap<PortRef, Hold>,
+    runs: BTreeMap<VmRef, Run>,
+    touched: VecDeque<(u64, BTreeSet<HostName>)>,
+}
+
+impl Control {
+    /// A core for the site as it stands in the store; running migrations go on at the next tick.
+    #[must_use]
+    pub fn new(desired: Desired, now: Micros) -> Self {
+        let mut me = Self {
+            plan: Plan::new(desired),
+            hosts: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            next_session: 1,
+            holds: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            touched: VecDeque::new(),
+        };
+        let revision = me.plan.desired().revision;
+        for name in me.plan.desired().hosts.keys() {
+            me.hosts.insert(name.clone(), Host { gone_since: now, target: revision, ..Host::default() });
+        }
+        let migrations: Vec<_> = me.plan.desired().migrations.values().cloned().collect();
+        for m in migrations {
+            let mut run = Run::new(m.value, m.revision, now, false);
+            run.waiting = me.hosts_of_vm(&run.migration.vm);
+            me.runs.insert(run.migration.vm.clone(), run);
+        }
+        me
+    }
+
+    /// The site moved to another revision; revisions must come in order.
+    pub fn changed(&mut self, now: Micros, revision: u64, operations: &[Operation]) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let candidates = self.newly_attached(operations);
+        for (port, host) in &candidates {
+            let hold = Hold { host: host.clone(), revision, since: now, waiting: BTreeSet::new() };
+            self.holds.insert(port.clone(), hold);
+        }
+        let moving: BTreeMap<VmRef, BTreeSet<HostName>> =
+            self.runs.keys().map(|vm| (vm.clone(), self.hosts_of_vm(vm))).collect();
+        let blocked = self.blocked();
+        let changes = self.plan.apply(operations, revision, &blocked);
+        self.keep_hosts(now, revision, &mut outputs);
+        self.spread(revision, changes, &mut outputs);
+        self.start_holds(&candidates);
+        self.follow_migrations(now, revision, operations, &moving, &mut outputs);
+        self.progress(now, &mut outputs);
+        outputs
+    }
+
+    /// A host's agent began a session. An older session of the same host is closed.
+    ///
+    /// # Errors
+    /// [`Refused::NoSuchHost`].
+    pub fn opened(&mut self, now: Micros, host: &HostName, hello: Hello) -> Result<(SessionId, Vec<Output>), Refused> {
+        let state = self.hosts.get_mut(host).ok_or(Refused::NoSuchHost)?;
+        let id = SessionId(self.next_session);
+        self.next_session += 1;
+        let mut outputs = Vec::new();
+        if let Some(old) = state.session.take() {
+            self.sessions.remove(&old.id);
+            let reason = "another session of this host began".to_owned();
+            outputs.push(Output::Close { session: old.id, reason, farewell: false });
+            let text = "a second session of the host replaced the first: two agents with one certificate?";
+            outputs.push(Output::Happened(Happening::new("session-replaced", text).host(host)));
+        }
+        let text = format!("agent {} began a session", hello.version);
+        state.last_hello = Some(hello);
+        state.session = Some(Session::new(id, now));
+        self.sessions.insert(id, host.clone());
+        outputs.push(Output::Happened(Happening::new("session-opened", text).host(host)));
+        outputs.push(Output::Wake(id));
+        Ok((id, outputs))
+    }
+
+    /// A session ended.
+    pub fn closed(&mut self, now: Micros, session: SessionId) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        if let Some(host) = self.end_session(now, session) {
+            outputs.push(Output::Happened(Happening::new("session-closed", "the agent's session ended").host(&host)));
+            self.progress(now, &mut outputs);
+        }
+        outputs
+    }
+
+    /// A host acknowledged a message.
+    pub fn acked(&mut self, now: Micros, session: SessionId, ack: Ack) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let Some((name, host)) = host_of(&self.sessions, &mut self.hosts, session) else { return outputs };
+        let Some(open) = &mut host.session else { return outputs };
+        let answered = open.in_flight.as_ref().is_some_and(|m| m.generation == ack.generation);
+        if let Some(error) = ack.error {
+            if answered {
+                open.start_over(now + RETRY);
+            }
+            if host.error.as_ref() != Some(&error) {
+                let text = format!("generation {} was refused: {error}", ack.generation);
+                outputs.push(Output::Happened(Happening::new("problem", text).host(name)));
+            }
+            host.error = Some(error);
+        } else if answered {
+            open.in_flight = None;
+            host.error = None;
+            host.applied = Some(ack.generation);
+            host.read_back(now, ack.generation, &ack.networks, ack.ports, false);
+            let session = open_id(host);
+            outputs.extend(session.map(Output::Wake));
+        }
+        self.progress(now, &mut outputs);
+        outputs
+    }
+
+    /// A host has read all of its kernel's maps.
+    pub fn proved(&mut self, now: Micros, session: SessionId, proof: Proof) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let Some((name, host)) = host_of(&self.sessions, &mut self.hosts, session) else { return outputs };
+        for text in &proof.repaired {
+            outputs.push(Output::Happened(Happening::new("repaired", text.clone()).host(name)));
+            host.repaired.push_back(text.clone());
+        }
+        while host.repaired.len() > REPAIRS_KEPT {
+            host.repaired.pop_front();
+        }
+        for text in proof.problems.iter().filter(|t| !host.problems.contains(t)) {
+            outputs.push(Output::Happened(Happening::new("problem", text.clone()).host(name)));
+        }
+        host.problems = proof.problems;
+        host.read_back(now, proof.generation, &proof.networks, proof.ports, true);
+        outputs
+    }
+
+    /// A host does not know what it has, or has another state than was thought.
+    pub fn resync(&mut self, _now: Micros, session: SessionId, reason: &str) -> Vec<Output> {
+        let Some((name, host)) = host_of(&self.sessions, &mut self.hosts, session) else { return Vec::new() };
+        let Some(open) = &mut host.session else { return Vec::new() };
+        open.start_over(0);
+        let text = format!("the full state is sent again: {reason}");
+        vec![Output::Happened(Happening::new("resync", text).host(name)), Output::Wake(session)]
+    }
+
+    /// A prepared port sent its first frame. Only the destination of its VM's migration can say so.
+    pub fn activated(&mut self, now: Micros, session: SessionId, port: &PortRef) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let Some(host) = self.sessions.get(&session).cloned() else { return outputs };
+        let lives_here = self.lives_on(port, &host);
+        match self.runs.get_mut(&port.vm_ref()) {
+            Some(run) if run.migration.to == host && run.migration.devices.contains_key(&port.port) => {
+                if run.switched.is_none() && run.cancelled.is_none() {
+                    run.switched = Some(now);
+                    let text = format!("port {port} sent its first frame on {host}");
+                    outputs.push(Output::Happened(Happening::new("migration", text).host(&host).port(port)));
+                }
+                self.progress(now, &mut outputs);
+            }
+            // The end of a migration and a repeated report may cross.
+            None if lives_here => {}
+            Some(_) | None => {
+                let text = format!("host {host} claims port {port}, which does not move there");
+                outputs.push(Output::Happened(Happening::new("refused", text).host(&host).port(port)));
+            }
+        }
+        outputs
+    }
+
+    /// The VM runs on the destination, says its operator.
+    ///
+    /// # Errors
+    /// [`Refused::NoMigration`]; [`Refused::Phase`] unless it is prepared or already switched.
+    pub fn switch(&mut self, now: Micros, vm: &VmRef) -> Result<Vec<Output>, Refused> {
+        let run = self.runs.get_mut(vm).ok_or(Refused::NoMigration)?;
+        match run.migration.phase {
+            Phase::Preparing if run.switched.is_none() => return Err(Refused::Phase(Phase::Preparing)),
+            Phase::Preparing | Phase::Prepared | Phase::Switched => {}
+        }
+        run.switched.get_or_insert(now);
+        let mut outputs = Vec::new();
+        self.progress(now, &mut outputs);
+        Ok(outputs)
+    }
+
+    /// The migration shall be given up.
+    ///
+    /// # Errors
+    /// [`Refused::NoMigration`]; [`Refused::Phase`] once it is switched.
+    pub fn cancel(&mut self, now: Micros, vm: &VmRef, reason: &str) -> Result<Vec<Output>, Refused> {
+        let run = self.runs.get_mut(vm).ok_or(Refused::NoMigration)?;
+        if run.switched.is_some() || run.migration.phase == Phase::Switched {
+            return Err(Refused::Phase(Phase::Switched));
+        }
+        run.cancelled.get_or_insert_with(|| reason.to_owned());
+        let mut outputs = Vec::new();
+        self.progress(now, &mut outputs);
+        Ok(outputs)
+    }
+
+    /// A host's counters (none: it gave no answer).
+    pub fn counted(
+        &mut self,
+        now: Micros,
+        migration: Uuid,
+        vm: &VmRef,
+        host: &HostName,
+        stage: Stage,
+        frames: Option<Frames>,
+    ) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let Some(run) = self.runs.get_mut(vm).filter(|r| r.migration.id == migration) else { return outputs };
+        let kept = match stage {
+            Stage::Before => &mut run.before,
+            Stage::After => {
+                run.answers.remove(host);
+                &mut run.after
+            }
+        };
+        if let Some(frames) = frames {
+            kept.insert(host.clone(), frames);
+        }
+        self.progress(now, &mut outputs);
+        outputs
+    }
+
+    /// A commit came to nothing; it is tried again at a later tick if it still makes sense.
+    pub fn commit_failed(&mut self, vm: &VmRef, reason: &str) -> Vec<Output> {
+        let Some(run) = self.runs.get_mut(vm) else { return Vec::new() };
+        run.committing = None;
+        let text = format!("the migration of {vm} cannot go on yet: {reason}");
+        vec![Output::Happened(Happening::new("migration", text).field("vm", vm))]
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Micros) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let mut hung = Vec::new();
+        for host in self.hosts.values() {
+            let Some(s) = &host.session else { continue };
+            if s.in_flight.as_ref().is_some_and(|m| now.saturating_sub(m.sent_at) > HUNG) {
+                hung.push(s.id);
+            } else if s.in_flight.is_none() && s.oldest.is_some() && s.not_before <= now {
+                outputs.push(Output::Wake(s.id));
+            }
+        }
+        for session in hung {
+            let reason = "the agent did not acknowledge in time".to_owned();
+            if let Some(host) = self.end_session(now, session) {
+                outputs.push(Output::Happened(Happening::new("session-closed", reason.clone()).host(&host)));
+            }
+            outputs.push(Output::Close { session, reason, farewell: false });
+        }
+        self.progress(now, &mut outputs);
+        outputs
+    }
+
+    /// What the session's host is to be sent now, if anything.
+    pub fn next_message(&mut self, now: Micros, session: SessionId) -> Option<Message> {
+        let name = self.sessions.get(&session)?;
+        let open = self.hosts.get_mut(name)?.session.as_mut()?;
+        let revision = self.plan.desired().revision;
+        let plan = &self.plan;
+        open.next(now, revision, || plan.rows(name))
+    }
+
+    /// The site.
+    #[must_use]
+    pub const fn desired(&self) -> &Desired {
+        self.plan.desired()
+    }
+
+    /// The compiled rows of all hosts.
+    pub(crate) const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub(crate) const fn hosts(&mut self) -> &mut BTreeMap<HostName, Host> {
+        &mut self.hosts
+    }
+
+    pub(crate) fn all_hosts(&self) -> impl Iterator<Item = (&HostName, &Host)> {
+        self.hosts.iter()
+    }
+
+    /// Number of sessions.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// The session of a host.
+    #[must_use]
+    pub fn session_of(&self, host: &HostName) -> Option<SessionId> {
+        self.hosts.get(host).and_then(open_id)
+    }
+
+    /// Connected hosts that a revision concerns and that do not have all of it in their kernels yet.
+    #[must_use]
+    pub fn waiting_for(&self, revision: u64) -> BTreeSet<HostName> {
+        let concerned = self.touched.iter().find(|(r, _)| *r == revision).map(|(_, hosts)| hosts);
+        let held: BTreeSet<&HostName> =
+            self.holds.values().filter(|h| h.revision <= revision).map(|h| &h.host).collect();
+        self.hosts
+            .iter()
+            .filter(|(name, _)| concerned.is_none_or(|c| c.contains(*name)))
+            .filter(|(name, h)| h.session.as_ref().is_some_and(|s| !s.has(revision) || held.contains(name)))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    /// Hosts that a migration waits for.
+    #[must_use]
+    pub fn migration_waits_for(&self, vm: &VmRef) -> BTreeSet<HostName> {
+        self.runs.get(vm).map(|r| r.waiting.clone()).unwrap_or_default()
+    }
+
+    fn lives_on(&self, port: &PortRef, host: &HostName) -> bool {
+        self.desired().ports.get(port).is_some_and(|p| p.value.host.as_ref() == Some(host))
+    }
+
+    fn blocked(&self) -> BTreeSet<PortRef> {
+        self.holds.keys().cloned().collect()
+    }
+
+    fn hosts_of_vm(&self, vm: &VmRef) -> BTreeSet<HostName> {
+        let mut hosts = BTreeSet::new();
+        for network in self.plan.networks_of(vm) {
+            hosts.extend(self.plan.hosts_of(&network));
+        }
+        if let Some(m) = self.desired().migrations.get(vm) {
+            hosts.extend([m.value.from.clone(), m.value.to.clone()]);
+        }
+        hosts
+    }
+
+    /// Ports that operations bring to a host they do not live on, other than by a migration.
+    fn newly_attached(&self, operations: &[Operation]) -> Vec<(PortRef, HostName)> {
+        let mut found = Vec::new();
+        for operation in operations {
+            let Operation::Put(Object::Port(port)) = operation else { continue };
+            let Some(host) = &port.host else { continue };
+            let migrates_there =
+                self.desired().migrations.get(&port.name.vm_ref()).is_some_and(|m| m.value.to == *host);
+            if !self.lives_on(&port.name, host) && !migrates_there {
+                found.push((port.name.clone(), host.clone()));
+            }
+        }
+        found
+    }
+
+    /// Hosts come and go with the site.
+    fn keep_hosts(&mut self, now: Micros, revision: u64, outputs: &mut Vec<Output>) {
+        let gone: Vec<HostName> =
+            self.hosts.keys().filter(|h| !self.plan.desired().hosts.contains_key(*h)).cloned().collect();
+        for name in gone {
+            if let Some(session) = self.hosts.remove(&name).as_ref().and_then(open_id) {
+                self.sessions.remove(&session);
+                let reason = "the host was removed from the site".to_owned();
+                outputs.push(Output::Close { session, reason, farewell: true });
+            }
+        }
+        for name in self.plan.desired().hosts.keys() {
+            if !self.hosts.contains_key(name) {
+                self.hosts.insert(name.clone(), Host { gone_since: now, target: revision, ..Host::default() });
+            }
+        }
+    }
+
+    /// Hands changed rows to the sessions.
+    fn spread(&mut self, revision: u64, changes: Vec<(HostName, Delta)>, outputs: &mut Vec<Output>) {
+        let mut concerned = BTreeSet::new();
+        for (name, change) in changes {
+            let Some(host) = self.hosts.get_mut(&name) else { continue };
+            host.target = host.target.max(revision);
+            host.digests = None;
+            if let Some(session) = &mut host.session {
+                session.gather(&change, revision);
+                outputs.push(Output::Wake(session.id));
+            }
+            concerned.insert(name);
+        }
+        match self.touched.back_mut() {
+            Some((last, hosts)) if *last == revision => hosts.extend(concerned),
+            Some(_) | None => self.touched.push_back((revision, concerned)),
+        }
+        while self.touched.len() > TOUCHED_KEPT {
+            self.touched.pop_front();
+        }
+    }
+
+    /// Finds out which hosts each new hold waits for.
+    fn start_holds(&mut self, candidates: &[(PortRef, HostName)]) {
+        let connected: BTreeSet<&HostName> = self.sessions.values().collect();
+        let mut by_network: BTreeMap<NetworkRef, BTreeSet<HostName>> = BTreeMap::new();
+        for (port, own) in candidates {
+            let Some(network) = self.plan.network_of(port) else { continue };
+            let hosts = by_network.entry(network).or_insert_with_key(|network| {
+                self.plan.hosts_of(network).into_iter().filter(|h| connected.contains(h)).collect()
+            });
+            if let Some(hold) = self.holds.get_mut(port) {
+                hold.waiting = hosts.iter().filter(|h| *h != own).cloned().collect();
+            }
+        }
+    }
+
+    /// Brings the runs in line with the stored migrations.
+    fn follow_migrations(
+        &mut self,
+        now: Micros,
+        revision: u64,
+        operations: &[Operation],
+        before: &BTreeMap<VmRef, BTreeSet<HostName>>,
+        outputs: &mut Vec<Output>,
+    ) {
+        for operation in operations {
+            match operation {
+                Operation::Put(Object::Migration(m)) => {
+                    let mut waiting = self.hosts_of_vm(&m.vm);
+                    waiting.extend(before.get(&m.vm).into_iter().flatten().cloned());
+                    let text = match m.phase {
+                        Phase::Preparing => format!("{} begins to move from {} to {}", m.vm, m.from, m.to),
+                        Phase::Prepared => format!("{} may move from {} to {}", m.vm, m.from, m.to),
+                        Phase::Switched => format!("{} runs on {}", m.vm, m.to),
+                    };
+                    let fresh = !self.runs.contains_key(&m.vm);
+                    let run = self
+                        .runs
+                        .entry(m.vm.clone())
+                        .or_insert_with(|| Run::new(m.clone(), revision, now, true));
+                    run.advance(m.clone(), revision, now);
+                    run.waiting = waiting;
+                    if fresh {
+                        self.count(now, &m.vm, Stage::Before, outputs);
+                    }
+                    let happening = Happening::new("migration", text).field("vm", &m.vm).field("migration", m.id);
+                    outputs.push(Output::Happened(happening));
+                }
+                Operation::Delete(Key::Migration(vm)) => drop(self.runs.remove(vm)),
+                Operation::Put(_) | Operation::Delete(_) => {}
+            }
+        }
+    }
+
+    /// Goes on wherever what was waited for has come, or took too long.
+    fn progress(&mut self, now: Micros, outputs: &mut Vec<Output>) {
+        self.end_holds(now, outputs);
+        let vms: Vec<VmRef> = self.runs.keys().cloned().collect();
+        for vm in vms {
+            self.step(now, &vm, outputs);
+        }
+    }
+
+    fn end_holds(&mut self, now: Micros, outputs: &mut Vec<Output>) {
+        let hosts = &self.hosts;
+        let has = |name: &HostName, revision| {
+            hosts.get(name).and_then(|h| h.session.as_ref()).is_none_or(|s| s.has(revision))
+        };
+        let mut revisions: BTreeSet<u64> = BTreeSet::new();
+        let plan = &self.plan;
+        self.holds.retain(|port, hold| {
+            hold.waiting.retain(|h| !has(h, hold.revision));
+            let over = hold.waiting.is_empty() || now.saturating_sub(hold.since) > HOLD;
+            if over {
+                revisions.insert(hold.revision);
+            }
+            !over && plan.desired().ports.get(port).is_some_and(|p| p.value.host.as_ref() == Some(&hold.host))
+        });
+        if let Some(revision) = revisions.into_iter().next() {
+            let blocked = self.blocked();
+            let changes = self.plan.reblock(&blocked);
+            self.release(revision, changes, outputs);
+        }
+    }
+
+    /// Hands rows of released ports to their sessions; the site's revision stays.
+    fn release(&mut self, revision: u64, changes: Vec<(HostName, Delta)>, outputs: &mut Vec<Output>) {
+        for (name, change) in changes {
+            let Some(host) = self.hosts.get_mut(&name) else { continue };
+            host.digests = None;
+            if let Some(session) = &mut host.session {
+                session.gather(&change, revision);
+                outputs.push(Output::Wake(session.id));
+            }
+        }
+    }
+
+    /// Asks both hosts of a migration for their counters.
+    fn count(&mut self, now: Micros, vm: &VmRef, stage: Stage, outputs: &mut Vec<Output>) {
+        let Some(run) = self.runs.get_mut(vm) else { return };
+        for host in [&run.migration.from, &run.migration.to] {
+            let Some(session) = self.hosts.get(host).and_then(open_id) else { continue };
+            if stage == Stage::After {
+                run.answers.insert(host.clone());
+            }
+            let (migration, host) = (run.migration.id, host.clone());
+            outputs.push(Output::Count { migration, vm: vm.clone(), host, session, stage });
+        }
+        if stage == Stage::After {
+            run.asked = Some(now);
+        }
+    }
+
+    /// Takes one step of a migration if it is due.
+    fn step(&mut self, now: Micros, vm: &VmRef, outputs: &mut Vec<Output>) {
+        let hosts = &self.hosts;
+        let Some(run) = self.runs.get_mut(vm) else { return };
+        let (to, revision, since) = (run.migration.to.clone(), run.revision, run.since);
+        let mut done = Vec::new();
+        let mut late = Vec::new();
+        run.waiting.retain(|name| {
+            let Some(host) = hosts.get(name) else { return false };
+            match &host.session {
+                Some(s) if s.has(revision) => {
+                    done.push(name.clone());
+                    false
+                }
+                Some(_) if *name != to && now.saturating_sub(since) > SETTLE => {
+                    late.push(name.clone());
+                    false
+                }
+                None if *name != to || run.migration.phase == Phase::Switched => {
+                    now.saturating_sub(host.gone_since) <= DISCONNECTED
+                }
+                Some(_) | None => true,
+            }
+        });
+        for host in late {
+            let text = format!("the migration of {vm} goes on without {host}, which did not acknowledge in time");
+            outputs.push(Output::Happened(Happening::new("problem", text).host(&host).field("vm", vm)));
+        }
+        if run.migration.phase == Phase::Switched {
+            let switched = run.switched.unwrap_or(since);
+            for name in done {
+                run.acks_us.entry(name).or_insert_with(|| now.saturating_sub(switched));
+            }
+        }
+        if run.committing.is_some_and(|at| now.saturating_sub(at) < COMMIT) {
+            return;
+        }
+        let put = |run: &mut Run, phase, outputs: &mut Vec<Output>| {
+            run.committing = Some(now);
+            let operations = vec![run.to_phase(phase, now)];
+            outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: None });
+        };
+        let phase = run.migration.phase;
+        if phase != Phase::Switched && run.switched.is_some() {
+            run.prepare_us.get_or_insert(now.saturating_sub(run.begun));
+            put(run, Phase::Switched, outputs);
+            return;
+        }
+        if phase == Phase::Preparing && run.waiting.contains(&to) && now.saturating_sub(since) > PREPARE {
+            run.cancelled.get_or_insert_with(|| {
+                format!("host {to} did not answer within {} s: check that its agent runs", PREPARE / 1_000_000)
+            });
+        }
+        if let (Some(reason), false) = (&run.cancelled, phase == Phase::Switched) {
+            let receipt = run.receipt(false, Some(reason.clone()));
+            let text = format!("the move of {vm} to {to} was rolled back: {reason}");
+            run.committing = Some(now);
+            let operations = vec![Operation::Delete(Key::Migration(vm.clone()))];
+            outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(receipt) });
+            outputs.push(Output::Happened(Happening::new("migration", text).field("vm", vm)));
+            return;
+        }
+        if !run.waiting.is_empty() {
+            if phase == Phase::Switched && now.saturating_sub(since) > SETTLE + DISCONNECTED {
+                run.waiting.clear();
+            } else {
+                return;
+            }
+        }
+        match phase {
+            Phase::Preparing => {
+                run.prepare_us = Some(now.saturating_sub(run.begun));
+                put(run, Phase::Prepared, outputs);
+            }
+            Phase::Prepared => {}
+            Phase::Switched => match run.asked {
+                None => {
+                    self.count(now, vm, Stage::After, outputs);
+                    self.finish_if_counted(now, vm, outputs);
+                }
+                Some(_) => self.finish_if_counted(now, vm, outputs),
+            },
+        }
+    }
+
+    fn finish_if_counted(&mut self, now: Micros, vm: &VmRef, outputs: &mut Vec<Output>) {
+        let desired = self.plan.desired();
+        let Some(run) = self.runs.get_mut(vm) else { return };
+        let waited = run.asked.is_some_and(|at| now.saturating_sub(at) > ASK);
+        if !run.answers.is_empty() && !waited {
+            return;
+        }
+        run.committing = Some(now);
+        let ports = desired.ports.values().filter(|p| p.value.name.vm_ref() == *vm).map(|p| p.value.clone());
+        let operations = run.finish(ports);
+        let receipt = run.receipt(true, None);
+        let text = format!(
+            "{vm} moved to {}: {} frames redirected, {} lost, last host after {} ms",
+            run.migration.to,
+            receipt.redirected,
+            receipt.lost,
+            receipt.last_ack_us / 1000
+        );
+        outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(receipt) });
+        outputs.push(Output::Happened(Happening::new("migration", text).field("vm", vm)));
+    }
+
+    fn end_session(&mut self, now: Micros, session: SessionId) -> Option<HostName> {
+        let name = self.sessions.remove(&session)?;
+        let host = self.hosts.get_mut(&name)?;
+        if open_id(host) == Some(session) {
+            host.session = None;
+            host.gone_since = now;
+        }
+        Some(name)
+    }
+}
+
+fn open_id(host: &Host) -> Option<SessionId> {
+    host.session.as_ref().map(|s| s.id)
+}
+
+fn host_of<'a>(
+    sessions: &'a BTreeMap<SessionId, HostName>,
+    hosts: &'a mut BTreeMap<HostName, Host>,
+    session: SessionId,
+) -> Option<(&'a HostName, &'a mut Host)> {
+    let name = sessions.get(&session)?;
+    hosts.get_mut(name).map(|h| (name, h))
+}
+
+impl Control {
+    /// The store's history was lost to us; the whole site is taken anew and every host gets its full state.
+    pub fn reloaded(&mut self, now: Micros, desired: Desired) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let revision = desired.revision;
+        self.holds.clear();
+        self.plan = Plan::new(desired);
+        self.keep_hosts(now, revision, &mut outputs);
+        for host in self.hosts.values_mut() {
+            host.target = revision;
+            host.digests = None;
+            if let Some(session) = &mut host.session {
+                session.pending = Pending::Full;
+                session.oldest = Some(0);
+                outputs.push(Output::Wake(session.id));
+            }
+        }
+        let migrations: Vec<_> = self.plan.desired().migrations.values().cloned().collect();
+        self.runs.retain(|vm, _| migrations.iter().any(|m| m.value.vm == *vm));
+        for m in migrations {
+            let waiting = self.hosts_of_vm(&m.value.vm);
+            let run = self.runs.entry(m.value.vm.clone());
+            let run = run.or_insert_with(|| Run::new(m.value.clone(), m.revision, now, false));
+            run.advance(m.value, m.revision, now);
+            run.waiting = waiting;
+        }
+        outputs
+    }
+}

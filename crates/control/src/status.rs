@@ -1,0 +1,137 @@
+//! Desired, applied, proven: what can be said of the hosts.
+
+use crate::{Control, Hello, Micros, PortReport, session::Host};
+use std::collections::BTreeMap;
+use tenet_compile::{PortRow, Row, digests};
+use tenet_model::{HostName, NetId, NetworkRef};
+
+/// A host: what it shall have and what it has.
+#[derive(Clone, Debug)]
+pub struct HostReport {
+    /// Its name.
+    pub name: HostName,
+    /// Whether it has a session.
+    pub connected: bool,
+    /// When the session began, or the last one ended.
+    pub since: Micros,
+    /// What its agent said of itself last.
+    pub hello: Option<Hello>,
+    /// Revision that last changed its rows.
+    pub desired: u64,
+    /// Last generation that it acknowledged.
+    pub applied: Option<u64>,
+    /// Last generation that it read back whole, and when.
+    pub proven: Option<(u64, Micros)>,
+    /// Why its last acknowledgement was a refusal.
+    pub error: Option<String>,
+    /// Its networks.
+    pub networks: Vec<NetworkReport>,
+    /// Its ports as desired, each with what it said of them.
+    pub ports: Vec<(PortRow, Option<PortReport>)>,
+    /// What it found wrong and could not put right.
+    pub problems: Vec<String>,
+    /// What it put right.
+    pub repaired: Vec<String>,
+    /// Whether it is connected and what it read back is what is desired.
+    pub in_sync: bool,
+}
+
+/// A network on a host.
+#[derive(Clone, Debug)]
+pub struct NetworkReport {
+    /// The network.
+    pub network: NetworkRef,
+    /// Its number.
+    pub net: NetId,
+    /// Newest desired row.
+    pub desired: u64,
+    /// Digest of the desired rows.
+    pub digest: u64,
+    /// What was read back: digest, rows, generation, time.
+    pub proven: Option<(u64, u64, u64, Micros)>,
+    /// Whether the digests are equal.
+    pub in_sync: bool,
+}
+
+impl Control {
+    /// All about one host.
+    #[must_use]
+    pub fn host_report(&mut self, name: &HostName) -> Option<HostReport> {
+        let rows = self.plan().rows(name);
+        let host = self.hosts().get_mut(name)?;
+        let wanted = host.digests.get_or_insert_with(|| digests(&rows)).clone();
+        let mut newest: BTreeMap<NetId, u64> = BTreeMap::new();
+        let mut names: BTreeMap<NetId, NetworkRef> = BTreeMap::new();
+        let mut ports = Vec::new();
+        for (key, (row, generation)) in rows.0 {
+            if let Some(net) = key.network() {
+                let n = newest.entry(net).or_default();
+                *n = (*n).max(generation);
+            }
+            match row {
+                Row::Network(r) => drop(names.insert(r.id, r.name)),
+                Row::Port(r) => {
+                    let report = host.ports.get(&r.name).cloned();
+                    ports.push((r, report));
+                }
+                Row::Host(_) | Row::Peer(_) | Row::Subnet(_) | Row::Record(_) | Row::Route(_) => {}
+            }
+        }
+        let networks: Vec<NetworkReport> = wanted
+            .iter()
+            .filter_map(|(net, digest)| {
+                let proven = host.proven.get(net).map(|p| (p.digest, p.rows, p.generation, p.at));
+                Some(NetworkReport {
+                    network: names.get(net)?.clone(),
+                    net: *net,
+                    desired: newest.get(net).copied().unwrap_or(0),
+                    digest: *digest,
+                    in_sync: proven.is_some_and(|(d, ..)| d == *digest),
+                    proven,
+                })
+            })
+            .collect();
+        let session = host.session.as_ref();
+        Some(HostReport {
+            name: name.clone(),
+            connected: session.is_some(),
+            since: session.map_or(host.gone_since, |s| s.since),
+            hello: host.last_hello.clone(),
+            desired: host.target,
+            applied: host.applied,
+            proven: host.proven_at,
+            error: host.error.clone(),
+            in_sync: settled(host) && host.problems.is_empty() && networks.iter().all(|n| n.in_sync),
+            networks,
+            ports,
+            problems: host.problems.clone(),
+            repaired: host.repaired.iter().cloned().collect(),
+        })
+    }
+
+    /// Whether a host is connected and what it read back is what is desired.
+    #[must_use]
+    pub fn in_sync(&mut self, name: &HostName) -> bool {
+        self.host_report(name).is_some_and(|r| r.in_sync)
+    }
+
+    /// For metrics: how many revisions each host's acknowledged state lies behind what it shall have.
+    #[must_use]
+    pub fn lags(&self) -> Vec<(HostName, bool, u64)> {
+        self.all_hosts()
+            .map(|(name, h)| {
+                (name.clone(), h.session.is_some(), h.target.saturating_sub(h.applied.unwrap_or(0)))
+            })
+            .collect()
+    }
+
+    /// The rows that a host shall have.
+    #[must_use]
+    pub fn rows(&self, host: &HostName) -> tenet_compile::Rows {
+        self.plan().rows(host)
+    }
+}
+
+fn settled(host: &Host) -> bool {
+    host.session.as_ref().is_some_and(|s| s.has(u64::MAX - 1)) && host.error.is_none()
+}
