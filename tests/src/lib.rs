@@ -1,1 +1,20 @@
-//! End-to-end tests of the whole: real processes, namespaces, kernel forwarding.
+//! Helpers of the end-to-end tests, which are in `tests/`: each drives real `tenet` processes in a lab.
+//!
+//! Three things to know: [`Fixture`] (one lab for all tests of a file, taken down when the file's process ends),
+//! [`World`] (a lab with its controller's client) and [`Nic`] (a VM's NIC, to send and see single frames).
+//!
+//! A test that cannot run here says `SKIPPED` with the reason and passes.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests stop at the first surprise")]
+
+pub mod frame;
+mod nic;
+pub mod pcap;
+mod reach;
+mod world;
+
+pub use nic::{IcmpError, Nic, Watch, ipv4};
+pub use reach::check_reach;
+pub use world::{Fixture, Guard, World, binary, block_on, missing, skipped, until};
+
+/// The default site of a lab and what its tests need beside.
+pub const SITE: &str = include_str!("site.yaml");

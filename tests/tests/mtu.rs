@@ -1,0 +1,126 @@
+//! Sizes: what does not fit is told, what is bundled stays whole.
+#![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+
+use std::net::IpAddr;
+use std::time::Duration;
+use tenet_hostnet::Links;
+use tenet_lab::tool::Stream;
+use tenet_tests::frame::Packet;
+use tenet_tests::{Fixture, SITE, World, until};
+use tenet_wire::{Icmp, Mac};
+
+static LAB: Fixture = Fixture::new("mtu", SITE);
+
+const PATIENCE: Duration = Duration::from_secs(5);
+const GATEWAY: Mac = Mac::new([0x02, b'T', b'e', b'n', b'e', b't']);
+/// 1500 less 42 bytes of outer and inner headers.
+const INNER: usize = 1458;
+const MEGABYTE: u64 = 1 << 20;
+
+/// A VM whose administrator did not hear of the smaller MTU; put right again when dropped.
+struct Wrong<'a> {
+    world: &'a World,
+    vm: &'a str,
+}
+
+impl<'a> Wrong<'a> {
+    fn new(world: &'a World, vm: &'a str) -> Self {
+        set_mtu(world, vm, 1500);
+        Self { world, vm }
+    }
+}
+
+impl Drop for Wrong<'_> {
+    fn drop(&mut self) {
+        set_mtu(self.world, self.vm, INNER as u32);
+    }
+}
+
+/// Sets the MTU of both ends of a VM's leg, so that the VM's frames come through to the port's program.
+fn set_mtu(world: &World, vm: &str, mtu: u32) {
+    let handle = world.lab.vm(vm).unwrap();
+    let port = &handle.record().ports[0];
+    Links::in_netns(handle.netns()).unwrap().set_mtu(&port.link, mtu).unwrap();
+    let host = world.lab.host(&world.host_of(vm)).unwrap();
+    Links::in_netns(host.netns()).unwrap().set_mtu(&port.device, mtu).unwrap();
+}
+
+#[test]
+fn ports_have_the_uplinks_mtu_less_the_overhead() {
+    let Some(world) = LAB.world() else { return };
+    for host in world.status().hosts {
+        assert_eq!(host.uplink_mtu, Some(1500));
+        assert!(!host.ports.is_empty());
+        for port in host.ports {
+            assert_eq!(port.mtu as usize, INNER, "{}", port.port);
+        }
+    }
+}
+
+#[test]
+fn packet_that_does_not_fit_is_told_the_next_hops_mtu() {
+    let Some(world) = LAB.world() else { return };
+    let _wrong = Wrong::new(&world, "contoso/sql");
+    let sql = world.nic("contoso/sql");
+    // Another host, the same host, another subnet: where a VM is does not show.
+    for (name, routed) in [("contoso/web", false), ("contoso/log", false), ("contoso/app", true)] {
+        let to = world.nic(name);
+        let mac = if routed { GATEWAY } else { to.mac };
+        for (size, dont_fragment) in [(INNER + 1, true), (1500, true), (1500, false)] {
+            let before = world.vm_drops("contoso/sql", "too_big");
+            let packet = Packet::udp((sql.ip, 1), (to.ip, 9), &vec![7; size - 28]);
+            let packet = if dont_fragment { packet.dont_fragment() } else { packet };
+            let error = sql.error(&packet.frame(mac, sql.mac));
+            let error = error.unwrap_or_else(|| panic!("no error for {size} bytes to {name}, DF {dont_fragment}"));
+            assert_eq!(
+                (error.ty, error.code, error.mtu, error.from),
+                (Icmp::UNREACHABLE, Icmp::FRAGMENTATION_NEEDED, INNER as u16, sql.gateway),
+                "{size} bytes to {name}"
+            );
+            until("a counted drop", PATIENCE, || (world.vm_drops("contoso/sql", "too_big") > before).then_some(()));
+        }
+        let packet = Packet::udp((sql.ip, 1), (to.ip, 9), &vec![7; INNER - 28]).dont_fragment();
+        let watch = to.watch();
+        sql.send(&packet.frame(mac, sql.mac));
+        assert!(sql.ping(mac, to.ip));
+        let fits = |bytes: &Vec<u8>| bytes.len() == INNER + 14 && bytes.ends_with(&[7; 100]);
+        assert!(watch.stop().iter().any(fits), "{INNER} bytes fit, to {name}");
+    }
+}
+
+#[test]
+fn tcp_of_guests_with_the_wrong_mtu_arrives_intact() {
+    let Some(world) = LAB.world() else { return };
+    let _wrong = [Wrong::new(&world, "contoso/sql"), Wrong::new(&world, "contoso/web"), Wrong::new(&world, "contoso/app")];
+    for to in ["contoso/web", "contoso/app"] {
+        let report = transfer(&world, "contoso/sql", to, 10 * MEGABYTE);
+        println!("to {to}: {report:?}");
+    }
+}
+
+#[test]
+fn large_frames_stay_whole_from_end_to_end() {
+    let Some(world) = LAB.world() else { return };
+    let before = (world.vm_counters("contoso/sql"), world.vm_counters("contoso/web"));
+    let host = world.lab.host("h1").unwrap();
+    let wire = tenet_tests::Watch::start(host.netns(), &host.record().uplink, None);
+    transfer(&world, "contoso/sql", "contoso/web", 20 * MEGABYTE);
+    let wire: Vec<_> = wire.stop().into_iter().filter(|f| f.len() > 1000).collect();
+    let after = (world.vm_counters("contoso/sql"), world.vm_counters("contoso/web"));
+    let sent = (after.0.tx_bytes - before.0.tx_bytes) / (after.0.tx_frames - before.0.tx_frames);
+    let received = (after.1.rx_bytes - before.1.rx_bytes) / (after.1.rx_frames - before.1.rx_frames);
+    let on_wire = wire.iter().map(Vec::len).sum::<usize>() / wire.len().max(1);
+    println!("mean size of a frame: {sent} sent, {on_wire} on the wire, {received} received");
+    assert!(sent > 10_000 && received > 10_000 && on_wire > 10_000, "{sent} {on_wire} {received}");
+}
+
+/// Sends at least this much from one VM to another and has the receiver check it.
+fn transfer(world: &World, from: &str, to: &str, bytes: u64) -> tenet_lab::tool::StreamReport {
+    let before = world.vm_counters(from).tx_bytes;
+    let stream = Stream::start(world.lab.vm(from).unwrap().netns(), IpAddr::V4(world.ip(to)), Duration::ZERO).unwrap();
+    until("the transfer", Duration::from_secs(30), || (world.vm_counters(from).tx_bytes > before + bytes).then_some(()));
+    let report = stream.stop().unwrap();
+    assert_eq!(report.peer, to);
+    assert!(report.received.in_order && report.received.bytes == report.sent && report.sent >= bytes / 2, "{report:?}");
+    report
+}
