@@ -2,8 +2,9 @@
 //!
 //! Three types to know: [`Store`] (the trait), [`Txn`] (what changes a store) and [`SiteStore`] (the site's objects
 //! in one). Backends: [`MemoryStore`] for tests, [`RedbStore`] for a controller on its own; every backend passes
-//! [`conformance::run`]. A backend must never acknowledge a transaction that a crash could take back.
+//! `conformance::run`. A backend must never acknowledge a transaction that a crash could take back.
 
+#[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
 mod memory;
