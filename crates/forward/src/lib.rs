@@ -1,0 +1,37 @@
+//! What happens to a frame.
+//!
+//! [`port_ingress`] judges what a VM sends, [`uplink_ingress`] what comes from the provider network.
+//! Both read a [`Frame`] and [`Tables`] and return a [`Verdict`]; the headers that the verdict changes
+//! are left in a work sheet ([`PortWork`], [`UplinkWork`]). [`edit`] then turns frame and verdict into
+//! an [`Action`], which is one call of the kernel. The same source runs in eBPF, in tests and in traces.
+//!
+//! This crate must never read a clock, allocate (the `model` feature apart), log, loop without a bound,
+//! or read past the end of a frame. Everything is inlined because eBPF has a stack of 512 bytes and
+//! passes at most five registers to a function.
+#![no_std]
+
+#[cfg(feature = "model")]
+extern crate alloc;
+
+mod access;
+pub mod bucket;
+pub mod edit;
+pub mod flood;
+#[cfg(feature = "model")]
+pub mod model;
+mod port;
+mod reach;
+mod uplink;
+mod verdict;
+
+pub use access::{Frame, FrameMut, Meta, Refused, Tables};
+pub use port::{Head, PortWork, port_ingress};
+pub use uplink::{UplinkWork, uplink_ingress};
+pub use verdict::{Action, Note, Verdict};
+
+/// Mark of an encapsulated frame that a port's program hands to the uplink's program for sending.
+///
+/// `bpf_redirect_neigh` takes only frames that the kernel knows to be IP, and a clone cannot use it at
+/// all; passing the uplink's ingress makes the kernel look at the outer header. Frames from outside carry
+/// no mark, and the outer source must be this host's as well.
+pub const SEND_MARK: u32 = 0x54_65_6e_74;

@@ -1,0 +1,89 @@
+//! What the decision may touch: a frame, and the host's tables.
+
+use tenet_tables::{
+    Addr, Config, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey, Route, Subnet,
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// The frame ends before the bytes asked for, or the kernel refused an edit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refused;
+
+/// What is known about a frame beside its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Meta {
+    /// Interface that the frame came in by.
+    pub ifindex: u32,
+    /// Length in bytes.
+    pub len: u32,
+    /// Payload bytes per segment if the frame stands for several (GSO), else 0.
+    pub gso_size: u32,
+    /// Mark set by a program of this host.
+    pub mark: u32,
+    /// Whether a VLAN tag was taken off before we saw the frame.
+    pub tagged: bool,
+}
+
+/// A frame to look at.
+pub trait Frame {
+    /// Copies the bytes from `at` on.
+    ///
+    /// # Errors
+    /// If the frame ends before.
+    fn load<T: FromBytes + IntoBytes>(&self, at: u32, into: &mut T) -> Result<(), Refused>;
+}
+
+/// A frame to change.
+pub trait FrameMut: Frame {
+    /// Overwrites the bytes from `at` on.
+    ///
+    /// # Errors
+    /// If the frame ends before.
+    fn store<T: IntoBytes + Immutable>(&mut self, at: u32, from: &T) -> Result<(), Refused>;
+
+    /// Makes room for the tunnel's headers at the front; what is in it is undefined.
+    ///
+    /// # Errors
+    /// If the kernel has no memory, or not for this kind of frame.
+    fn grow_tunnel(&mut self, ip: bool) -> Result<(), Refused>;
+
+    /// Takes the tunnel's headers off; the first fourteen bytes are undefined then.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn shrink_tunnel(&mut self) -> Result<(), Refused>;
+
+    /// Makes the frame one of `len` bytes without any offload; all bytes are undefined then.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn remake(&mut self, len: u32) -> Result<(), Refused>;
+
+    /// Sends a copy to the VM behind a port.
+    fn clone_to_port(&mut self, ifindex: u32);
+
+    /// Sends a copy, which is encapsulated, to the provider network.
+    fn clone_to_wire(&mut self, uplink: u32);
+}
+
+/// The host's tables, as the maps of `tenet-tables`.
+///
+/// A row may change while it is read; no decision depends on two reads of one field.
+pub trait Tables {
+    /// Map `CONFIG`.
+    fn config(&self) -> Option<&Config>;
+    /// Map `PORTS`.
+    fn port(&self, ifindex: u32) -> Option<&Port>;
+    /// Map `SUBNETS`.
+    fn subnet(&self, vsid: u32) -> Option<&Subnet>;
+    /// Map `RECORDS`.
+    fn record(&self, key: &RecordKey) -> Option<&Record>;
+    /// Map `MACS`.
+    fn mac(&self, key: &MacKey) -> Option<&MacEntry>;
+    /// Map `ROUTES`: the longest prefix of the network that holds the address.
+    fn route(&self, net: u32, ca: Addr) -> Option<&Route>;
+    /// Map `PEERS`.
+    fn peer(&self, key: &PeerKey) -> Option<&Peer>;
+    /// Map `FLOOD`.
+    fn flood(&self, key: &FloodKey) -> Option<&FloodEntry>;
+}

@@ -1,0 +1,152 @@
+//! The possible ends of a frame.
+
+use tenet_tables::{DropReason, EventKind};
+use tenet_wire::Mac;
+
+/// What the tables say about a frame, before anything was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Not ours: the host's own stack gets the frame untouched. Never for what a VM sent.
+    Pass,
+    /// Count it and forget it.
+    Drop(DropReason),
+    /// To a VM of this host.
+    Deliver {
+        /// The port.
+        ifindex: u32,
+        /// Whether the frame may skip the host's side of a veth.
+        peer: bool,
+    },
+    /// To another host, which is given by its address as a wire word and the tunnel's key.
+    Encapsulate {
+        /// The other host.
+        pa: u32,
+        /// VSID and FlowID as a number.
+        key: u32,
+    },
+    /// The port has moved: on to another host, in the tunnel that the frame came in.
+    Onward {
+        /// The other host, as a wire word.
+        pa: u32,
+    },
+    /// Encapsulated by a port's program already: out by the neighbour that the kernel knows.
+    Send,
+    /// Answer an ARP request: the target is at this MAC.
+    AnswerArp {
+        /// The target's MAC.
+        mac: Mac,
+    },
+    /// Answer a ping of the gateway.
+    AnswerEcho,
+    /// Tell the sender why its packet ends here.
+    Error {
+        /// What is counted.
+        reason: DropReason,
+        /// ICMP type.
+        ty: u8,
+        /// ICMP code.
+        code: u8,
+        /// Next-hop MTU, or 0.
+        mtu: u16,
+    },
+    /// To every other port of the subnet, if the sender's limit allows.
+    Flood {
+        /// The virtual subnet.
+        vsid: u32,
+    },
+}
+
+/// What is to be done with the frame once it is edited: one call of the kernel each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Leave it to the host's stack.
+    Pass,
+    /// Drop it under this name.
+    Drop(DropReason),
+    /// Give it to the VM behind this port.
+    Port {
+        /// The port.
+        ifindex: u32,
+        /// Whether it may skip the host's side of a veth.
+        peer: bool,
+    },
+    /// Give it back to the VM that sent the original: an answer, or an error with the reason it is counted by.
+    Back(Option<DropReason>),
+    /// Send it out of the uplink to the neighbour that the kernel knows.
+    Wire,
+    /// Send it out by way of the uplink's program, because the kernel does not know it to be IP yet.
+    WireByMark,
+}
+
+/// What the agent may be told about a frame, through a rate-limited ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Note {
+    /// What happened; `None`: nothing to tell.
+    pub kind: Option<EventKind>,
+    /// Network, or 0.
+    pub net: u32,
+    /// Virtual subnet, or 0.
+    pub vsid: u32,
+    /// Customer address of interest as a wire word, or 0.
+    pub ca: u32,
+    /// Provider address of interest as a wire word, or 0.
+    pub pa: u32,
+    /// MAC of interest.
+    pub mac: Mac,
+}
+
+impl Verdict {
+    /// First of [`Self::to_words`] of the verdicts that turn a frame round, and of all above.
+    pub const FIRST_RARE: u32 = 6;
+
+    /// The verdict as plain words, every one of them defined, so that eBPF may keep it in a map.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_words(self) -> [u32; 3] {
+        match self {
+            Self::Pass => [0, 0, 0],
+            Self::Drop(reason) => [1, reason as u32, 0],
+            Self::Deliver { ifindex, peer } => [2, ifindex, peer as u32],
+            Self::Encapsulate { pa, key } => [3, pa, key],
+            Self::Onward { pa } => [4, pa, 0],
+            Self::Send => [5, 0, 0],
+            Self::AnswerArp { mac } => {
+                let [a, b, c] = mac.halves;
+                [6, a as u32 | (b as u32) << 16, c as u32]
+            }
+            Self::AnswerEcho => [7, 0, 0],
+            Self::Error { reason, ty, code, mtu } => {
+                [8, reason as u32, ty as u32 | (code as u32) << 8 | (mtu as u32) << 16]
+            }
+            Self::Flood { vsid } => [9, vsid, 0],
+        }
+    }
+
+    /// The verdict that [`Self::to_words`] was given; a drop for anything else.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words(words: [u32; 3]) -> Self {
+        let [tag, a, b] = words;
+        match tag {
+            0 => Self::Pass,
+            1 => Self::Drop(reason(a)),
+            2 => Self::Deliver { ifindex: a, peer: b != 0 },
+            3 => Self::Encapsulate { pa: a, key: b },
+            4 => Self::Onward { pa: a },
+            5 => Self::Send,
+            6 => Self::AnswerArp { mac: Mac { halves: [a as u16, (a >> 16) as u16, b as u16] } },
+            7 => Self::AnswerEcho,
+            8 => Self::Error { reason: reason(a), ty: b as u8, code: (b >> 8) as u8, mtu: (b >> 16) as u16 },
+            9 => Self::Flood { vsid: a },
+            _ => Self::Drop(DropReason::Malformed),
+        }
+    }
+}
+
+#[inline(always)]
+const fn reason(number: u32) -> DropReason {
+    match DropReason::from_number(number) {
+        Some(reason) => reason,
+        None => DropReason::Malformed,
+    }
+}

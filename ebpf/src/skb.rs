@@ -1,0 +1,170 @@
+//! A frame in the kernel.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    helpers::{
+        bpf_clone_redirect, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type,
+        bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
+    programs::TcContext,
+};
+use core::mem::size_of;
+use tenet_forward::{Frame, FrameMut, Meta, Refused, SEND_MARK};
+use tenet_wire::{Ethernet, NVGRE_OVERHEAD};
+
+/// `bpf_skb_adjust_room`: a segment stays as long as it is.
+const FIXED_GSO: u64 = 1;
+/// The new headers are IPv4, GRE and an Ethernet header.
+const ENCAP_IPV4: u64 = 1 << 1;
+const ENCAP_GRE: u64 = 1 << 3;
+const ENCAP_ETHERNET: u64 = 1 << 6 | (Ethernet::LEN as u64) << 56;
+/// What the kernel knows about the inner checksum stays true.
+const KEEP_CHECKSUM: u64 = 1 << 5;
+/// `PACKET_HOST` of the kernel's if_packet.h.
+const PACKET_HOST: u32 = 0;
+const INGRESS: u64 = 1;
+
+/// The frame that a program was called for.
+pub struct Skb {
+    raw: *mut __sk_buff,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub fn new(ctx: &TcContext) -> Self {
+        Self { raw: ctx.as_ptr().cast() }
+    }
+
+    /// The frame of a program's context.
+    #[inline(always)]
+    pub fn from_raw(raw: *mut __sk_buff) -> Self {
+        Self { raw }
+    }
+
+    /// The program's context.
+    #[inline(always)]
+    pub fn raw(&self) -> *mut __sk_buff {
+        self.raw
+    }
+
+    /// The same frame for another function; one at a time uses it.
+    #[inline(always)]
+    pub fn again(&self) -> Self {
+        Self { raw: self.raw }
+    }
+
+    /// What is known about the frame beside its bytes.
+    #[inline(always)]
+    pub fn meta(&self) -> Meta {
+        // SAFETY: the context is valid for the whole call; the verifier checks each field's access.
+        unsafe {
+            Meta {
+                ifindex: (*self.raw).ifindex,
+                len: (*self.raw).len,
+                gso_size: (*self.raw).gso_size,
+                mark: (*self.raw).mark,
+                tagged: (*self.raw).vlan_present != 0,
+            }
+        }
+    }
+
+    /// Bytes now, and frames on the wire that they stand for.
+    #[inline(always)]
+    pub fn weight(&self) -> (u64, u64) {
+        // SAFETY: as in `meta`.
+        let (len, segments) = unsafe { (u64::from((*self.raw).len), u64::from((*self.raw).gso_segs)) };
+        // One for none, without a branch that the verifier would have to follow twice.
+        (len, segments + (segments.wrapping_sub(1) >> 63))
+    }
+
+    /// Sets the mark that programs of this host see.
+    #[inline(always)]
+    pub fn set_mark(&mut self, mark: u32) {
+        // SAFETY: as in `meta`; programs of this type may write the mark.
+        unsafe { (*self.raw).mark = mark }
+    }
+
+    /// Tells the kernel that the frame is for the machine that gets it, whatever it thought of the old link header.
+    #[inline(always)]
+    pub fn to_host(&mut self) {
+        // SAFETY: the helper takes numbers beside the context.
+        unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
+    }
+
+    #[inline(always)]
+    fn adjust(&mut self, by: i32, flags: u64) -> Result<(), Refused> {
+        // SAFETY: the helper takes numbers beside the context.
+        checked(unsafe { bpf_skb_adjust_room(self.raw, by, BPF_ADJ_ROOM_MAC, flags) })
+    }
+
+    #[inline(always)]
+    fn tail(&mut self, len: u32) -> Result<(), Refused> {
+        // SAFETY: the helper takes numbers beside the context.
+        checked(unsafe { bpf_skb_change_tail(self.raw, len, 0) })
+    }
+}
+
+#[inline(always)]
+fn checked(result: i64) -> Result<(), Refused> {
+    if result < 0 { Err(Refused) } else { Ok(()) }
+}
+
+impl Frame for Skb {
+    #[inline(always)]
+    fn load<T>(&self, at: u32, into: &mut T) -> Result<(), Refused> {
+        let to = core::ptr::from_mut(into).cast();
+        // SAFETY: the helper writes `size_of::<T>()` bytes there or reports an error; T holds any bytes.
+        checked(unsafe { bpf_skb_load_bytes(self.raw.cast(), at, to, size_of::<T>() as u32) })
+    }
+}
+
+impl FrameMut for Skb {
+    #[inline(always)]
+    fn store<T>(&mut self, at: u32, from: &T) -> Result<(), Refused> {
+        let from = core::ptr::from_ref(from).cast();
+        // SAFETY: the helper reads `size_of::<T>()` initialised bytes there.
+        checked(unsafe { bpf_skb_store_bytes(self.raw, at, from, size_of::<T>() as u32, 0) })
+    }
+
+    #[inline(always)]
+    fn grow_tunnel(&mut self, ip: bool) -> Result<(), Refused> {
+        if ip {
+            return self.adjust(NVGRE_OVERHEAD as i32, FIXED_GSO | ENCAP_IPV4 | ENCAP_GRE | ENCAP_ETHERNET);
+        }
+        // The kernel makes room after the link header for IP only.
+        // SAFETY: the helper takes numbers beside the context.
+        checked(unsafe { bpf_skb_change_head(self.raw, NVGRE_OVERHEAD, 0) })
+    }
+
+    #[inline(always)]
+    fn shrink_tunnel(&mut self) -> Result<(), Refused> {
+        self.adjust(-(NVGRE_OVERHEAD as i32), FIXED_GSO | KEEP_CHECKSUM)
+    }
+
+    #[inline(always)]
+    fn remake(&mut self, len: u32) -> Result<(), Refused> {
+        // The kernel trims no frame below a checksum that is still to be filled in. Taking away more than
+        // the largest IPv4 header from behind the link header makes it forget that checksum; and
+        // a change at the tail makes it forget segmentation.
+        const ENOUGH: u32 = 128;
+        const HEADERS: i32 = 76;
+        self.tail(ENOUGH)?;
+        self.adjust(-HEADERS, 0)?;
+        self.tail(len)
+    }
+
+    #[inline(always)]
+    fn clone_to_port(&mut self, ifindex: u32) {
+        crate::tell::delivered(self, ifindex);
+        // SAFETY: the helper takes numbers beside the context. A failed copy is a lost broadcast.
+        unsafe { bpf_clone_redirect(self.raw, ifindex, 0) };
+    }
+
+    #[inline(always)]
+    fn clone_to_wire(&mut self, uplink: u32) {
+        self.set_mark(SEND_MARK);
+        // SAFETY: as above.
+        unsafe { bpf_clone_redirect(self.raw, uplink, INGRESS) };
+    }
+}
