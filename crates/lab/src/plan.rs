@@ -269,7 +269,7 @@ mod tests {
             ("hosts:\n  a: { pa: 198.18.0.7 }\n", "site.yaml:2:3: provider address 198.18.0.7 is in the lab controller's"),
             (
                 "hosts:\n  a: { pa: 1.2.3.4 }\ntenants: { t: { vms: { v: { ports: { p: { subnet: n/s, host: z } } } } } }\n",
-                "site.yaml:3:40: port t/v/p is on host z",
+                "site.yaml:3:38: port t/v/p is on host z",
             ),
         ] {
             let error = plan_of(text).unwrap_err().to_string();

@@ -1,0 +1,184 @@
+//! The arguments of all commands, and with them the command line's reference.
+
+mod lab;
+mod name;
+mod object;
+mod role;
+
+pub use lab::{ExecArgs, LabCommand, LabTool};
+pub use object::{HostCommand, NetworkCommand, RouteCommand, SubnetCommand, TenantCommand, VmCommand};
+pub use role::{AgentArgs, ControllerArgs, Hook};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::path::PathBuf;
+use tenet_model::{HostName, NetworkRef};
+
+/// What a command's exit code means; a part of --help and of the reference.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, or nothing to do
+  1  refused or failed; the message says why and what to do next
+  2  the command line is wrong
+  3  the controller cannot be reached, or its admin file cannot be read
+  4  a conflict: somebody else changed it first, or it is there already
+  5  stored, but not all hosts are proven to hold it (`status`, and changes that wait)
+`lab exec` ends with the exit code of the command that it ran.
+
+Names are written TENANT/NAME, as in contoso/sql; a name without a tenant is tenant `default`'s.";
+
+/// Isolated virtual networks for many tenants over an ordinary routed network.
+#[derive(Debug, Parser)]
+#[command(name = "tenet", version, after_help = EXIT_CODES, max_term_width = 110, arg_required_else_help = true)]
+#[command(infer_subcommands = false, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// How to print: tables for people, JSON for programs
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table, help_heading = "Common options")]
+    pub output: Output,
+    /// The controller's admin file, which says where it is and lets us in
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TENET_ADMIN_FILE",
+        default_value = "/var/lib/tenet/admin.json",
+        help_heading = "Common options"
+    )]
+    pub admin_file: PathBuf,
+    /// Talk to the controller of this lab instead
+    #[arg(long, global = true, value_name = "NAME", env = "TENET_LAB", help_heading = "Common options")]
+    pub lab: Option<String>,
+    /// Longest wait until a change is in the hosts' kernels, in seconds; 0 does not wait
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10, help_heading = "Common options")]
+    pub wait: u64,
+}
+
+/// How to print.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Output {
+    /// Tables for people.
+    Table,
+    /// JSON for programs, as the REST API sends it.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the controller: keeps what is desired and tells every host what it needs
+    Controller(ControllerArgs),
+    /// Run a host's agent: writes the kernel's tables as the controller says
+    Agent(AgentArgs),
+    /// Hosts: servers that run an agent
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// Tenants: who owns networks and VMs
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// Networks: isolated routing domains, each with an address space of its own
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// Subnets of networks
+    #[command(subcommand)]
+    Subnet(SubnetCommand),
+    /// VMs and their ports
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Customer routes of networks
+    #[command(subcommand)]
+    Route(RouteCommand),
+    /// Show the lookup table: as desired, or as it stands in the kernel of one host
+    Table(TableArgs),
+    /// Show what is desired, applied and proven, host by host; exit code 5 if these differ
+    Status,
+    /// Show what happened
+    Events(EventsArgs),
+    /// Show the counters of ports and uplinks
+    Counters(CountersArgs),
+    /// Show running migrations
+    Migrations,
+    /// Show what past migrations cost
+    Receipts,
+    /// Make the site as a file says; shows the difference first
+    Apply(ApplyArgs),
+    /// Print the site as a file that `apply` takes
+    Export,
+    /// A whole site on this machine: hosts and VMs as network namespaces
+    #[command(subcommand)]
+    Lab(LabCommand),
+    /// Print a completion script for a shell
+    Completion(CompletionArgs),
+    /// Tools that run inside of a lab's VMs
+    #[command(subcommand, hide = true)]
+    LabTool(LabTool),
+    /// Print documentation that is generated from the code
+    #[command(subcommand, hide = true)]
+    Docs(DocsCommand),
+}
+
+/// Arguments of `table`.
+#[derive(Debug, Args)]
+pub struct TableArgs {
+    /// The host whose kernel is asked; without it, what is desired for the site
+    pub host: Option<HostName>,
+    /// Only this network's records
+    #[arg(long, value_parser = name::network)]
+    pub network: Option<NetworkRef>,
+}
+
+/// Arguments of `events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Go on until Ctrl-C
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// Arguments of `counters`.
+#[derive(Debug, Args)]
+pub struct CountersArgs {
+    /// Only this host's
+    pub host: Option<HostName>,
+}
+
+/// Arguments of `apply`.
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// The site file; `-` reads standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Only show the difference
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Delete what the file does not have (of hosts, tenants and all that is in them)
+    #[arg(long)]
+    pub prune: bool,
+}
+
+/// Arguments of `completion`.
+#[derive(Debug, Args)]
+pub struct CompletionArgs {
+    /// The shell
+    pub shell: Shell,
+}
+
+/// Documentation.
+#[derive(Debug, Subcommand)]
+pub enum DocsCommand {
+    /// The reference of the command line, in Markdown
+    Cli,
+}

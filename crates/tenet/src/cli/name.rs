@@ -1,0 +1,48 @@
+//! Names on the command line: one without its tenant is tenant `default`'s.
+
+use std::str::FromStr;
+use tenet_model::{DEFAULT_TENANT, Name, NameError, NetworkRef, SubnetRef, VmRef};
+
+/// `NETWORK` or `TENANT/NETWORK`.
+pub fn network(text: &str) -> Result<NetworkRef, NameError> {
+    with_tenant(text, 1)
+}
+
+/// `NETWORK/SUBNET` or `TENANT/NETWORK/SUBNET`.
+pub fn subnet(text: &str) -> Result<SubnetRef, NameError> {
+    with_tenant(text, 2)
+}
+
+/// `VM` or `TENANT/VM`.
+pub fn vm(text: &str) -> Result<VmRef, NameError> {
+    with_tenant(text, 1)
+}
+
+/// `DEVICE`, or `PORT=DEVICE` where a VM has several ports.
+pub fn device(text: &str) -> Result<(Option<Name>, String), NameError> {
+    match text.split_once('=') {
+        Some((port, device)) => Ok((Some(Name::new(port)?), device.to_owned())),
+        None => Ok((None, text.to_owned())),
+    }
+}
+
+fn with_tenant<T: FromStr>(text: &str, parts: usize) -> Result<T, T::Err> {
+    if text.split('/').count() == parts { format!("{DEFAULT_TENANT}/{text}").parse() } else { text.parse() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_without_tenant_is_the_default_tenants() {
+        assert_eq!(network("blue").unwrap().to_string(), "default/blue");
+        assert_eq!(network("contoso/blue").unwrap().to_string(), "contoso/blue");
+        assert_eq!(subnet("blue/web").unwrap().to_string(), "default/blue/web");
+        assert_eq!(subnet("contoso/blue/web").unwrap().to_string(), "contoso/blue/web");
+        assert_eq!(vm("sql").unwrap().to_string(), "default/sql");
+        assert!(subnet("web").is_err() && vm("a/b/c").is_err() && vm("").is_err());
+        assert_eq!(device("eth0=tap1").unwrap(), (Some(Name::new("eth0").unwrap()), "tap1".to_owned()));
+        assert_eq!(device("tap1").unwrap(), (None, "tap1".to_owned()));
+    }
+}

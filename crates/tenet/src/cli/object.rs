@@ -1,0 +1,273 @@
+//! Arguments of the commands on objects.
+
+use crate::cli::name;
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+use std::net::IpAddr;
+use tenet_model::{HostName, Mac, Method, Name, NetworkRef, SubnetRef, TenantName, VmRef};
+use uuid::Uuid;
+
+/// Hosts.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// List the hosts
+    List,
+    /// Show all that is known of a host
+    Show {
+        /// The host
+        host: HostName,
+    },
+    /// Print a one-time token with which a host joins; adds the host if it is not there
+    Token {
+        /// The host
+        host: HostName,
+        /// Its provider address; needed if the host is not there yet
+        #[arg(long)]
+        pa: Option<IpAddr>,
+        /// Seconds until the token expires
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+        ttl: u64,
+    },
+    /// Add a host
+    Add {
+        /// The host
+        host: HostName,
+        /// Its address on the provider network
+        #[arg(long)]
+        pa: IpAddr,
+    },
+    /// Remove a host that has no ports
+    Remove {
+        /// The host
+        host: HostName,
+    },
+}
+
+/// Tenants.
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Create a tenant
+    Create {
+        /// The tenant
+        tenant: TenantName,
+    },
+    /// List the tenants
+    List,
+    /// Show a tenant with its networks and VMs
+    Show {
+        /// The tenant
+        tenant: TenantName,
+    },
+    /// Delete a tenant that owns nothing
+    Delete {
+        /// The tenant
+        tenant: TenantName,
+    },
+}
+
+/// Networks.
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Create a network
+    Create {
+        /// The network
+        #[arg(value_parser = name::network)]
+        network: NetworkRef,
+        /// How its frames cross the provider network
+        #[arg(long)]
+        method: Option<Method>,
+        /// Its routing domain id; chosen if left out
+        #[arg(long)]
+        rdid: Option<Uuid>,
+    },
+    /// List the networks
+    List,
+    /// Show a network with its subnets and routes
+    Show {
+        /// The network
+        #[arg(value_parser = name::network)]
+        network: NetworkRef,
+    },
+    /// Delete a network that has no subnets
+    Delete {
+        /// The network
+        #[arg(value_parser = name::network)]
+        network: NetworkRef,
+    },
+}
+
+/// Subnets.
+#[derive(Debug, Subcommand)]
+pub enum SubnetCommand {
+    /// Create a subnet
+    Create {
+        /// The subnet, as TENANT/NETWORK/SUBNET
+        #[arg(value_parser = name::subnet)]
+        subnet: SubnetRef,
+        /// Its prefix, as 10.1.1.0/24
+        #[arg(long)]
+        prefix: IpNet,
+        /// Its number on the wire, 4096 to 16777214; the lowest free one if left out
+        #[arg(long)]
+        vsid: Option<u32>,
+        /// The gateway's address; the first of the prefix if left out
+        #[arg(long)]
+        gateway: Option<IpAddr>,
+    },
+    /// List the subnets
+    List,
+    /// Show a subnet with its ports
+    Show {
+        /// The subnet, as TENANT/NETWORK/SUBNET
+        #[arg(value_parser = name::subnet)]
+        subnet: SubnetRef,
+    },
+    /// Delete a subnet that has no ports
+    Delete {
+        /// The subnet, as TENANT/NETWORK/SUBNET
+        #[arg(value_parser = name::subnet)]
+        subnet: SubnetRef,
+    },
+}
+
+/// VMs.
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Create a VM, with a port if a subnet is given
+    Create {
+        /// The VM
+        #[arg(value_parser = name::vm)]
+        vm: VmRef,
+        /// The port
+        #[command(flatten)]
+        port: NewPort,
+    },
+    /// List the VMs
+    List,
+    /// Show a VM with its ports
+    Show {
+        /// The VM
+        #[arg(value_parser = name::vm)]
+        vm: VmRef,
+    },
+    /// Delete a VM with its ports
+    Delete {
+        /// The VM
+        #[arg(value_parser = name::vm)]
+        vm: VmRef,
+    },
+    /// Attach a VM's port to a device of a host
+    Attach {
+        /// The VM
+        #[arg(value_parser = name::vm)]
+        vm: VmRef,
+        /// The host
+        #[arg(long)]
+        host: HostName,
+        /// The device on that host: a tap, or the host's end of a veth
+        #[arg(long)]
+        device: String,
+        /// The port, if the VM has several
+        #[arg(long)]
+        port: Option<Name>,
+        /// The subnet, if the port shall be made
+        #[arg(long, value_parser = name::subnet)]
+        subnet: Option<SubnetRef>,
+    },
+    /// Detach a VM's port from its host
+    Detach {
+        /// The VM
+        #[arg(value_parser = name::vm)]
+        vm: VmRef,
+        /// The port; all of the VM's if left out
+        #[arg(long)]
+        port: Option<Name>,
+    },
+    /// Prepare the network for a live migration and follow it to its end; the hypervisor moves the VM
+    Migrate {
+        /// The VM
+        #[arg(value_parser = name::vm)]
+        vm: VmRef,
+        /// The destination
+        #[arg(long)]
+        to: HostName,
+        /// The device there, or PORT=DEVICE for each port; the same name as on the source if left out
+        #[arg(long = "device", value_name = "DEVICE", value_parser = name::device)]
+        devices: Vec<(Option<Name>, String)>,
+        /// Return once the VM may move
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Say that a VM runs on its migration's destination; its first frame says so by itself
+    Switch {
+        /// The VM
+        #[arg(value_parser = name::vm)]
+        vm: VmRef,
+    },
+    /// Give up a migration that is not yet switched
+    Cancel {
+        /// The VM
+        #[arg(value_parser = name::vm)]
+        vm: VmRef,
+    },
+}
+
+/// The first port of a new VM.
+#[derive(Debug, Args)]
+pub struct NewPort {
+    /// The subnet it is attached to
+    #[arg(long, value_parser = name::subnet)]
+    pub subnet: Option<SubnetRef>,
+    /// The port's name
+    #[arg(long, default_value = "eth0", requires = "subnet")]
+    pub port: Name,
+    /// Its address; the lowest free one of the subnet if left out
+    #[arg(long, requires = "subnet")]
+    pub address: Option<IpAddr>,
+    /// Its MAC; chosen if left out
+    #[arg(long, requires = "subnet")]
+    pub mac: Option<Mac>,
+    /// Let it send from any MAC and address, as an appliance that routes must
+    #[arg(long, requires = "subnet")]
+    pub no_security: bool,
+}
+
+/// Customer routes.
+#[derive(Debug, Subcommand)]
+pub enum RouteCommand {
+    /// Create a route, or alter its metric
+    Create {
+        /// The network
+        #[arg(value_parser = name::network)]
+        network: NetworkRef,
+        /// Destination, as 0.0.0.0/0
+        #[arg(long, value_name = "PREFIX")]
+        to: IpNet,
+        /// Next hop: the address of a port of the network
+        #[arg(long, value_name = "ADDRESS")]
+        via: IpAddr,
+        /// Lowest wins
+        #[arg(long, default_value_t = 0)]
+        metric: u32,
+    },
+    /// List the routes
+    List,
+    /// Show a network's routes
+    Show {
+        /// The network
+        #[arg(value_parser = name::network)]
+        network: NetworkRef,
+    },
+    /// Delete a route
+    Delete {
+        /// The network
+        #[arg(value_parser = name::network)]
+        network: NetworkRef,
+        /// Destination
+        #[arg(long, value_name = "PREFIX")]
+        to: IpNet,
+        /// Next hop
+        #[arg(long, value_name = "ADDRESS")]
+        via: IpAddr,
+    },
+}

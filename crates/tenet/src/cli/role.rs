@@ -1,0 +1,71 @@
+//! Arguments of the controller and the agent.
+
+use clap::{Args, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Arguments of `controller`.
+#[derive(Debug, Args)]
+pub struct ControllerArgs {
+    /// Where the site, the certificate authority and the admin file are kept; root's alone
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/tenet")]
+    pub state_dir: PathBuf,
+    /// Where people and tools are served (REST over TLS)
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7443")]
+    pub rest: SocketAddr,
+    /// Where agents are served (gRPC over mutual TLS)
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7444")]
+    pub grpc: SocketAddr,
+    /// A name or address under which this machine is reached, for its certificate; may be repeated
+    #[arg(long = "address", value_name = "NAME")]
+    pub addresses: Vec<String>,
+}
+
+/// Arguments of `agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// The controller's URL, as https://controller:7443; remembered from the first start on
+    #[arg(long = "controller", value_name = "URL", env = "TENET_CONTROLLER")]
+    pub controllers: Vec<String>,
+    /// The join token from `tenet host token`, for the first start
+    #[arg(long, value_name = "TOKEN", env = "TENET_JOIN_TOKEN", hide_env_values = true)]
+    pub join: Option<String>,
+    /// The NIC that carries the provider network; may be repeated
+    #[arg(long = "uplink", value_name = "DEVICE")]
+    pub uplinks: Vec<String>,
+    /// Where key, certificate and the last state are kept; root's alone
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/tenet-agent")]
+    pub state_dir: PathBuf,
+    /// Folder in the BPF file system where programs and maps are pinned
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/tenet")]
+    pub bpffs: PathBuf,
+    /// How programs are attached
+    #[arg(long, value_enum, default_value_t = Hook::Auto)]
+    pub hook: Hook,
+    /// Where metrics are served; `off` serves none
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7445")]
+    pub metrics: String,
+    /// Seconds between two full compares of what the kernel holds and what it should
+    #[arg(long, value_name = "SECONDS", default_value_t = 2)]
+    pub compare_every: u64,
+    /// Leave the kernel part out: maps in memory, no frame carried (for measuring the control plane)
+    #[arg(long, hide = true)]
+    pub no_kernel: bool,
+    /// Only say what this kernel has and lacks
+    #[arg(long, conflicts_with = "detach")]
+    pub check: bool,
+    /// Take programs and maps out of the kernel; forwarding ends
+    #[arg(long)]
+    pub detach: bool,
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Hook {
+    /// TCX where the kernel has it (6.6), else clsact
+    Auto,
+    /// TCX
+    Tcx,
+    /// A clsact filter
+    Clsact,
+}

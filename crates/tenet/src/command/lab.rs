@@ -1,0 +1,215 @@
+//! Labs.
+
+use crate::cli::{ExecArgs, Global, LabCommand, LabTool, Output};
+use crate::command::{demo, migrate, runtime};
+use crate::failure::{Code, Failure, Outcome};
+use crate::print::{self, Table, or_dash};
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tenet_hostnet::Netns;
+use tenet_lab::{Lab, LabOptions, Record, SiteFile, tool as tools};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The lab that commands without `--lab` mean.
+const DEFAULT: &str = "demo";
+
+/// `lab …`
+pub fn run(command: LabCommand, global: Global) -> Outcome<ExitCode> {
+    let json = global.output == Output::Json;
+    let named = || global.lab.clone().unwrap_or_else(|| DEFAULT.to_owned());
+    match command {
+        LabCommand::Up { name, site, clsact } => {
+            let mut options = LabOptions::new(&name, binary()?)?;
+            options.clsact = clsact;
+            if let Some(path) = site {
+                let text = std::fs::read_to_string(&path);
+                let text = text.map_err(|e| Failure::new(format!("cannot read {}: {e}", path.display()), "give a site file"))?;
+                options.site = SiteFile { name: path.display().to_string(), text };
+            }
+            up(options).map(|()| ExitCode::SUCCESS)
+        }
+        LabCommand::Down { name } => {
+            Lab::open(&name)?.down()?;
+            print::line(&format!("lab {name} is gone"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        LabCommand::List => list(json).map(|()| ExitCode::SUCCESS),
+        LabCommand::Status { name } => status(&name, json).map(|()| ExitCode::SUCCESS),
+        LabCommand::Exec(args) => exec(&named(), &args),
+        LabCommand::Migrate { vm, host } => {
+            let mut lab = Lab::open(&named())?;
+            let work = async { print::progress(&format!("moving VM {vm} to host {host}"), lab.migrate(&vm, &host)).await };
+            let moved = runtime()?.block_on(work)?;
+            if json {
+                return print::json(&moved.receipt).map(|()| ExitCode::SUCCESS);
+            }
+            migrate::receipt(&moved.receipt)?;
+            print::line(&format!("  the VM was without a leg for {}", print::micros(moved.pause.as_micros() as u64)))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        LabCommand::Demo { keep, clsact } => {
+            let options = demo::options(binary()?, keep, clsact)?;
+            until_interrupted(demo::run(options, keep))?.map(|()| ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// The binary that a lab runs: this one.
+fn binary() -> Outcome<std::path::PathBuf> {
+    std::env::current_exe().map_err(|e| Failure::of(&e, "start it by its full path"))
+}
+
+fn up(mut options: LabOptions) -> Outcome {
+    let begin = Instant::now();
+    options.progress = Arc::new(|step| print::note(&format!("waiting for: {step}")));
+    let name = options.name.to_string();
+    let lab = until_interrupted(async move { Ok::<_, Failure>(Lab::up(options).await?) })?;
+    lab?.keep();
+    print::line(&format!("lab {name} is up after {:.1} s", begin.elapsed().as_secs_f64()))?;
+    print::text(&hints(&name))
+}
+
+/// What to try in a running lab.
+pub fn hints(name: &str) -> String {
+    let (option, down) = if name == DEFAULT { (String::new(), String::new()) } else { (format!(" --lab {name}"), format!(" {name}")) };
+    format!(
+        "Try:
+  tenet --lab {name} status
+  tenet --lab {name} table h1
+  tenet lab{option} exec contoso/web -- ping -c 3 10.1.1.11
+  tenet lab{option} migrate contoso/sql h2
+  tenet --lab {name} events --follow
+  tenet --lab {name} export
+  tenet lab down{down}
+"
+    )
+}
+
+/// Runs something that Ctrl-C or SIGTERM ends; what it holds is dropped, so that labs are removed.
+fn until_interrupted<T>(work: impl Future<Output = T>) -> Outcome<T> {
+    let hint = "check the limits on open files and processes";
+    runtime()?.block_on(async {
+        let mut term = signal(SignalKind::terminate()).map_err(|e| Failure::of(&e, hint))?;
+        let mut int = signal(SignalKind::interrupt()).map_err(|e| Failure::of(&e, hint))?;
+        let interrupted = || Failure::new("interrupted", "all that was made is being removed");
+        tokio::select! {
+            done = work => Ok(done),
+            _ = int.recv() => Err(interrupted()),
+            _ = term.recv() => Err(interrupted()),
+        }
+    })
+}
+
+fn list(json: bool) -> Outcome {
+    let names = Record::names();
+    if json {
+        return print::json(&names);
+    }
+    let mut table = Table::new(["LAB", "HOSTS", "VMS", "STATE"]);
+    for name in &names {
+        match Lab::open(name) {
+            Ok(lab) => {
+                let record = lab.record();
+                table.row([name.clone(), record.hosts.len().to_string(), record.vms.len().to_string(), state(record).to_owned()]);
+            }
+            Err(e) => table.row([name.clone(), "-".to_owned(), "-".to_owned(), e.to_string()]),
+        }
+    }
+    print::table(&table, "no lab is there; bring one up: tenet lab up")
+}
+
+fn state(record: &Record) -> &'static str {
+    if !record.complete {
+        "not complete: `tenet lab down` removes it"
+    } else if record.processes().all(tenet_lab::Process::runs) {
+        "up"
+    } else {
+        "a process of it has ended"
+    }
+}
+
+fn status(name: &str, json: bool) -> Outcome {
+    let lab = Lab::open(name)?;
+    let record = lab.record();
+    if json {
+        return print::json(record);
+    }
+    print::line(&format!("lab {name}: {}, in {}", state(record), record.dir.display()))?;
+    print::line("")?;
+    let mut hosts = Table::new(["PROCESS", "PA", "NAMESPACE", "PID", "RUNS", "LOG"]);
+    let runs = |p: Option<tenet_lab::Process>| print::yes(p.is_some_and(tenet_lab::Process::runs));
+    let c = &record.controller;
+    hosts.row([
+        "controller".to_owned(),
+        c.address.to_string(),
+        c.netns.clone(),
+        or_dash(c.process.map(|p| p.pid)),
+        runs(c.process),
+        c.log.display().to_string(),
+    ]);
+    for h in &record.hosts {
+        hosts.row([
+            format!("agent of {}", h.name),
+            h.pa.to_string(),
+            h.netns.clone(),
+            or_dash(h.process.map(|p| p.pid)),
+            runs(h.process),
+            h.log.display().to_string(),
+        ]);
+    }
+    print::text(&hosts.text(print::fancy()))?;
+    print::line("")?;
+    let mut vms = Table::new(["VM", "ADDRESS", "HOST", "DEVICE", "NAMESPACE"]);
+    for vm in &record.vms {
+        for port in &vm.ports {
+            let addresses: Vec<_> = port.addresses.iter().map(ToString::to_string).collect();
+            vms.row([vm.name.to_string(), addresses.join(" "), or_dash(port.host.as_ref()), port.device.clone(), vm.netns.clone()]);
+        }
+    }
+    print::table(&vms, "no VMs")
+}
+
+/// Becomes the command, so that its exit code, signals and terminal are its own.
+fn exec(name: &str, args: &ExecArgs) -> Outcome<ExitCode> {
+    let lab = Lab::open(name)?;
+    let Some((program, rest)) = args.command.split_first() else {
+        return Err(Failure::new("no command is given", "write it after --").code(Code::Usage));
+    };
+    let mut command = match (&args.host, &args.vm) {
+        (Some(host), _) => lab.host(host)?.command(program),
+        (None, Some(vm)) => lab.vm(vm)?.command(program),
+        (None, None) => lab.router()?.command(program),
+    };
+    let error = command.args(rest).exec();
+    Err(Failure::new(format!("cannot run {program}: {error}"), "check that it is installed on this machine"))
+}
+
+/// `lab-tool …`
+pub fn tool(tool: LabTool) -> Outcome {
+    let here = || Netns::current().map_err(|e| Failure::of(&e, "run it by `tenet lab exec`"));
+    match tool {
+        LabTool::Respond { dir } => Ok(tools::respond(&dir)?),
+        LabTool::Ask { address } => match tools::ask(&here()?, address, Duration::from_secs(2))? {
+            Some(name) => print::line(&name),
+            None => Err(Failure::new(format!("nobody answers at {address}"), "`tenet status` shows whether all hosts are in sync")),
+        },
+        LabTool::Probe { address, expect, rate, seconds } => {
+            let probe = tools::Probe::start(&here()?, address, &expect, rate)?;
+            std::thread::sleep(Duration::from_secs(seconds));
+            print::json(&probe.stop()?)
+        }
+        LabTool::Stream { address, seconds, pace_us } => {
+            let stream = tools::Stream::start(&here()?, address, Duration::from_micros(pace_us))?;
+            std::thread::sleep(Duration::from_secs(seconds));
+            let report = stream.stop()?;
+            print::json(&report)?;
+            if report.received.in_order && report.received.bytes == report.sent {
+                return Ok(());
+            }
+            Err(Failure::of(&io::Error::other("bytes were lost or changed on the way"), "report this as a bug"))
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What the commands do.
+
+mod apply;
+mod change;
+mod demo;
+mod docs;
+mod lab;
+mod migrate;
+mod object;
+mod role;
+mod show;
+mod status;
+mod wire;
+
+use crate::cli::{Cli, Command, DocsCommand, Global, Output};
+use crate::failure::{Code, Failure, Outcome};
+use crate::print;
+use clap::CommandFactory as _;
+use serde::Serialize;
+use std::process::ExitCode;
+use std::time::Duration;
+use tenet_api::client::Client;
+use tenet_api::rest::Wait;
+use tenet_lab::Lab;
+
+/// What a command works with.
+pub struct Context {
+    /// Options of every command.
+    pub global: Global,
+    /// The lab that `--lab` names; its client lives as long as it does.
+    lab: Option<Lab>,
+}
+
+impl Context {
+    fn new(global: Global) -> Outcome<Self> {
+        let lab = global.lab.as_deref().map(Lab::open).transpose()?;
+        Ok(Self { global, lab })
+    }
+
+    /// The controller's client; its changes wait as `--wait` says.
+    pub fn client(&self) -> Outcome<Client> {
+        let client = match &self.lab {
+            Some(lab) => lab.client()?,
+            None => Client::from_admin_file(&self.global.admin_file)?,
+        };
+        let patience = Duration::from_secs(self.global.wait);
+        let wait = if patience.is_zero() { Wait::Stored } else { Wait::Applied };
+        Ok(client.with_wait(wait, Some(patience)))
+    }
+
+    /// Whether JSON is wanted.
+    pub fn json(&self) -> bool {
+        self.global.output == Output::Json
+    }
+
+    /// Prints as JSON, or lets `people` print.
+    pub fn show<T: Serialize>(&self, value: &T, people: impl FnOnce(&T) -> Outcome) -> Outcome {
+        if self.json() { print::json(value) } else { people(value) }
+    }
+}
+
+/// Runs a command.
+pub fn run(cli: Cli) -> Outcome<ExitCode> {
+    match cli.command {
+        Command::Controller(args) => role::controller(args).map(|()| ExitCode::SUCCESS),
+        Command::Agent(args) => role::agent(args),
+        Command::Completion(args) => {
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut Cli::command(), "tenet", &mut script);
+            print::text(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Docs(DocsCommand::Cli) => print::text(&docs::cli()).map(|()| ExitCode::SUCCESS),
+        Command::Lab(command) => lab::run(command, cli.global),
+        Command::LabTool(tool) => lab::tool(tool).map(|()| ExitCode::SUCCESS),
+        Command::Host(_)
+        | Command::Tenant(_)
+        | Command::Network(_)
+        | Command::Subnet(_)
+        | Command::Vm(_)
+        | Command::Route(_)
+        | Command::Table(_)
+        | Command::Status
+        | Command::Events(_)
+        | Command::Counters(_)
+        | Command::Migrations
+        | Command::Receipts
+        | Command::Apply(_)
+        | Command::Export => {
+            let context = Context::new(cli.global)?;
+            runtime()?.block_on(remote(&context, cli.command)).map(|()| ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// The commands that ask a controller.
+async fn remote(context: &Context, command: Command) -> Outcome {
+    match command {
+        Command::Host(command) => object::host(context, command).await,
+        Command::Tenant(command) => object::tenant(context, command).await,
+        Command::Network(command) => object::network(context, command).await,
+        Command::Subnet(command) => object::subnet(context, command).await,
+        Command::Vm(command) => object::vm(context, command).await,
+        Command::Route(command) => object::route(context, command).await,
+        Command::Table(args) => show::table(context, args).await,
+        Command::Status => status::status(context).await,
+        Command::Events(args) => show::events(context, args).await,
+        Command::Counters(args) => show::counters(context, args).await,
+        Command::Migrations => migrate::migrations(context).await,
+        Command::Receipts => migrate::receipts(context).await,
+        Command::Apply(args) => apply::apply(context, args).await,
+        Command::Export => apply::export(context).await,
+        Command::Controller(_)
+        | Command::Agent(_)
+        | Command::Completion(_)
+        | Command::Docs(_)
+        | Command::Lab(_)
+        | Command::LabTool(_) => Ok(()),
+    }
+}
+
+/// A small runtime: one thread is enough to ask and print.
+pub fn runtime() -> Outcome<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::of(&e, "check the limits on open files and processes"))
+}
+
+/// The failure of a state that is not what is desired everywhere.
+pub fn not_in_sync(text: impl Into<String>, hint: impl Into<String>) -> Failure {
+    Failure::new(text, hint).code(Code::NotInSync)
+}

@@ -1,0 +1,62 @@
+//! NVGRE frames in words.
+
+use std::net::Ipv4Addr;
+use tenet_wire::parse::{Frame, Payload, nvgre};
+use tenet_wire::{Arp, Ipv4, ProtocolNumber};
+
+/// An NVGRE frame as people read it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// Outer source and destination: the hosts.
+    pub outer: (Ipv4Addr, Ipv4Addr),
+    /// Virtual subnet.
+    pub vsid: u32,
+    /// The flow's number.
+    pub flow: u8,
+    /// Whether routers may not fragment it.
+    pub dont_fragment: bool,
+    /// Inner source and destination, if it is IPv4.
+    pub inner: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// What is inside, in words.
+    pub words: String,
+}
+
+/// Takes a frame apart: nothing if it is sound but not NVGRE.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn decode(bytes: &[u8]) -> Result<Option<Seen>, String> {
+    let Some(found) = nvgre(bytes).map_err(|e| e.to_string())? else { return Ok(None) };
+    let address = |o: [u8; 4]| Ipv4Addr::from(o);
+    let pair = |ip: &Ipv4| (address(ip.src.octets()), address(ip.dst.octets()));
+    let (inner, words) = words(&found.inner);
+    Ok(Some(Seen {
+        outer: pair(&found.outer),
+        vsid: found.gre.vsid(),
+        flow: found.gre.flow(),
+        dont_fragment: found.outer.dont_fragment(),
+        inner,
+        words,
+    }))
+}
+
+fn words(frame: &Frame<'_>) -> (Option<(Ipv4Addr, Ipv4Addr)>, String) {
+    match &frame.payload {
+        Payload::Arp(arp) => {
+            let kind = if arp.operation == Arp::REQUEST { "request" } else { "reply" };
+            (None, format!("ARP {kind} for {}", Ipv4Addr::from(arp.target.octets())))
+        }
+        Payload::Ipv4(ip, rest) => {
+            let (from, to) = (Ipv4Addr::from(ip.src.octets()), Ipv4Addr::from(ip.dst.octets()));
+            let port = |at: usize| rest.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_be_bytes);
+            let what = match ip.protocol {
+                ProtocolNumber::ICMP => "ICMP".to_owned(),
+                ProtocolNumber::TCP => format!("TCP {} > {}", port(0), port(2)),
+                ProtocolNumber::UDP => format!("UDP {} > {}", port(0), port(2)),
+                other => format!("protocol {other}"),
+            };
+            (Some((from, to)), format!("{from} > {to}  {what}, TTL {}, {} bytes", ip.ttl, ip.total_len.get()))
+        }
+        Payload::Other(rest) => (None, format!("EtherType {:#06x}, {} bytes", frame.eth.ty.get(), rest.len())),
+    }
+}

@@ -1,0 +1,152 @@
+//! Printing: tables for people, JSON for programs, progress for whoever waits at a terminal.
+
+use crate::failure::{Failure, Outcome};
+use serde::Serialize;
+use std::future::Future;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+/// A table: headings and rows of equal length.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Table {
+    headings: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table without rows.
+    #[must_use]
+    pub fn new<const N: usize>(headings: [&'static str; N]) -> Self {
+        Self { headings: headings.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row.
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.to_vec());
+    }
+
+    /// Whether there are no rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The table's text; columns as wide as needed, two spaces between.
+    #[must_use]
+    pub fn text(&self, bold: bool) -> String {
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count());
+            cells.chain(self.headings.get(column).map(|h| h.chars().count())).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.headings.len()).map(width).collect();
+        let line = |cells: &mut dyn Iterator<Item = &str>| {
+            let padded: Vec<String> = cells.zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+            padded.join("  ").trim_end().to_owned()
+        };
+        let head = line(&mut self.headings.iter().copied());
+        let mut text = if bold { format!("\x1b[1m{head}\x1b[0m\n") } else { head + "\n" };
+        for row in &self.rows {
+            text += &line(&mut row.iter().map(String::as_str));
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Whether to use bold and colour on standard output: never into a pipe.
+#[must_use]
+pub fn fancy() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Prints text as it is; a reader that has gone away is no error.
+pub fn text(text: &str) -> Outcome {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other.map_err(|e| Failure::of(&e, "check where standard output goes")),
+    }
+}
+
+/// Prints a line.
+pub fn line(line: &str) -> Outcome {
+    text(&format!("{line}\n"))
+}
+
+/// Prints a table, or a sentence where there is nothing.
+pub fn table(table: &Table, nothing: &str) -> Outcome {
+    if table.is_empty() { line(nothing) } else { text(&table.text(fancy())) }
+}
+
+/// Prints JSON.
+pub fn json(value: &impl Serialize) -> Outcome {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::of(&e, "report this as a bug"))?;
+    line(&text)
+}
+
+/// Prints something on standard error that is not an answer.
+pub fn note(text: &str) {
+    // There is nobody left to tell if this fails.
+    _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Waits; from one second on, says at a terminal what for.
+pub async fn progress<T>(what: &str, work: impl Future<Output = T>) -> T {
+    if !io::stderr().is_terminal() {
+        return work.await;
+    }
+    let mut work = std::pin::pin!(work);
+    let begin = Instant::now();
+    let mut shown = false;
+    loop {
+        tokio::select! {
+            done = &mut work => {
+                if shown {
+                    _ = write!(io::stderr(), "\r\x1b[K");
+                }
+                return done;
+            }
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                shown = true;
+                _ = write!(io::stderr(), "\r\x1b[K{what} … {} s", begin.elapsed().as_secs());
+                _ = io::stderr().flush();
+            }
+        }
+    }
+}
+
+/// `yes` or `no`.
+#[must_use]
+pub fn yes(b: bool) -> String {
+    if b { "yes" } else { "no" }.to_owned()
+}
+
+/// A value, or a dash where there is none.
+#[must_use]
+pub fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |v| v.to_string())
+}
+
+/// A time in the unit that reads best.
+#[must_use]
+pub fn micros(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} µs"),
+        1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
+        _ => format!("{:.1} s", us as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_lines_have_no_trailing_space() {
+        let mut table = Table::new(["NAME", "A", "B"]);
+        table.row(["x".into(), "long cell".into(), String::new()]);
+        table.row(["µµµµµ".into(), "1".into(), "2".into()]);
+        assert_eq!(table.text(false), "NAME   A          B\nx      long cell\nµµµµµ  1          2\n");
+        assert!(table.text(true).starts_with("\x1b[1mNAME   A          B\x1b[0m\n"));
+    }
+}
