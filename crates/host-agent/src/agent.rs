@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Instant;
@@ -490,22 +490,17 @@ impl Drop for Task {
     }
 }
 
-/// A descriptor that the kernel's part owns and keeps open as long as the loop runs.
-struct Borrowed(RawFd);
-
-impl AsRawFd for Borrowed {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
-    }
+fn readable(what: &'static str, fd: Option<OwnedFd>) -> Result<Option<AsyncFd<OwnedFd>>, AgentError> {
+    fd.map(register).transpose().map_err(|source| AgentError::Watch { what, source })
 }
 
-fn readable(what: &'static str, fd: Option<RawFd>) -> Result<Option<AsyncFd<Borrowed>>, AgentError> {
-    let watch = |fd| AsyncFd::with_interest(Borrowed(fd), Interest::READABLE);
-    fd.map(watch).transpose().map_err(|source| AgentError::Watch { what, source })
+fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is one descriptor, always the same, open until it is dropped, which `AsyncFd` does last.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// Waits until the descriptor is readable; forever, if there is none.
-async fn ready(fd: Option<&AsyncFd<Borrowed>>) {
+async fn ready(fd: Option<&AsyncFd<OwnedFd>>) {
     match fd {
         // What made it readable is taken right after; edge by edge, so that it need not be empty then.
         Some(fd) => match fd.readable().await {

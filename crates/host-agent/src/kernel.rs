@@ -1,6 +1,6 @@
 //! What the agent asks of a kernel, and one that lives in memory.
 
-use std::{collections::BTreeMap, os::fd::RawFd};
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 use tenet_host::{Device, DeviceKind, Role};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{Counters, DropKey, Event};
@@ -28,8 +28,8 @@ pub trait Kernel: Send {
         false
     }
 
-    /// Becomes readable when devices change.
-    fn link_fd(&self) -> Option<RawFd> {
+    /// A descriptor of its own that becomes readable when devices change.
+    fn link_fd(&self) -> Option<OwnedFd> {
         None
     }
 
@@ -59,8 +59,8 @@ pub trait Kernel: Send {
     /// Drops by interface and reason.
     fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>>;
 
-    /// Becomes readable when the data plane raised events.
-    fn event_fd(&self) -> Option<RawFd> {
+    /// A descriptor of its own that becomes readable when the data plane raised events.
+    fn event_fd(&self) -> Option<OwnedFd> {
         None
     }
 

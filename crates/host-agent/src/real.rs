@@ -5,7 +5,7 @@ use crate::options::Hook;
 use crate::session::chain;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::{AsRawFd as _, RawFd},
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
 };
 use tenet_datapath::{self as datapath, Datapath, Events};
@@ -23,7 +23,7 @@ const VETH_MTU: u32 = 65535;
 /// The kernel of this host.
 pub(crate) struct RealKernel {
     datapath: Datapath,
-    events: Option<Events>,
+    events: Events,
     links: Links,
     watch: LinkWatch,
     /// Devices that should carry a program, as far as we attached or found one.
@@ -47,7 +47,7 @@ impl RealKernel {
         let events = datapath.events().map_err(error)?;
         let found = datapath.attached().map_err(error)?;
         let programs = found.into_iter().map(|a| (a.ifindex, from_datapath(a.role))).collect();
-        Ok(Self { datapath, events: Some(events), links, watch, programs, prepared: BTreeSet::new() })
+        Ok(Self { datapath, events, links, watch, programs, prepared: BTreeSet::new() })
     }
 
     fn note(&mut self, ifindex: u32, port: Option<&Port>) {
@@ -87,8 +87,8 @@ impl Kernel for RealKernel {
         Ok(links.into_iter().map(|l| (l.name.clone(), device(&l))).collect())
     }
 
-    fn link_fd(&self) -> Option<RawFd> {
-        Some(self.watch.as_raw_fd())
+    fn link_fd(&self) -> Option<OwnedFd> {
+        self.watch.as_fd().try_clone_to_owned().ok()
     }
 
     fn links_changed(&mut self) -> bool {
@@ -185,13 +185,12 @@ impl Kernel for RealKernel {
         Ok(drops.into_iter().map(|((ifindex, r), n)| (DropKey { ifindex, reason: r as u32 }, n)).collect())
     }
 
-    fn event_fd(&self) -> Option<RawFd> {
-        self.events.as_ref().map(std::os::fd::AsRawFd::as_raw_fd)
+    fn event_fd(&self) -> Option<OwnedFd> {
+        self.events.as_fd().try_clone_to_owned().ok()
     }
 
     fn events(&mut self) -> Vec<Event> {
-        let Some(events) = &mut self.events else { return Vec::new() };
-        std::iter::from_fn(|| events.next()).take(EVENTS_AT_ONCE).collect()
+        std::iter::from_fn(|| self.events.next()).take(EVENTS_AT_ONCE).collect()
     }
 }
 
