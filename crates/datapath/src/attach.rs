@@ -10,8 +10,9 @@ use crate::sys::{self, LinkInfo};
 use crate::{Datapath, Error, Result};
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 use tenet_hostnet::{Error as NetError, Links};
 
 /// Runs before any filter with a priority of its own.
@@ -164,9 +165,31 @@ impl Datapath {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(failed(e)),
         }
-        let link = sys::tcx_attach(program, ifindex).map_err(failed)?;
+        let link = self.new_link(ifindex, role).map_err(failed)?;
         sys::obj_pin(link.as_fd(), &pin).map_err(Error::system(format!("pin {}", pin.display())))?;
         Ok(Change::Created)
+    }
+
+    /// Creates a link, or takes the one that is without its pin: if somebody removes a pin, the kernel ends the link
+    /// some milliseconds later, and until then refuses a second one with the same program.
+    fn new_link(&self, ifindex: u32, role: Role) -> io::Result<OwnedFd> {
+        const PAUSE: Duration = Duration::from_millis(5);
+        let program = self.program(role);
+        for _ in 0..400 {
+            let there = sys::tcx_query(ifindex)?;
+            match there.into_iter().find(|(id, _)| *id == program.info.id) {
+                None => match sys::tcx_attach(program.fd.as_fd(), ifindex) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                    other => return other,
+                },
+                Some((_, link)) => match sys::link_by_id(link) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    other => return other,
+                },
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Err(io::Error::from(io::ErrorKind::AlreadyExists))
     }
 
     fn attach_clsact(&self, links: &Links, ifindex: u32, role: Role) -> Result<Change> {
@@ -221,8 +244,9 @@ impl Datapath {
         let mut there = Vec::new();
         for &(ifindex, role) in wanted {
             let found = if self.hook() == Hook::Tcx {
-                // A missing device is EINVAL or ENODEV, depending on the kernel.
-                let programs = sys::tcx_query(ifindex).unwrap_or_default();
+                // Without its pin a link is about to go. A missing device is EINVAL or ENODEV, depending on the kernel.
+                let pinned = self.pins.link(role, ifindex).exists();
+                let programs = if pinned { sys::tcx_query(ifindex).unwrap_or_default() } else { Vec::new() };
                 programs.into_iter().map(|(program, _)| program).find(|id| self.is_ours(*id, role))
             } else {
                 find_filter(&links, &self.pins.root, ifindex, role)?.filter(|id| self.is_ours(*id, role))
@@ -259,13 +283,15 @@ impl Datapath {
     }
 }
 
-/// Contents of the maps that hold a program's constants: arrays of one value.
+/// Contents of those maps that hold a program's constants; the others are scratch space.
 fn constants(ids: &[u32]) -> io::Result<Vec<Vec<u8>>> {
-    let read = |id: &u32| {
-        let map = sys::RawMap::new(sys::map_by_id(*id)?, 1)?;
-        Ok(map.lookup(&[0; 4])?.unwrap_or_default())
-    };
-    let mut all: Vec<Vec<u8>> = ids.iter().map(read).collect::<io::Result<_>>()?;
+    let mut all = Vec::new();
+    for id in ids {
+        let map = sys::RawMap::new(sys::map_by_id(*id)?)?;
+        if map.info().constants {
+            all.push(map.lookup(&[0; 4])?.unwrap_or_default());
+        }
+    }
     all.sort_unstable();
     Ok(all)
 }

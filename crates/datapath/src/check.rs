@@ -161,7 +161,7 @@ fn ring_buffer() -> io::Result<String> {
 }
 
 fn batch() -> io::Result<String> {
-    let map = sys::RawMap::new(sys::map_create(HASH, 4, 4, 16, 0)?, 1)?;
+    let map = sys::RawMap::new(sys::map_create(HASH, 4, 4, 16, 0)?)?;
     map.update(&[1; 4], &[2; 4])?;
     let (mut token, mut keys, mut values) = ([0; KEY_MAX], [0; 64], [0; 64]);
     let (count, _) = map.lookup_batch(None, &mut token, &mut keys, &mut values)?;

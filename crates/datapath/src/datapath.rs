@@ -4,7 +4,7 @@ use crate::bpffs::{self, Pins};
 use crate::sys::{self, ProgramInfo};
 use crate::table::{SHAPES, Table, TrieKey, describe};
 use crate::{DEFAULT_BPFFS, Error, Hook, Result, Role};
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -18,7 +18,8 @@ use tenet_tables::{
 };
 
 /// The object, as built from the sources in `ebpf/`.
-static OBJECT: &[u8] = b"";
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/object/tenet.bpf.o"));
 /// Names another object, for who works on the programs.
 const OBJECT_VARIABLE: &str = "TENET_BPF_OBJECT";
 
@@ -185,25 +186,20 @@ const LOOPBACK: u32 = 1;
 
 impl Tables {
     fn open(directory: &Path) -> Result<Self> {
-        let cpus = possible_cpus()?;
         Ok(Self {
-            config: Table::open(directory, "CONFIG", cpus)?,
-            ports: Table::open(directory, "PORTS", cpus)?,
-            subnets: Table::open(directory, "SUBNETS", cpus)?,
-            records: Table::open(directory, "RECORDS", cpus)?,
-            macs: Table::open(directory, "MACS", cpus)?,
-            routes: Table::open(directory, "ROUTES", cpus)?,
-            peers: Table::open(directory, "PEERS", cpus)?,
-            flood: Table::open(directory, "FLOOD", cpus)?,
-            counters: Table::open(directory, "COUNTERS", cpus)?,
-            drops: Table::open(directory, "DROPS", cpus)?,
-            buckets: Table::open(directory, "BUCKETS", cpus)?,
+            config: Table::open(directory, "CONFIG")?,
+            ports: Table::open(directory, "PORTS")?,
+            subnets: Table::open(directory, "SUBNETS")?,
+            records: Table::open(directory, "RECORDS")?,
+            macs: Table::open(directory, "MACS")?,
+            routes: Table::open(directory, "ROUTES")?,
+            peers: Table::open(directory, "PEERS")?,
+            flood: Table::open(directory, "FLOOD")?,
+            counters: Table::open(directory, "COUNTERS")?,
+            drops: Table::open(directory, "DROPS")?,
+            buckets: Table::open(directory, "BUCKETS")?,
         })
     }
-}
-
-fn possible_cpus() -> Result<usize> {
-    aya::util::nr_cpus().map_err(|(path, source)| Error::System { action: format!("read {path}"), source })
 }
 
 /// Refuses pinned maps that this version would misread. A layout of 0 means that no agent ever wrote them.
@@ -218,7 +214,7 @@ fn check_layout(pins: &Pins) -> Result<()> {
         let info = sys::map_info(fd.as_fd()).map_err(Error::system(format!("read {}", path.display())))?;
         // The layout word comes first in `CONFIG` in all versions, whatever follows it.
         if shape.name == "CONFIG" && info.value_size >= 4 && info.key_size == 4 {
-            let map = sys::RawMap::new(fd, 1).map_err(Error::system(format!("read {}", path.display())))?;
+            let map = sys::RawMap::new(fd).map_err(Error::system(format!("read {}", path.display())))?;
             let value = map.lookup(&[0; 4]).map_err(Error::system(format!("read {}", path.display())))?;
             let found = value.and_then(|v| v.first_chunk().copied()).map_or(0, u32::from_ne_bytes);
             if found != 0 && found != LAYOUT_VERSION {
@@ -270,7 +266,7 @@ fn load(options: &Options, pins: &Pins) -> Result<Ebpf> {
 
 fn program(object: &mut Ebpf, role: Role) -> Result<Program> {
     let name = role.program();
-    let refused = |e| Error::Program { name, source: Box::new(e) };
+    let refused = |e| refusal(name, e);
     let missing = || Error::Incomplete { what: format!("program {name}") };
     let program: &mut SchedClassifier =
         object.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())?;
@@ -280,4 +276,13 @@ fn program(object: &mut Ebpf, role: Role) -> Result<Program> {
     let info =
         sys::program_info(fd.as_fd()).map_err(Error::system(format!("read the facts of program {name}")))?;
     Ok(Program { fd, info })
+}
+
+fn refusal(name: &'static str, error: ProgramError) -> Error {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            Error::Program { name, log: verifier_log.to_string(), source: io_error }
+        }
+        other => Error::Program { name, log: String::new(), source: io::Error::other(other) },
+    }
 }

@@ -58,12 +58,17 @@ pub enum Error {
         source: Box<aya::EbpfError>,
     },
     /// The verifier or the kernel refuses a program.
-    #[error("the kernel refuses program {name}; `tenet agent --check` says what this kernel lacks")]
+    #[error(
+        "the kernel refuses program {name}; `tenet agent --check` says what this kernel lacks{}",
+        last_words(log)
+    )]
     Program {
         /// Its name.
         name: &'static str,
+        /// What the verifier said, in full; may be megabytes.
+        log: String,
         /// Why.
-        source: Box<aya::programs::ProgramError>,
+        source: io::Error,
     },
     /// A map has no room.
     #[error("map {map} is full ({capacity} entries): cannot add {key}")]
@@ -117,5 +122,31 @@ impl Error {
     pub(crate) fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
         move |source| Self::System { action, source }
+    }
+}
+
+/// The end of the verifier's log, where it says what it does not like.
+fn last_words(log: &str) -> String {
+    const LINES: usize = 8;
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let end = &lines[lines.len().saturating_sub(LINES)..];
+    if end.is_empty() {
+        String::new()
+    } else {
+        format!("\nthe verifier's last words:\n  {}", end.join("\n  "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_shows_the_end_of_the_log_alone() {
+        let log: String = (0..1000).map(|n| format!("line {n}\n")).collect();
+        let error =
+            Error::Program { name: "port_in", log, source: io::Error::from_raw_os_error(libc::EINVAL) };
+        let text = error.to_string();
+        assert!(text.contains("line 999") && !text.contains("line 991\n"), "{text}");
     }
 }

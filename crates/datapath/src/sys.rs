@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 const MAP_CREATE: i64 = 0;
 const MAP_LOOKUP: i64 = 1;
@@ -22,6 +23,7 @@ const PROG_QUERY: i64 = 16;
 const MAP_LOOKUP_BATCH: i64 = 24;
 const LINK_CREATE: i64 = 28;
 const LINK_UPDATE: i64 = 29;
+const LINK_BY_ID: i64 = 30;
 const LINK_DETACH: i64 = 34;
 
 const TCX_INGRESS: u32 = 46;
@@ -31,6 +33,8 @@ const BEFORE: u32 = 1 << 3;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 /// Programs on one hook of one device; the kernel allows 64 (`BPF_MPROG_MAX`).
 const MPROG_MAX: usize = 64;
+
+const RDONLY_PROG: u32 = 1 << 7;
 
 /// Longest key of our maps, and longest batch token.
 pub const KEY_MAX: usize = 64;
@@ -91,12 +95,21 @@ pub struct MapInfo {
     pub key_size: u32,
     pub value_size: u32,
     pub max_entries: u32,
+    /// Whether programs only read it, as they do their constants.
+    pub constants: bool,
 }
 
 pub fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut info = [0u32; 32];
     object_info(fd, &mut info)?;
-    Ok(MapInfo { kind: info[0], id: info[1], key_size: info[2], value_size: info[3], max_entries: info[4] })
+    Ok(MapInfo {
+        kind: info[0],
+        id: info[1],
+        key_size: info[2],
+        value_size: info[3],
+        max_entries: info[4],
+        constants: info[5] & RDONLY_PROG != 0,
+    })
 }
 
 /// A map handle whose sizes are known, so that no call can read or write past a buffer.
@@ -108,21 +121,31 @@ pub struct RawMap {
     stride: usize,
 }
 
+/// How many values a per-CPU map has for each key; fixed when the kernel starts.
+fn possible_cpus() -> io::Result<usize> {
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    if let Some(cpus) = CPUS.get() {
+        return Ok(*cpus);
+    }
+    let cpus = aya::util::nr_cpus().map_err(|(_, source)| source)?;
+    Ok(*CPUS.get_or_init(|| cpus))
+}
+
 const KIND_PERCPU_HASH: u32 = 5;
 const KIND_PERCPU_ARRAY: u32 = 6;
 const KIND_LRU_PERCPU_HASH: u32 = 10;
 
 impl RawMap {
-    pub fn open(path: &Path, cpus: usize) -> io::Result<Self> {
-        Self::new(obj_get(path)?, cpus)
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::new(obj_get(path)?)
     }
 
-    pub fn new(fd: OwnedFd, cpus: usize) -> io::Result<Self> {
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
         use std::os::fd::AsFd;
         let info = map_info(fd.as_fd())?;
         let value = info.value_size as usize;
         let per_cpu = matches!(info.kind, KIND_PERCPU_HASH | KIND_PERCPU_ARRAY | KIND_LRU_PERCPU_HASH);
-        let stride = if per_cpu { value.next_multiple_of(8) * cpus } else { value };
+        let stride = if per_cpu { value.next_multiple_of(8) * possible_cpus()? } else { value };
         if info.key_size as usize > KEY_MAX {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         }
@@ -437,6 +460,13 @@ pub fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> 
     };
     // SAFETY: no addresses.
     unsafe { bpf(LINK_CREATE, &mut attr).map(|fd| own(fd)) }
+}
+
+/// Opens a link by its number.
+pub fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0];
+    // SAFETY: no addresses.
+    unsafe { bpf(LINK_BY_ID, &mut attr).map(|fd| own(fd)) }
 }
 
 /// Swaps a link's program in one step.

@@ -99,8 +99,8 @@ where
     K: FromBytes + IntoBytes + Immutable + Copy + Debug,
     V: FromBytes + IntoBytes + Immutable + Copy,
 {
-    pub fn open(directory: &Path, name: &'static str, cpus: usize) -> Result<Self> {
-        let raw = RawMap::open(&directory.join(name), cpus).map_err(fail("open", name, String::new()))?;
+    pub fn open(directory: &Path, name: &'static str) -> Result<Self> {
+        let raw = RawMap::open(&directory.join(name)).map_err(fail("open", name, String::new()))?;
         Ok(Self { name, raw, types: PhantomData })
     }
 

@@ -185,6 +185,21 @@ fn changing_the_hook_leaves_one_program() {
 }
 
 #[test]
+fn what_is_not_ours_reaches_the_filters_of_others() {
+    both(|hook| {
+        let host = Host::new();
+        let pins = Pins::new(&host.netns, hook);
+        let datapath = pins.open();
+        host.run(|| datapath.attach(host.port, Role::Uplink)).unwrap();
+        // The port's program counts what it drops, and so stands for a filter of somebody else.
+        host.links.ensure_clsact(host.port).unwrap();
+        host.links.put_filter(host.port, 50_000, 1, "somebody", datapath.program_fd(Role::Port)).unwrap();
+        host.send(100);
+        assert_eq!(seen(&datapath, host.port), 100);
+    });
+}
+
+#[test]
 fn a_second_agent_is_refused() {
     if !root() {
         return;
