@@ -56,7 +56,7 @@ fn any_image_is_read_back_as_written() {
     let pins = Pins::new(&netns, Hook::Auto);
     let datapath = pins.open();
     assert_eq!(datapath.read().unwrap(), Image::default());
-    let mut runner = TestRunner::new(Runs { cases: 64, ..Runs::default() });
+    let mut runner = TestRunner::new(Runs { cases: 64, failure_persistence: None, ..Runs::default() });
     runner
         .run(&image(), |wanted| {
             let operations = datapath.read().unwrap().operations_to(&wanted);

@@ -36,6 +36,11 @@ pub enum LinkEvent {
 ///
 /// It is a file descriptor that becomes readable; wrap it into a runtime's (tokio: `AsyncFd`) and
 /// call [`LinkWatch::try_next`], or use [`LinkWatch::wait`] on a plain thread.
+///
+/// Events come within a millisecond, with one exception of the kernel's: after a loss of carrier it
+/// holds back further losses in the namespace for up to a second (`linkwatch`; not for bond members). Who
+/// cannot wait that long, as during a migration, asks [`Links::by_index`](crate::Links::by_index)
+/// now and then: its `carrier` is always that of this moment.
 #[derive(Debug)]
 pub struct LinkWatch {
     socket: Socket,
