@@ -285,7 +285,7 @@ impl Drop for Running {
 /// A ready callback and what tells that it was called.
 pub fn ready() -> (Option<Box<dyn FnOnce() + Send>>, oneshot::Receiver<()>) {
     let (tx, rx) = oneshot::channel();
-    (Some(Box::new(move || drop(tx.send(())))), rx)
+    (Some(Box::new(move || tx.send(()).unwrap_or(()))), rx)
 }
 
 pub fn name(text: &str) -> Name {
