@@ -31,7 +31,7 @@ pub(crate) fn subnet(prefix: IpNet, gateway: IpAddr) -> Vec<Why> {
     why.extend(
         RESERVED
             .iter()
-            .filter(|(block, ..)| block.contains(&v4) || v4.contains(block))
+            .find(|(block, ..)| block.contains(&v4) || v4.contains(block))
             .map(|(_, reserved, use_)| Why::PrefixReserved { prefix, reserved, use_ }),
     );
     if !why.is_empty() {

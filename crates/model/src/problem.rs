@@ -76,7 +76,7 @@ pub enum Why {
         other: Key,
     },
     /// An IPv6 customer or provider address.
-    #[error("{what} {address} is IPv6, which is not yet available: use an IPv4 address")]
+    #[error("{what} {address} is IPv6, which is not yet available: use IPv4")]
     Ipv6 {
         /// Which address it is.
         what: &'static str,
@@ -210,7 +210,7 @@ pub enum Why {
         device: String,
     },
     /// Two ports with one device.
-    #[error("device {device} of host {host} is already that of {}: use another device or detach that port first", .other.title())]
+    #[error("device {device} of host {host} is already that of {}: use another device, or {}", .other.title(), Remedy(.other))]
     DeviceTaken {
         /// The device.
         device: String,
@@ -220,7 +220,7 @@ pub enum Why {
         other: Key,
     },
     /// The port's VM is being migrated.
-    #[error("its VM is being moved by {}: wait until that is done, or cancel it", .migration.title())]
+    #[error("cannot change during the {}: wait until that is done, or cancel it", .migration.title())]
     Migrating {
         /// The migration.
         migration: Key,
