@@ -32,7 +32,7 @@ mod up;
 pub use capture::{Capture, Captured};
 pub use error::{Error, Result};
 pub use lab::{Host, Lab, LabOptions, SiteFile, VmHandle};
-pub use migrate::Moved;
+pub use migrate::{Move, Moved};
 pub use plan::{PROVIDER_MTU, PlanOptions, plan};
 pub use process::Process;
 pub use record::{ControllerRecord, HostRecord, LABS, PortRecord, Record, Segment, VmRecord};

@@ -8,6 +8,7 @@ use crate::packet::{PacketSocket, gratuitous_arp};
 use crate::record::{PortRecord, Record};
 use crate::up::refused;
 use crate::{Error, Result, network};
+use std::fs::File;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use tenet_api::client::Client;
@@ -32,11 +33,55 @@ pub struct Moved {
 }
 
 /// A port's two legs.
+#[derive(Debug)]
 struct Legs {
     port: PortRecord,
     /// The VM's end of the new leg, until it takes the old one's name.
     fresh: String,
     garp: Vec<(PacketSocket, [u8; 42])>,
+}
+
+/// A move that is prepared: the VM may go to the destination now, or stay.
+///
+/// Dropped without an end it leaves the VM where it is and the migration to the controller.
+#[derive(Debug)]
+pub struct Move {
+    /// The controller's migration.
+    pub migration: MigrationView,
+    /// From the request until the VM was allowed to move.
+    pub prepare: Duration,
+    vm: VmRef,
+    client: Client,
+    legs: Vec<Legs>,
+    vm_links: Links,
+    source: Links,
+    target: Links,
+    _lock: File,
+}
+
+impl Move {
+    /// Takes the VM to the destination; how long it was without a leg.
+    ///
+    /// # Errors
+    /// [`Error::Net`] if its devices cannot be switched over.
+    pub fn switch(&self) -> Result<Duration> {
+        switch(&self.legs, &self.vm_links)
+    }
+
+    /// Gives up: the VM goes on at the source, and the controller is told if it does not know.
+    ///
+    /// # Errors
+    /// [`Error::Net`] if the VM's devices cannot be put back.
+    pub async fn give_up(self) -> Result<()> {
+        // It may have been rolled back already, which is as good.
+        _ = self.client.migrate_cancel(&self.vm).await;
+        self.back()
+    }
+
+    fn back(&self) -> Result<()> {
+        demolish(&self.legs, &self.target);
+        restore(&self.legs, &self.vm_links)
+    }
 }
 
 impl Lab {
@@ -45,7 +90,23 @@ impl Lab {
     /// # Errors
     /// The controller's refusal; in that case the VM stays where it is.
     pub async fn migrate(&mut self, vm: &str, to: &str) -> Result<Moved> {
-        let _lock = Record::lock(&self.record.dir)?;
+        let prepared = self.prepare_move(vm, to).await?;
+        match prepared.switch() {
+            Ok(pause) => self.finish_move(prepared, pause).await,
+            Err(e) => {
+                // What cannot be put back is told with the first error's text.
+                _ = prepared.give_up().await;
+                Err(e)
+            }
+        }
+    }
+
+    /// The first part of a move: makes the new legs and waits until the VM may go.
+    ///
+    /// # Errors
+    /// The controller's refusal; in that case the VM stays where it is.
+    pub async fn prepare_move(&mut self, vm: &str, to: &str) -> Result<Move> {
+        let lock = Record::lock(&self.record.dir)?;
         self.record = Record::load(&self.record.dir, self.record.name.as_str())?;
         let to = self.host_record(to)?.name.clone();
         let record = self.vm_record(vm)?.clone();
@@ -71,44 +132,43 @@ impl Lab {
             Ok(()) => prepare(&client, &record.name, &to, &legs).await,
             Err(e) => Err(e),
         };
-        let migration = match prepared {
-            Ok(migration) => migration,
+        match prepared {
+            Ok(migration) => {
+                let (vm, prepare) = (record.name, begin.elapsed());
+                Ok(Move { migration, prepare, vm, client, legs, vm_links, source, target, _lock: lock })
+            }
             Err(e) => {
                 demolish(&legs, &target);
-                return Err(e);
+                Err(e)
             }
-        };
-        let prepare = begin.elapsed();
-        let pause = match switch(&legs, &vm_links) {
-            Ok(pause) => pause,
-            Err(e) => {
-                // The VM goes on at the source; what cannot be put back is told with the first error's text.
-                _ = client.migrate_cancel(&record.name).await;
-                demolish(&legs, &target);
-                _ = restore(&legs, &vm_links);
-                return Err(e);
-            }
-        };
+        }
+    }
+
+    /// The last part of a move: waits until the controller calls it done, then removes the old legs.
+    ///
+    /// # Errors
+    /// The reason of a roll-back; in that case the VM goes on where it was.
+    pub async fn finish_move(&mut self, moving: Move, pause: Duration) -> Result<Moved> {
         let switched = Instant::now();
-        let receipt = done(&client, &record.name, &migration).await?;
+        let receipt = done(&moving.client, &moving.vm, &moving.migration).await?;
         let settle = switched.elapsed();
         if !receipt.moved {
-            demolish(&legs, &target);
-            restore(&legs, &vm_links)?;
+            moving.back()?;
             let reason = receipt.reason.clone().unwrap_or_else(|| "the controller gave no reason".to_owned());
-            return Err(Error::Plan(format!("VM {} was rolled back to host {from}: {reason}", record.name)));
+            let (vm, from) = (&moving.vm, &receipt.from);
+            return Err(Error::Plan(format!("VM {vm} was rolled back to host {from}: {reason}")));
         }
-        for leg in &legs {
-            source.delete_link(&leg.port.device)?;
-            rename(&vm_links, &leg.fresh, &leg.port)?;
+        for leg in &moving.legs {
+            moving.source.delete_link(&leg.port.device)?;
+            rename(&moving.vm_links, &leg.fresh, &leg.port)?;
         }
-        for vm in self.record.vms.iter_mut().filter(|v| v.name == record.name) {
+        for vm in self.record.vms.iter_mut().filter(|v| v.name == moving.vm) {
             for port in vm.ports.iter_mut().filter(|p| p.host.is_some()) {
-                port.host = Some(to.clone());
+                port.host = Some(receipt.to.clone());
             }
         }
         self.record.save()?;
-        Ok(Moved { receipt, prepare, pause, settle })
+        Ok(Moved { prepare: moving.prepare, receipt, pause, settle })
     }
 }
 
@@ -166,7 +226,11 @@ async fn done(client: &Client, vm: &VmRef, migration: &MigrationView) -> Result<
     let action = format!("finish moving VM {vm}");
     let begin = Instant::now();
     loop {
-        let receipts = client.receipts().await.map_err(|e| refused(&action, e))?;
+        // A controller that is away for a moment finishes the move when it is back.
+        let receipts = match client.receipts().await {
+            Err(e) if begin.elapsed() > PATIENCE => return Err(refused(&action, e)),
+            receipts => receipts.unwrap_or_default(),
+        };
         if let Some(receipt) = receipts.into_iter().rev().find(|r| r.id == migration.id) {
             return Ok(receipt);
         }
