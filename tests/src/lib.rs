@@ -6,14 +6,17 @@
 //! A test that cannot run here says `SKIPPED` with the reason and passes.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests stop at the first surprise")]
 
+pub mod bpf;
 pub mod frame;
 mod nic;
 pub mod pcap;
 mod reach;
+mod restart;
 mod world;
 
 pub use nic::{IcmpError, Nic, Watch, ipv4};
 pub use reach::check_reach;
+pub use restart::{Load, check_agent_restart};
 pub use world::{Fixture, Guard, World, binary, block_on, missing, skipped, until};
 
 /// The default site of a lab and what its tests need beside.

@@ -1,0 +1,93 @@
+//! Forwarding without an agent.
+
+use std::net::IpAddr;
+use std::time::Duration;
+use tenet_lab::tool::{Probe, ProbeReport, Stream, StreamReport};
+
+use crate::{World, until};
+
+/// A probe of 1 kHz and a stream of some megabytes a second between two VMs, judged when stopped.
+#[derive(Debug)]
+pub struct Load {
+    probe: Probe,
+    stream: Stream,
+    begin: std::time::Instant,
+}
+
+impl Load {
+    /// Begins.
+    ///
+    /// # Panics
+    /// If the VMs do not reach each other.
+    #[must_use]
+    pub fn start(world: &World, from: &str, to: &str) -> Self {
+        let netns = world.lab.vm(from).unwrap().netns().clone();
+        let address = IpAddr::V4(world.ip(to));
+        let stream = Stream::start(&netns, address, Duration::from_millis(5)).unwrap();
+        let probe = Probe::start(&netns, address, to, 1000).unwrap();
+        Self { probe, stream, begin: std::time::Instant::now() }
+    }
+
+    /// Lets it run on for so long.
+    pub fn run(&self, time: Duration) {
+        let begin = std::time::Instant::now();
+        until("time to pass", time * 2 + Duration::from_secs(5), || (begin.elapsed() >= time).then_some(()));
+    }
+
+    /// Stops; the stream must be intact.
+    ///
+    /// # Panics
+    /// If it is not.
+    #[must_use]
+    pub fn stop(self) -> (ProbeReport, StreamReport) {
+        let millis = self.begin.elapsed().as_millis();
+        let (probe, stream) = (self.probe.stop().unwrap(), self.stream.stop().unwrap());
+        println!("{millis} ms under load: {probe:?}, {stream:?}");
+        assert!(stream.received.in_order && stream.received.bytes == stream.sent && stream.sent > 0, "{stream:?}");
+        assert_eq!(probe.strangers, 0, "{probe:?}");
+        assert!(u128::from(probe.sent) * 2 > millis, "the probe kept its pace: {probe:?} in {millis} ms");
+        (probe, stream)
+    }
+
+    /// Stops; no frame may be lost either.
+    ///
+    /// # Panics
+    /// If one was.
+    pub fn stop_without_loss(self) {
+        let (probe, _) = self.stop();
+        assert_eq!((probe.lost, probe.duplicates), (0, 0), "{probe:?}");
+    }
+}
+
+/// Kills both hosts' agents with SIGKILL under load and starts them again: no frame is lost, none is rewritten.
+///
+/// # Panics
+/// If one is.
+pub fn check_agent_restart(world: &mut World) {
+    let (same, other) = (Load::start(world, "contoso/log", "contoso/sql"), Load::start(world, "contoso/web", "contoso/sql"));
+    let hosts: Vec<String> = world.lab.record().hosts.iter().map(|h| h.name.to_string()).collect();
+    for host in &hosts {
+        world.lab.kill_agent(host).unwrap();
+        until("the controller misses the agent", Duration::from_secs(20), || {
+            (!world.host_status(host).connected).then_some(())
+        });
+        other.run(Duration::from_millis(300));
+        world.lab.start_agent(host).unwrap();
+        world.in_sync();
+    }
+    for host in &hosts {
+        world.lab.kill_agent(host).unwrap();
+    }
+    other.run(Duration::from_secs(1));
+    for host in &hosts {
+        world.lab.start_agent(host).unwrap();
+    }
+    until("agents are back", Duration::from_secs(20), || world.status().hosts.iter().all(|h| h.connected).then_some(()));
+    world.in_sync();
+    other.run(Duration::from_millis(300));
+    same.stop_without_loss();
+    other.stop_without_loss();
+    for host in world.status().hosts {
+        assert!(host.repaired.is_empty(), "adopted, nothing to put right: {:?}", host.repaired);
+    }
+}
