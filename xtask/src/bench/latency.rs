@@ -26,7 +26,7 @@ pub fn changes(tenet: &Path, out: &Path, rounds: usize) -> Result<()> {
         let mut times = Samples::default();
         for i in 0..rounds {
             let route = RouteSpec {
-                network: "contoso/blue".parse()?,
+                network: "contoso/prod".parse()?,
                 prefix: format!("172.16.{}.0/24", i % 256).parse()?,
                 next_hop: "10.1.1.12".parse()?,
                 metric: 0,
