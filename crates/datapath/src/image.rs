@@ -57,6 +57,33 @@ impl Datapath {
         }
     }
 
+    /// What the maps hold now at the operations' keys, as operations.
+    pub fn read_back(&self, operations: &[Operation]) -> Result<Vec<Operation>> {
+        // A trie answers with the longest prefix that covers the key, so that only a walk tells what it holds.
+        let mut routes = None;
+        let one = |operation: &Operation| {
+            let tables = &self.tables;
+            Ok(match *operation {
+                Operation::Configure(_) => Operation::Configure(self.config()?.unwrap_or_default()),
+                Operation::Peer(key, _) => Operation::Peer(key, tables.peers.get(&key)?),
+                Operation::Subnet(key, _) => Operation::Subnet(key, tables.subnets.get(&key)?),
+                Operation::Record(key, _) => Operation::Record(key, tables.records.get(&key)?),
+                Operation::Mac(key, _) => Operation::Mac(key, tables.macs.get(&key)?),
+                Operation::Flood(key, _) => Operation::Flood(key, tables.flood.get(&key)?),
+                Operation::Route(prefix, _) => {
+                    let routes: &mut BTreeMap<_, _> = match &mut routes {
+                        Some(routes) => routes,
+                        none => none.insert(map(&tables.routes)?),
+                    };
+                    let (bits, key) = prefix.to_trie();
+                    Operation::Route(prefix, routes.get(&TrieKey { bits, key }).copied())
+                }
+                Operation::Port(key, _) => Operation::Port(key, tables.ports.get(&key)?),
+            })
+        };
+        operations.iter().map(one).collect()
+    }
+
     /// The host's configuration, if it was ever written.
     pub fn config(&self) -> Result<Option<Config>> {
         Ok(self.tables.config.get(&ONLY)?.filter(|config| config.layout != 0))

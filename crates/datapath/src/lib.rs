@@ -22,6 +22,7 @@ mod detach;
 mod error;
 mod events;
 mod image;
+mod repair;
 mod sys;
 mod table;
 

@@ -200,6 +200,26 @@ fn what_is_not_ours_reaches_the_filters_of_others() {
 }
 
 #[test]
+fn an_ingress_qdisc_of_somebody_else_is_used_and_left() {
+    if !root() {
+        return;
+    }
+    let host = Host::new();
+    let added = host.netns.command("tc").args(["qdisc", "add", "dev", "port", "ingress"]).status();
+    if !added.is_ok_and(|status| status.success()) {
+        return eprintln!("SKIPPED: needs tc, which makes the qdisc");
+    }
+    let pins = Pins::new(&host.netns, Hook::Clsact);
+    let datapath = pins.open();
+    assert_eq!(host.run(|| datapath.attach(host.port, Role::Port)).unwrap(), Change::Created);
+    host.send(10);
+    assert_eq!(seen(&datapath, host.port), 10);
+    host.run(|| datapath.detach(host.port)).unwrap();
+    assert_eq!(host.run(|| datapath.attached()).unwrap(), []);
+    assert!(host.links.has_clsact(host.port).unwrap());
+}
+
+#[test]
 fn a_second_agent_is_refused() {
     if !root() {
         return;

@@ -56,15 +56,17 @@ impl Links {
         }
     }
 
-    /// Whether a link has a clsact or ingress qdisc.
+    /// Whether a link has a qdisc for ingress filters: clsact, or its elder `ingress`.
     pub fn has_clsact(&self, link: u32) -> Result<bool> {
+        Ok(self.ingress_qdisc(link)?.is_some())
+    }
+
+    fn ingress_qdisc(&self, link: u32) -> Result<Option<String>> {
         let request = Request::new(RTM_GETQDISC, DUMP, &tcmsg(link, 0, 0, 0));
         let replies = self.ask(&format!("list qdiscs of link #{link}"), request)?;
-        Ok(replies.iter().any(|m| {
-            m.u32_at(4) == link
-                && m.attrs(TCMSG)
-                    .any(|(k, v)| k == TCA_KIND && matches!(string_of(v).as_str(), "clsact" | "ingress"))
-        }))
+        let kinds = replies.iter().filter(|m| m.u32_at(4) == link).flat_map(|m| m.attrs(TCMSG));
+        let mut names = kinds.filter(|(kind, _)| *kind == TCA_KIND).map(|(_, name)| string_of(name));
+        Ok(names.find(|name| matches!(name.as_str(), "clsact" | "ingress")))
     }
 
     /// Takes the clsact qdisc from a link if no filter is left on it; says whether it did.
