@@ -8,12 +8,14 @@
 
 pub mod bpf;
 pub mod frame;
+mod moves;
 mod nic;
 pub mod pcap;
 mod reach;
 mod restart;
 mod world;
 
+pub use moves::check_moves;
 pub use nic::{IcmpError, Nic, Watch, ipv4};
 pub use reach::check_reach;
 pub use restart::{Load, check_agent_restart};
@@ -21,3 +23,5 @@ pub use world::{Fixture, Guard, World, binary, block_on, missing, skipped, until
 
 /// The default site of a lab and what its tests need beside.
 pub const SITE: &str = include_str!("site.yaml");
+/// The same with a third host.
+pub const THREE_HOSTS: &str = include_str!("three.yaml");
