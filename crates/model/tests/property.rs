@@ -1,0 +1,225 @@
+//! Whatever random changes are let through, the site keeps its rules, written here a second time as plainly as can be.
+
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use tenet_model::{
+    Allocator, Change, Checked, Desired, GATEWAY_MAC, Key, Name, NetId, Object, Operation, Port, Tenant, Vsid,
+    testing::{Dice, change},
+};
+
+/// Every broken rule.
+fn broken(site: &Desired) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut rule = |holds: bool, what: String| {
+        if !holds {
+            out.push(what);
+        }
+    };
+    rule(site.tenants.contains_key(&Name::new("default").unwrap()), "default is there".to_owned());
+    unique(site.networks.values().map(|n| n.value.id), "network numbers", &mut rule);
+    unique(site.networks.values().map(|n| n.value.rdid), "RDIDs", &mut rule);
+    unique(site.subnets.values().map(|s| s.value.vsid), "VSIDs", &mut rule);
+    unique(site.hosts.values().map(|h| h.value.pa), "PAs", &mut rule);
+    for name in site.networks.keys() {
+        rule(site.tenants.contains_key(&name.tenant), format!("{name} has a tenant"));
+    }
+    for (name, s) in &site.subnets {
+        rule(site.networks.contains_key(&name.network_ref()), format!("{name} has a network"));
+        rule(s.value.prefix.contains(&s.value.gateway), format!("{name} has its gateway inside"));
+        for (other, o) in site.subnets.iter().filter(|(o, _)| *o != name && o.network_ref() == name.network_ref()) {
+            let apart = !s.value.prefix.contains(&o.value.prefix);
+            rule(apart, format!("{name} and {other} are apart"));
+        }
+    }
+    for name in site.vms.keys() {
+        rule(site.tenants.contains_key(&name.tenant), format!("{name} has a tenant"));
+    }
+    ports(site, &mut rule);
+    for (network, prefix, hop) in site.routes.keys() {
+        let subnet = site.subnets_of(network).find(|(_, s)| s.value.prefix.contains(hop));
+        rule(subnet.is_some_and(|(_, s)| s.value.gateway != *hop), format!("{prefix} via {hop} has a next hop"));
+        rule(site.networks.contains_key(network), format!("{prefix} via {hop} has a network"));
+        let inside = site.subnets_of(network).any(|(_, s)| s.value.prefix.contains(prefix));
+        rule(!inside, format!("{prefix} via {hop} takes nothing from a subnet"));
+    }
+    for (vm, m) in &site.migrations {
+        rule(site.vms.contains_key(vm), format!("the migration of {vm} has a VM"));
+        rule(m.value.from != m.value.to, format!("{vm} goes elsewhere"));
+        rule(site.hosts.contains_key(&m.value.to), format!("{vm} has a destination"));
+        let attached = site.ports_of(vm).filter(|(_, p)| p.value.host.is_some());
+        let ports: BTreeMap<_, _> = attached.map(|(k, p)| (k.port.clone(), p.value.host.clone())).collect();
+        rule(ports.values().all(|h| h.as_ref() == Some(&m.value.from)), format!("{vm} is on its source"));
+        rule(ports.keys().eq(m.value.devices.keys()) && !ports.is_empty(), format!("{vm} has its devices"));
+    }
+    out
+}
+
+fn ports(site: &Desired, rule: &mut dyn FnMut(bool, String)) {
+    for (name, p) in &site.ports {
+        let p = &p.value;
+        rule(site.vms.contains_key(&name.vm_ref()), format!("{name} has a VM"));
+        rule(p.subnet.tenant == name.tenant, format!("{name} is in its tenant's subnet"));
+        rule(p.host.as_ref().is_none_or(|h| site.hosts.contains_key(h)), format!("{name} has a host"));
+        rule(p.host.is_some() == p.device.is_some(), format!("{name} has host and device"));
+        rule(p.mac.octets() != GATEWAY_MAC && !p.addresses.is_empty(), format!("{name} has addresses"));
+        let Some(subnet) = site.subnets.get(&p.subnet) else {
+            rule(false, format!("{name} has a subnet"));
+            continue;
+        };
+        let s = &subnet.value;
+        let edges = [s.gateway, s.prefix.network(), s.prefix.broadcast()];
+        let inside = p.addresses.iter().all(|a| s.prefix.contains(a) && !edges.contains(a));
+        rule(inside, format!("{name} has addresses of its subnet"));
+    }
+    let all = || site.ports.values().map(|p| &p.value);
+    unique(
+        all().flat_map(|p| p.addresses.iter().map(|a| (p.subnet.network_ref(), *a))),
+        "addresses in a network",
+        rule,
+    );
+    unique(all().map(|p| (p.subnet.clone(), p.mac)), "MACs in a subnet", rule);
+    let here = all().filter_map(|p| Some((p.host.clone()?, p.device.clone()?)));
+    let there = site.migrations.values().map(|m| &m.value);
+    let there = there.flat_map(|m| m.devices.values().map(|d| (m.to.clone(), d.clone())));
+    unique(here.chain(there), "devices of a host", rule);
+}
+
+fn unique<T: Ord>(items: impl Iterator<Item = T>, what: &str, rule: &mut dyn FnMut(bool, String)) {
+    let items: Vec<T> = items.collect();
+    let set: BTreeSet<&T> = items.iter().collect();
+    rule(set.len() == items.len(), format!("{what} are unique"));
+}
+
+fn start() -> Desired {
+    let mut site = Desired::default();
+    site.put(Object::Tenant(Tenant { name: Name::new("default").unwrap() }), 1);
+    site
+}
+
+/// Writes a change without asking.
+fn forced(site: &Desired, change: &Change) -> Desired {
+    let mut after = site.clone();
+    after.apply(&change.operations, 0);
+    after
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 80, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_site_keeps_its_rules(seed: u64) {
+        let mut dice = Dice::new(seed);
+        let mut site = start();
+        for revision in 2..200 {
+            let change = change(&site, &mut dice);
+            match site.check(&change) {
+                Ok(checked) => {
+                    site.apply(checked.operations(), revision);
+                    prop_assert_eq!(broken(&site), Vec::<String>::new(), "after {:?}", change);
+                    // Once done there is nothing left to do, deletions apart.
+                    let puts = change.operations.into_iter().filter(|o| matches!(o, Operation::Put(_))).collect();
+                    prop_assert!(site.check(&puts).as_ref().is_ok_and(Checked::is_empty));
+                }
+                Err(problems) => {
+                    prop_assert!(!problems.is_empty());
+                    for problem in problems {
+                        let text = problem.to_string();
+                        prop_assert!(text.contains(": "), "{} says what to do", text);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing sound is refused, as far as the plain rules and those about steps can tell.
+    #[test]
+    fn what_is_refused_breaks_a_rule(seed: u64) {
+        let mut dice = Dice::new(seed);
+        let mut site = start();
+        for revision in 2..200 {
+            let change = change(&site, &mut dice);
+            match site.check(&change) {
+                Ok(checked) => site.apply(checked.operations(), revision),
+                Err(problems) => {
+                    use tenet_model::Why;
+                    let step = problems.iter().any(|p| matches!(
+                        p.why,
+                        Why::Fixed { .. } | Why::Migrating { .. } | Why::AlreadyMigrating { .. } | Why::PhaseOrder { .. }
+                            | Why::NotFound | Why::Twice | Why::DefaultTenant
+                    ));
+                    let after = forced(&site, &change);
+                    prop_assert!(step || !broken(&after).is_empty(), "{:?} refused for {:?}", change, problems);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_allocated_is_free(seed: u64) {
+        let mut dice = Dice::new(seed);
+        let mut site = start();
+        for revision in 2..150 {
+            if let Ok(checked) = site.check(&change(&site, &mut dice)) {
+                site.apply(checked.operations(), revision);
+            }
+        }
+        let mut allocator = Allocator::new(&site);
+        let (vsids, ids) = ([allocator.vsid().unwrap(), allocator.vsid().unwrap()], [allocator.net_id().unwrap(), allocator.net_id().unwrap()]);
+        prop_assert!(vsids[0] != vsids[1] && site.subnets.values().all(|s| !vsids.contains(&s.value.vsid)));
+        prop_assert!(ids[0] != ids[1] && site.networks.values().all(|n| !ids.contains(&n.value.id)));
+        for (name, subnet) in &site.subnets {
+            let vm = tenet_model::VmRef { tenant: name.tenant.clone(), vm: Name::new("fresh").unwrap() };
+            let mut change = Change::put(Object::Vm(tenet_model::Vm { name: vm.clone() }));
+            for n in 0..3 {
+                let name = tenet_model::PortRef { tenant: vm.tenant.clone(), vm: vm.vm.clone(), port: Name::new(format!("p{n}")).unwrap() };
+                let (mac, address) = (allocator.mac(&name).unwrap(), allocator.address(&subnet.value).unwrap());
+                let subnet = subnet.value.name.clone();
+                let port = Port { name, subnet, mac, addresses: vec![address], host: None, device: None, security: true };
+                change.operations.push(Operation::Put(Object::Port(port)));
+            }
+            prop_assert!(site.check(&change).is_ok(), "{:?}", site.check(&change));
+        }
+    }
+
+    #[test]
+    fn objects_and_keys_round_trip(seed: u64) {
+        let mut dice = Dice::new(seed);
+        let mut site = start();
+        for revision in 2..60 {
+            let Ok(checked) = site.check(&change(&site, &mut dice)) else { continue };
+            for operation in checked.operations() {
+                let key = operation.key();
+                prop_assert_eq!(&key.to_string().parse::<Key>().unwrap(), &key);
+                if let Operation::Put(object) = operation {
+                    let text = serde_json::to_string(object).unwrap();
+                    prop_assert_eq!(&serde_json::from_str::<Object>(&text).unwrap(), object);
+                }
+            }
+            site.apply(checked.operations(), revision);
+        }
+    }
+}
+
+#[test]
+fn allocates_the_lowest_free_until_nothing_is_left() {
+    let mut site = start();
+    let subnet = tenet_model::Subnet {
+        name: "default/n/s".parse().unwrap(),
+        vsid: Vsid::MIN,
+        prefix: "10.0.0.0/29".parse().unwrap(),
+        gateway: "10.0.0.3".parse().unwrap(),
+    };
+    site.put(Object::Subnet(subnet.clone()), 2);
+    let mut allocator = Allocator::new(&site);
+    let given: Vec<String> = std::iter::from_fn(|| allocator.address(&subnet).ok()).map(|a| a.to_string()).collect();
+    assert_eq!(given, ["10.0.0.1", "10.0.0.2", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
+    let error = allocator.address(&subnet).unwrap_err().to_string();
+    assert!(error.contains("default/n/s (10.0.0.0/29) are in use"), "{error}");
+    assert_eq!(allocator.vsid().unwrap(), Vsid::new(4097).unwrap());
+    assert_eq!((allocator.net_id(), allocator.net_id()), (Ok(NetId(1)), Ok(NetId(2))));
+    let port = "default/v/p".parse().unwrap();
+    let (first, second) = (allocator.mac(&port).unwrap(), allocator.mac(&port).unwrap());
+    assert_ne!(first, second);
+    assert_eq!(Allocator::new(&site).mac(&port).unwrap(), first, "the same port gets the same MAC");
+    assert_eq!(&first.octets()[..2], [0x02, 0x54]);
+}
