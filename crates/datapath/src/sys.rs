@@ -3,7 +3,7 @@
 
 mod maps;
 
-pub use maps::{MapInfo, RawMap, map_create, map_info};
+pub use maps::{MapInfo, RawMap, map_create, map_info, map_name};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

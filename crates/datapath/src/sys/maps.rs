@@ -48,6 +48,14 @@ pub fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     })
 }
 
+/// A map's name, of which the kernel keeps fifteen bytes.
+pub fn map_name(fd: BorrowedFd<'_>) -> io::Result<String> {
+    let mut info = [0u32; 32];
+    object_info(fd, &mut info)?;
+    let bytes = info[6..10].iter().flat_map(|word| word.to_ne_bytes()).take_while(|b| *b != 0).collect();
+    String::from_utf8(bytes).map_err(io::Error::other)
+}
+
 /// A map handle whose sizes are known, so that no call can read or write past a buffer.
 #[derive(Debug)]
 pub struct RawMap {
