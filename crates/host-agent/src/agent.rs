@@ -176,6 +176,11 @@ impl Agent {
     fn compare(&mut self) {
         self.look_at_devices();
         self.take_events();
+        match self.kernel.restore() {
+            Ok(lines) if lines.is_empty() => {}
+            Ok(lines) => self.feed(Input::Restored(lines)),
+            Err(cause) => tracing::warn!(%cause, "pins cannot be put back"),
+        }
         match self.kernel.read() {
             Ok((image, attached)) => self.feed(Input::Kernel { image, attached }),
             Err(cause) => tracing::warn!(%cause, "the tables cannot be read"),

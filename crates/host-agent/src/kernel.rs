@@ -38,7 +38,12 @@ pub trait Kernel: Send {
         false
     }
 
-    /// The maps' content and the programs in place. Restores pins and maps that were deleted.
+    /// Puts back what else belongs there (pins of maps); what it had to put back, in plain words.
+    fn restore(&mut self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// The maps' content and the programs in place.
     fn read(&mut self) -> Result<(Image, BTreeMap<u32, Role>)>;
 
     /// Writes in this order, goes on after a refusal; the refusals.

@@ -122,33 +122,18 @@ impl Kernel for RealKernel {
     }
 
     fn read_back(&mut self, operations: &[Operation]) -> Result<Vec<Operation>> {
-        let mut image = None;
-        let mut back = Vec::with_capacity(operations.len());
-        for operation in operations {
-            back.push(match operation {
-                Operation::Port(ifindex, _) => {
-                    let port = self.datapath.port(*ifindex).map_err(error)?;
-                    self.note(*ifindex, port.as_ref());
-                    Operation::Port(*ifindex, port)
-                }
-                Operation::Configure(_) => {
-                    Operation::Configure(self.datapath.config().map_err(error)?.unwrap_or_default())
-                }
-                Operation::Peer(..)
-                | Operation::Subnet(..)
-                | Operation::Record(..)
-                | Operation::Mac(..)
-                | Operation::Flood(..)
-                | Operation::Route(..) => {
-                    let image = match &image {
-                        Some(image) => image,
-                        None => image.insert(self.datapath.read().map_err(error)?),
-                    };
-                    crate::kernel::at_key(image, operation)
-                }
-            });
+        let back = self.datapath.read_back(operations).map_err(error)?;
+        for operation in &back {
+            if let Operation::Port(ifindex, port) = operation {
+                self.note(*ifindex, port.as_ref());
+            }
         }
         Ok(back)
+    }
+
+    fn restore(&mut self) -> Result<Vec<String>> {
+        let restored = self.datapath.restore_pins().map_err(error)?;
+        Ok(restored.into_iter().map(|map| format!("the pin of map {map} was gone: pinned again")).collect())
     }
 
     fn attach(&mut self, device: &str, ifindex: u32, role: Role) -> Result<()> {

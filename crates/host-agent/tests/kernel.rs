@@ -146,6 +146,13 @@ async fn lives(hook: Hook) {
         assert_eq!(hand.verify_attached(&[(ifindex, role)]).unwrap().len(), 1);
     }
 
+    // And with pins.
+    std::fs::remove_file(host.bpffs.join("maps/RECORDS")).unwrap();
+    std::fs::remove_file(host.bpffs.join("maps/EVENTS")).unwrap();
+    let p = session.hear(|m| proof(m).filter(|p| !p.repaired.is_empty())).await;
+    assert_eq!(p.repaired.len(), 2, "{p:?}");
+    assert!(host.bpffs.join("maps/RECORDS").exists() && host.bpffs.join("maps/EVENTS").exists());
+
     // The VM's side goes down and up again: the port says so without the controller.
     let vm = Links::in_netns(&host.vm).unwrap();
     vm.set_down("eth0").unwrap();

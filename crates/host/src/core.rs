@@ -69,6 +69,8 @@ pub enum Input {
         /// Programs in place, by interface index.
         attached: BTreeMap<u32, Role>,
     },
+    /// The shell put something back that is neither entry nor program; each in plain words.
+    Restored(Vec<String>),
     /// Result of [`Output::Attach`].
     Attached {
         /// The device's number.
@@ -200,6 +202,12 @@ impl HostCore {
             Input::Delta(delta) => self.delta(&delta),
             Input::Devices(devices) => self.devices(devices),
             Input::Kernel { image, attached } => self.kernel(image, attached),
+            Input::Restored(lines) => {
+                for line in lines {
+                    self.repair(line);
+                }
+                Vec::new()
+            }
             Input::Attached { ifindex, result } => {
                 let state = result.map_or_else(AttachState::Failed, |()| AttachState::Attached);
                 self.attached.insert(ifindex, state);
