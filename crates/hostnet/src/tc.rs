@@ -69,9 +69,10 @@ impl Links {
         Ok(names.find(|name| matches!(name.as_str(), "clsact" | "ingress")))
     }
 
-    /// Takes the clsact qdisc from a link if no filter is left on it; says whether it did.
+    /// Takes the clsact qdisc from a link if no filter is left on it; says whether it did. An `ingress` qdisc is
+    /// never ours and stays.
     pub fn delete_clsact_if_empty(&self, link: u32) -> Result<bool> {
-        if !self.has_clsact(link)?
+        if self.ingress_qdisc(link)?.as_deref() != Some("clsact")
             || !self.filters(link, true)?.is_empty()
             || !self.filters(link, false)?.is_empty()
         {
