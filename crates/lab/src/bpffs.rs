@@ -17,7 +17,9 @@ pub fn mount() -> Result<()> {
 /// Removes a folder with all that is pinned in it; a missing one is no error.
 pub fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(format!("remove {}", dir.display()))(e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("remove {}", dir.display()))(e))
+        }
         Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -13,7 +13,9 @@ pub enum Error {
     #[error("{0}")]
     Plan(String),
     /// There is a lab of this name already.
-    #[error("lab {name} is there already: use it, end it with `tenet lab down {name}`, or choose another name")]
+    #[error(
+        "lab {name} is there already: use it, end it with `tenet lab down {name}`, or choose another name"
+    )]
     Exists {
         /// Its name.
         name: String,

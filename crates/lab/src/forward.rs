@@ -18,7 +18,8 @@ pub struct Forwarder {
 impl Forwarder {
     /// Listens on a free loopback port and connects from `netns` to `target`.
     pub fn start(netns: Netns, target: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::io("listen on 127.0.0.1"))?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::io("listen on 127.0.0.1"))?;
         let local = listener.local_addr().map_err(Error::io("listen on 127.0.0.1"))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -59,10 +60,12 @@ fn join(netns: &Netns, target: SocketAddr, near: TcpStream) -> io::Result<()> {
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
     for (mut from, mut to) in [(near.try_clone()?, far.try_clone()?), (far, near)] {
-        std::thread::Builder::new().name("lab-forward".to_owned()).stack_size(128 << 10).spawn(move || {
-            _ = io::copy(&mut from, &mut to);
-            _ = to.shutdown(Shutdown::Write);
-        })?;
+        std::thread::Builder::new().name("lab-forward".to_owned()).stack_size(128 << 10).spawn(
+            move || {
+                _ = io::copy(&mut from, &mut to);
+                _ = to.shutdown(Shutdown::Write);
+            },
+        )?;
     }
     Ok(())
 }

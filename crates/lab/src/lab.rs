@@ -81,7 +81,10 @@ pub struct Lab {
 
 impl fmt::Debug for Lab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lab").field("record", &self.record).field("owned", &self.owned).finish_non_exhaustive()
+        f.debug_struct("Lab")
+            .field("record", &self.record)
+            .field("owned", &self.owned)
+            .finish_non_exhaustive()
     }
 }
 
@@ -186,7 +189,11 @@ impl Lab {
     pub fn connect_controller(&self, connected: bool) -> Result<()> {
         let links = Links::in_netns(&self.router()?)?;
         let device = "to.controller";
-        if connected { links.set_up(device)? } else { links.set_down(device)? }
+        if connected {
+            links.set_up(device)?
+        } else {
+            links.set_down(device)?
+        }
         Ok(())
     }
 
@@ -227,13 +234,21 @@ impl Lab {
 
     pub(crate) fn host_record(&self, name: &str) -> Result<&HostRecord> {
         let found = self.record.hosts.iter().find(|h| h.name.as_str() == name);
-        found.ok_or_else(|| self.unknown(format!("host {name}"), self.record.hosts.iter().map(|h| h.name.to_string())))
+        found.ok_or_else(|| {
+            self.unknown(format!("host {name}"), self.record.hosts.iter().map(|h| h.name.to_string()))
+        })
     }
 
     pub(crate) fn vm_record(&self, name: &str) -> Result<&VmRecord> {
-        let full = if name.contains('/') { name.to_owned() } else { format!("{}/{name}", tenet_model::DEFAULT_TENANT) };
+        let full = if name.contains('/') {
+            name.to_owned()
+        } else {
+            format!("{}/{name}", tenet_model::DEFAULT_TENANT)
+        };
         let found = self.record.vms.iter().find(|v| v.name.to_string() == full);
-        found.ok_or_else(|| self.unknown(format!("VM {full}"), self.record.vms.iter().map(|v| v.name.to_string())))
+        found.ok_or_else(|| {
+            self.unknown(format!("VM {full}"), self.record.vms.iter().map(|v| v.name.to_string()))
+        })
     }
 
     fn unknown(&self, what: String, known: impl Iterator<Item = String>) -> Error {

@@ -181,7 +181,8 @@ fn build(legs: &mut [Legs], target: &Links, vm: &Netns, links: &Links) -> Result
         network::wake(links, &leg.fresh, mac)?;
         for ip in &port.addresses {
             if let IpAddr::V4(ip) = ip {
-                leg.garp.push((PacketSocket::sender(vm, &leg.fresh)?, gratuitous_arp(mac.octets(), ip.octets())));
+                leg.garp
+                    .push((PacketSocket::sender(vm, &leg.fresh)?, gratuitous_arp(mac.octets(), ip.octets())));
             }
         }
     }
@@ -198,11 +199,16 @@ async fn prepare(client: &Client, vm: &VmRef, to: &HostName, legs: &[Legs]) -> R
         if begin.elapsed() > PATIENCE {
             _ = client.migrate_cancel(vm).await;
             let waiting = view.waiting_for.join(", ");
-            return Err(Error::Plan(format!("{action}: not prepared after {} s, waiting for {waiting}", PATIENCE.as_secs())));
+            return Err(Error::Plan(format!(
+                "{action}: not prepared after {} s, waiting for {waiting}",
+                PATIENCE.as_secs()
+            )));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
         let now = client.vm(vm).await.map_err(|e| refused(&action, e))?;
-        view = now.migration.ok_or_else(|| Error::Plan(format!("{action}: it was rolled back while preparing; `tenet receipts` says why")))?;
+        view = now.migration.ok_or_else(|| {
+            Error::Plan(format!("{action}: it was rolled back while preparing; `tenet receipts` says why"))
+        })?;
     }
     Ok(view)
 }
@@ -235,7 +241,10 @@ async fn done(client: &Client, vm: &VmRef, migration: &MigrationView) -> Result<
             return Ok(receipt);
         }
         if begin.elapsed() > PATIENCE {
-            return Err(Error::Plan(format!("{action}: no receipt after {} s; look at `tenet migrations`", PATIENCE.as_secs())));
+            return Err(Error::Plan(format!(
+                "{action}: no receipt after {} s; look at `tenet migrations`",
+                PATIENCE.as_secs()
+            )));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -1,7 +1,7 @@
 //! Builds namespaces, devices, addresses and routes of a lab, as recorded.
 
-use crate::record::{HostRecord, PortRecord, Record};
 use crate::plan::PROVIDER_MTU;
+use crate::record::{HostRecord, PortRecord, Record};
 use crate::{Error, Result};
 use std::net::{IpAddr, Ipv4Addr};
 use tenet_hostnet::{Links, Netns};
@@ -35,7 +35,10 @@ pub fn physical(record: &Record) -> Result<()> {
 
 fn uplink(record: &Record, host: &HostRecord, router: &Netns, at_router: &Links) -> Result<()> {
     let segment = record.segments.get(host.segment).ok_or_else(|| {
-        Error::Plan(format!("host {} names provider subnet {}, which is not recorded", host.name, host.segment))
+        Error::Plan(format!(
+            "host {} names provider subnet {}, which is not recorded",
+            host.name, host.segment
+        ))
     })?;
     let (_, links) = namespace(&host.netns)?;
     links.add_veth(&host.uplink, &host.router_device, router)?;
@@ -98,4 +101,65 @@ fn give(links: &Links, device: &str, ip: IpAddr, prefix_len: u8) -> Result<()> {
     links.add_addr(device, ip, prefix_len)?;
     links.set_up(device)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{PlanOptions, plan};
+    use std::net::UdpSocket;
+    use std::time::Duration;
+    use tenet_model::Name;
+
+    /// Removes the namespaces of a record that was never saved.
+    struct Gone(Record);
+
+    impl Drop for Gone {
+        fn drop(&mut self) {
+            for name in self.0.namespaces() {
+                _ = Netns::delete(name);
+            }
+        }
+    }
+
+    fn physical_of(site: &str) -> Gone {
+        let options = PlanOptions {
+            name: Name::new("nettest").unwrap(),
+            id: format!("{}-{:04x}", std::process::id(), rand::random::<u16>()),
+            dir: "/nowhere".into(),
+            bpffs: "/nowhere".into(),
+            binary: "/nowhere".into(),
+            clsact: false,
+            file: "site".into(),
+        };
+        let gone = Gone(plan(&options, &tenet_site::parse("site", site).unwrap()).unwrap());
+        physical(&gone.0).unwrap();
+        gone
+    }
+
+    /// Whether a datagram crosses from one namespace to an address of another.
+    fn crosses(from: &str, to: &str, address: IpAddr) -> bool {
+        let listener = Netns::open(to).unwrap().run(|| UdpSocket::bind((address, 9))).unwrap().unwrap();
+        listener.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let sender = Netns::open(from).unwrap().run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        sender.send_to(b"hello", (address, 9)).unwrap();
+        listener.recv(&mut [0; 8]).is_ok_and(|n| n == 5)
+    }
+
+    #[test]
+    fn hosts_reach_each_other_and_the_controller() {
+        let site =
+            "hosts:\n  a: { pa: 192.168.1.10 }\n  b: { pa: 192.168.2.20 }\n  c: { pa: 192.168.2.21 }\n";
+        let gone = physical_of(site);
+        for from in &gone.0.hosts {
+            assert!(
+                crosses(&from.netns, &gone.0.controller.netns, gone.0.controller.address),
+                "{}",
+                from.name
+            );
+            for to in gone.0.hosts.iter().filter(|h| h.name != from.name) {
+                assert!(crosses(&from.netns, &to.netns, to.pa), "{} to {}", from.name, to.name);
+            }
+        }
+    }
 }

@@ -26,7 +26,9 @@ impl PacketSocket {
 
     fn open(netns: &Netns, device: &str, protocol: u16) -> Result<Self> {
         let index = Links::in_netns(netns)?.index(device)?;
-        let fd = netns.run(|| socket(index, protocol))?.map_err(Error::io(format!("open a packet socket on {device}")))?;
+        let fd = netns
+            .run(|| socket(index, protocol))?
+            .map_err(Error::io(format!("open a packet socket on {device}")))?;
         Ok(Self { fd, device: device.to_owned() })
     }
 
@@ -52,7 +54,9 @@ impl PacketSocket {
             _ => {}
         }
         // SAFETY: pointer and length are those of one live, writable slice.
-        let got = unsafe { libc::recv(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+        let got = unsafe {
+            libc::recv(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
+        };
         match usize::try_from(got) {
             Ok(length) => Ok(buffer.get(..length)),
             Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => Ok(None),

@@ -106,24 +106,30 @@ fn vms(prefix: &str, site: &Site) -> Vec<VmRecord> {
     let mut devices = BTreeSet::new();
     let vms = site.vms.iter().map(|vm| {
         let name = vm.value.name.clone();
-        let ports = site.ports.iter().filter(|p| p.value.name.vm_ref() == name).enumerate().map(|(at, port)| {
-            let port = &port.value;
-            let subnet = site.subnets.iter().find(|s| s.value.name == port.subnet).map(|s| &s.value);
-            let device = port.device.clone().unwrap_or_else(|| device(&port.name, &devices));
-            devices.insert(device.clone());
-            let link = if port.name.port.as_str().len() <= 15 { port.name.port.to_string() } else { format!("eth{at}") };
-            PortRecord {
-                name: port.name.clone(),
-                link,
-                device,
-                host: port.host.clone(),
-                mac: port.mac,
-                addresses: port.addresses.clone(),
-                prefix_len: subnet.map_or(PREFIX_LEN, |s| s.prefix.prefix_len()),
-                gateway: subnet.and_then(|s| s.gateway.or_else(|| tenet_model::default_gateway(&s.prefix))),
-                mtu: PROVIDER_MTU - u32::from(Method::Nvgre.overhead()),
-            }
-        });
+        let ports =
+            site.ports.iter().filter(|p| p.value.name.vm_ref() == name).enumerate().map(|(at, port)| {
+                let port = &port.value;
+                let subnet = site.subnets.iter().find(|s| s.value.name == port.subnet).map(|s| &s.value);
+                let device = port.device.clone().unwrap_or_else(|| device(&port.name, &devices));
+                devices.insert(device.clone());
+                let link = if port.name.port.as_str().len() <= 15 {
+                    port.name.port.to_string()
+                } else {
+                    format!("eth{at}")
+                };
+                PortRecord {
+                    name: port.name.clone(),
+                    link,
+                    device,
+                    host: port.host.clone(),
+                    mac: port.mac,
+                    addresses: port.addresses.clone(),
+                    prefix_len: subnet.map_or(PREFIX_LEN, |s| s.prefix.prefix_len()),
+                    gateway: subnet
+                        .and_then(|s| s.gateway.or_else(|| tenet_model::default_gateway(&s.prefix))),
+                    mtu: PROVIDER_MTU - u32::from(Method::Nvgre.overhead()),
+                }
+            });
         let ports = ports.collect();
         VmRecord { netns: format!("{prefix}-{}.{}", name.tenant, name.vm), name, ports }
     });
@@ -139,13 +145,20 @@ fn check(site: &Site) -> Vec<Problem> {
     }
     for host in &site.hosts {
         let Some(pa) = v4(host.value.pa) else {
-            problem(host.at, format!("provider address {} is IPv6, which is not yet available", host.value.pa));
+            problem(
+                host.at,
+                format!("provider address {} is IPv6, which is not yet available", host.value.pa),
+            );
             continue;
         };
         if net(&pa) == CONTROLLER {
-            problem(host.at, format!("provider address {pa} is in the lab controller's subnet: choose another"));
+            problem(
+                host.at,
+                format!("provider address {pa} is in the lab controller's subnet: choose another"),
+            );
         }
-        if pa.is_loopback() || pa.is_unspecified() || pa.is_multicast() || [0, 255].contains(&pa.octets()[3]) {
+        if pa.is_loopback() || pa.is_unspecified() || pa.is_multicast() || [0, 255].contains(&pa.octets()[3])
+        {
             problem(host.at, format!("provider address {pa} is no address of a host in its /24"));
         }
     }
@@ -243,7 +256,8 @@ mod tests {
 
     #[test]
     fn hosts_in_one_subnet_share_a_bridge_and_the_router_avoids_their_addresses() {
-        let record = plan_of("hosts:\n  a: { pa: 10.0.0.1 }\n  b: { pa: 10.0.0.2 }\n  c: { pa: 10.0.1.1 }\n").unwrap();
+        let record =
+            plan_of("hosts:\n  a: { pa: 10.0.0.1 }\n  b: { pa: 10.0.0.2 }\n  c: { pa: 10.0.1.1 }\n").unwrap();
         assert_eq!(record.segments[0].gateway.to_string(), "10.0.0.3");
         assert!(record.segments[0].bridge && !record.segments[1].bridge);
         assert_eq!(record.segments[1].device, "to-c");
@@ -252,11 +266,19 @@ mod tests {
     #[test]
     fn device_names_fit_and_differ() {
         let mut text = "hosts:\n  a: { pa: 10.0.0.1 }\ntenants:\n".to_owned();
-        for (tenant, vm) in [("a-b", "c"), ("a", "b-c"), ("a-very-long-name", "of-a-vm-1"), ("a-very-long-name-2", "of-a-vm-1")] {
-            text += &format!("  {tenant}: {{ vms: {{ {vm}: {{ ports: {{ p: {{ subnet: n/s, host: a }} }} }} }} }}\n");
+        for (tenant, vm) in [
+            ("a-b", "c"),
+            ("a", "b-c"),
+            ("a-very-long-name", "of-a-vm-1"),
+            ("a-very-long-name-2", "of-a-vm-1"),
+        ] {
+            text += &format!(
+                "  {tenant}: {{ vms: {{ {vm}: {{ ports: {{ p: {{ subnet: n/s, host: a }} }} }} }} }}\n"
+            );
         }
         let record = plan_of(&text).unwrap();
-        let devices: BTreeSet<_> = record.vms.iter().flat_map(|v| v.ports.iter().map(|p| p.device.clone())).collect();
+        let devices: BTreeSet<_> =
+            record.vms.iter().flat_map(|v| v.ports.iter().map(|p| p.device.clone())).collect();
         assert_eq!(devices.len(), 4, "{devices:?}");
         assert!(devices.iter().all(|d| d.len() <= 15), "{devices:?}");
     }
@@ -266,7 +288,10 @@ mod tests {
         for (text, expected) in [
             ("{}", "site.yaml:1:1: a lab needs a host"),
             ("hosts:\n  a: { pa: \"::1\" }\n", "site.yaml:2:3: provider address ::1 is IPv6"),
-            ("hosts:\n  a: { pa: 198.18.0.7 }\n", "site.yaml:2:3: provider address 198.18.0.7 is in the lab controller's"),
+            (
+                "hosts:\n  a: { pa: 198.18.0.7 }\n",
+                "site.yaml:2:3: provider address 198.18.0.7 is in the lab controller's",
+            ),
             (
                 "hosts:\n  a: { pa: 1.2.3.4 }\ntenants: { t: { vms: { v: { ports: { p: { subnet: n/s, host: z } } } } } }\n",
                 "site.yaml:3:38: port t/v/p is on host z",

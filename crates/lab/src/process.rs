@@ -99,7 +99,9 @@ fn wait_readable(fd: &OwnedFd, patience: Duration) -> io::Result<()> {
     let millis = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: one live pollfd is handed over.
     match unsafe { libc::poll(&raw mut poll, 1, millis) } {
-        -1 if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted => Err(io::Error::last_os_error()),
+        -1 if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted => {
+            Err(io::Error::last_os_error())
+        }
         _ => Ok(()),
     }
 }

@@ -168,8 +168,8 @@ impl Record {
     pub fn save(&self) -> Result<()> {
         let path = self.dir.join(FILE);
         let new = self.dir.join(format!("{FILE}.new"));
-        let bytes = serde_json::to_vec_pretty(self)
-            .map_err(|source| Error::Record { path: path.clone(), source })?;
+        let bytes =
+            serde_json::to_vec_pretty(self).map_err(|source| Error::Record { path: path.clone(), source })?;
         let write = || {
             let mut file =
                 OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -184,7 +184,12 @@ impl Record {
         let action = format!("lock {}", dir.display());
         let lock = || {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"))?;
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(dir.join("lock"))?;
             file.lock()?;
             Ok(file)
         };

@@ -99,7 +99,8 @@ fn devices(site: &mut Site, record: &Record) {
 async fn addresses(lab: &mut Lab, client: &tenet_api::client::Client) -> Result<()> {
     let views = client.vms().await.map_err(|e| refused("list the VMs", e))?;
     let subnets = client.subnets().await.map_err(|e| refused("list the subnets", e))?;
-    let ports: BTreeMap<_, _> = views.into_iter().flat_map(|v| v.ports).map(|p| (p.name.clone(), p)).collect();
+    let ports: BTreeMap<_, _> =
+        views.into_iter().flat_map(|v| v.ports).map(|p| (p.name.clone(), p)).collect();
     for vm in &mut lab.record.vms {
         let links = Links::in_netns(&Netns::open(&vm.netns)?)?;
         for (at, port) in vm.ports.iter_mut().enumerate() {
@@ -151,7 +152,8 @@ async fn join_all(lab: &mut Lab) -> Result<()> {
         let Some(host) = lab.record.hosts.get(at) else { break };
         let (name, pa) = (host.name.clone(), host.pa);
         let request = TokenRequest { name: name.clone(), pa: Some(pa), ttl_s: Some(300) };
-        let token = client.host_token(&request).await.map_err(|e| refused(&format!("let host {name} join"), e))?;
+        let token =
+            client.host_token(&request).await.map_err(|e| refused(&format!("let host {name} join"), e))?;
         start_agent(&mut lab.record, &name, Some(&token.token))?;
         lab.record.save()?;
     }
@@ -257,7 +259,12 @@ async fn wait<T>(
             let text = std::fs::read_to_string(log).unwrap_or_default();
             let lines: Vec<_> = text.lines().collect();
             let tail = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default().join("\n");
-            return Err(Error::Timeout { what, seconds: begin.elapsed().as_secs(), log: log.to_owned(), tail });
+            return Err(Error::Timeout {
+                what,
+                seconds: begin.elapsed().as_secs(),
+                log: log.to_owned(),
+                tail,
+            });
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -86,7 +86,9 @@ impl Reader {
         let Some(mut fields) = self.fields(node, network.at, &format!("network {name}")) else { return };
         let method = self.optional(&mut fields, "method", "a method such as nvgre");
         let rdid = self.optional(&mut fields, "rdid", "a UUID");
-        self.site.networks.push(At { value: NetworkSpec { name: name.clone(), method, rdid }, at: network.at });
+        self.site
+            .networks
+            .push(At { value: NetworkSpec { name: name.clone(), method, rdid }, at: network.at });
         for (subnet, node) in self.named(fields.take("subnets"), "subnets") {
             self.subnet(&name, subnet, node);
         }
@@ -141,7 +143,12 @@ impl Reader {
             self.missing(&fields, "subnet", "NETWORK/SUBNET");
         }
         let subnet = subnet.and_then(|n| self.text(n)).and_then(|(text, at)| {
-            self.ok(format!("{tenant}/{text}").parse::<SubnetRef>().map_err(|_| format!("`{text}` is no subnet: write NETWORK/SUBNET")), at)
+            self.ok(
+                format!("{tenant}/{text}")
+                    .parse::<SubnetRef>()
+                    .map_err(|_| format!("`{text}` is no subnet: write NETWORK/SUBNET")),
+                at,
+            )
         });
         let mac = self.optional(&mut fields, "mac", "a MAC address such as 02:00:00:00:00:01");
         let addresses = match fields.take("address") {
@@ -175,7 +182,8 @@ impl Reader {
 
     fn finish(&mut self, fields: Fields<'_>) {
         for (key, _) in fields.pairs {
-            let text = format!("{} has no field `{}`: use {}", fields.what, key.text, fields.known.join(", "));
+            let text =
+                format!("{} has no field `{}`: use {}", fields.what, key.text, fields.known.join(", "));
             self.problem(key.at, text);
         }
     }
@@ -241,7 +249,10 @@ impl Reader {
     /// A prefix without host bits.
     fn whole(&mut self, prefix: IpNet, at: Position) -> Option<IpNet> {
         let trunc = prefix.trunc();
-        self.ok((trunc == prefix).then_some(prefix).ok_or(format!("{prefix} has host bits: write {trunc}")), at)
+        self.ok(
+            (trunc == prefix).then_some(prefix).ok_or(format!("{prefix} has host bits: write {trunc}")),
+            at,
+        )
     }
 
     fn missing(&mut self, fields: &Fields<'_>, name: &str, form: &str) {
@@ -268,14 +279,29 @@ mod tests {
     #[test]
     fn errors_point_at_line_and_column() {
         for (text, expected) in [
-            ("hosts:\n  h1: { pa: 192.168.1 }\n", "site.yaml:2:13: `192.168.1` is not an address such as 192.168.1.10"),
+            (
+                "hosts:\n  h1: { pa: 192.168.1 }\n",
+                "site.yaml:2:13: `192.168.1` is not an address such as 192.168.1.10",
+            ),
             ("hosts:\n  h1: {}\n", "site.yaml:2:3: host h1 lacks `pa`: an address such as 192.168.1.10"),
-            ("hosts:\n  H_1: { pa: 1.2.3.4 }\n", "site.yaml:2:3: `H_1` is not a name: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"),
+            (
+                "hosts:\n  H_1: { pa: 1.2.3.4 }\n",
+                "site.yaml:2:3: `H_1` is not a name: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit",
+            ),
             ("host: {}\n", "site.yaml:1:1: the site has no field `host`: use hosts, tenants"),
             ("hosts: [a]\n", "site.yaml:1:8: hosts should be a mapping from names, not a list"),
-            ("hosts:\n  h1: { pa: 1.2.3.4 }\n  h1: { pa: 1.2.3.5 }\n", "site.yaml:3:3: `h1` stands here twice: remove or rename one\nsite.yaml:2:3: the first is here"),
-            ("tenants:\n  a:\n    networks:\n      b:\n        subnets:\n          c: { prefix: 10.0.0.1/24 }\n", "site.yaml:6:11: 10.0.0.1/24 has host bits: write 10.0.0.0/24"),
-            ("tenants:\n  a:\n    vms:\n      v: { ports: { p: { subnet: x } } }\n", "site.yaml:4:34: `x` is no subnet: write NETWORK/SUBNET"),
+            (
+                "hosts:\n  h1: { pa: 1.2.3.4 }\n  h1: { pa: 1.2.3.5 }\n",
+                "site.yaml:3:3: `h1` stands here twice: remove or rename one\nsite.yaml:2:3: the first is here",
+            ),
+            (
+                "tenants:\n  a:\n    networks:\n      b:\n        subnets:\n          c: { prefix: 10.0.0.1/24 }\n",
+                "site.yaml:6:11: 10.0.0.1/24 has host bits: write 10.0.0.0/24",
+            ),
+            (
+                "tenants:\n  a:\n    vms:\n      v: { ports: { p: { subnet: x } } }\n",
+                "site.yaml:4:34: `x` is no subnet: write NETWORK/SUBNET",
+            ),
             ("a: &x 1\nb: *x\n", "site.yaml:2:4: aliases are not supported: write the value out"),
         ] {
             assert_eq!(wrong(text), expected);

@@ -47,12 +47,14 @@ fn tenant(out: &mut Out, site: &Site, tenant: &TenantName) {
         if let Some(rdid) = network.rdid {
             out.line(4, &format!("rdid: {rdid}"));
         }
-        let subnets: Vec<_> = site.subnets.iter().filter(|s| s.value.name.network_ref() == network.name).collect();
+        let subnets: Vec<_> =
+            site.subnets.iter().filter(|s| s.value.name.network_ref() == network.name).collect();
         if !subnets.is_empty() {
             out.line(4, "subnets:");
         }
         for subnet in subnets.iter().map(|s| &s.value) {
-            let mut text = format!("{}: {{ prefix: {}", subnet.name.subnet, quote(&subnet.prefix.to_string()));
+            let mut text =
+                format!("{}: {{ prefix: {}", subnet.name.subnet, quote(&subnet.prefix.to_string()));
             if let Some(vsid) = subnet.vsid {
                 _ = write!(text, ", vsid: {vsid}");
             }

@@ -65,7 +65,9 @@ pub fn read(text: &str) -> Result<Node, Problem> {
                 return Err(problem(at, "a second document begins here: a site file is one document".into()));
             }
             Event::DocumentStart(_) => continue,
-            Event::Alias(_) => return Err(problem(at, "aliases are not supported: write the value out".into())),
+            Event::Alias(_) => {
+                return Err(problem(at, "aliases are not supported: write the value out".into()));
+            }
             Event::SequenceStart(..) => {
                 enter(&mut open, Open::Sequence(at, Vec::new()), at)?;
                 continue;

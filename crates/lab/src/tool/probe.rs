@@ -102,7 +102,9 @@ fn receive(socket: &UdpSocket, expected: &str, stop: &AtomicBool) -> Vec<(u64, I
             Ok(length) => {
                 let at = Instant::now();
                 let answer = buffer.get(..length).unwrap_or_default();
-                if let Some((name, number)) = answer.split_last_chunk::<8>().map(|(n, c)| (n, u64::from_be_bytes(*c))) {
+                if let Some((name, number)) =
+                    answer.split_last_chunk::<8>().map(|(n, c)| (n, u64::from_be_bytes(*c)))
+                {
                     answers.push((number, at, name.strip_suffix(b"\n") == Some(expected.as_bytes())));
                 }
             }
@@ -155,8 +157,14 @@ mod tests {
         let t0 = Instant::now();
         let at = |ms| t0 + Duration::from_millis(ms);
         let sent: Vec<_> = (0..6).map(at).collect();
-        let answers =
-            [(0, at(1), true), (2, at(3), true), (1, at(4), true), (2, at(5), true), (5, at(25), false), (9, at(26), true)];
+        let answers = [
+            (0, at(1), true),
+            (2, at(3), true),
+            (1, at(4), true),
+            (2, at(5), true),
+            (5, at(25), false),
+            (9, at(26), true),
+        ];
         let report = sum(&sent, &answers);
         let expected = ProbeReport {
             sent: 6,

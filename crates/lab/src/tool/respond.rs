@@ -82,7 +82,8 @@ pub fn ask(netns: &Netns, who: IpAddr, patience: Duration) -> Result<Option<Stri
         while Instant::now() < until {
             let Ok(length) = socket.recv(&mut buffer) else { break };
             let answer = buffer.get(..length).unwrap_or_default();
-            if let Some(name) = answer.strip_suffix(&token.to_be_bytes()).and_then(|a| a.strip_suffix(b"\n")) {
+            if let Some(name) = answer.strip_suffix(&token.to_be_bytes()).and_then(|a| a.strip_suffix(b"\n"))
+            {
                 return Ok(Some(String::from_utf8_lossy(name).into_owned()));
             }
         }

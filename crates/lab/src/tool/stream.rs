@@ -50,11 +50,13 @@ impl Stream {
     /// Connects to the responder at an address and sends a chunk of 64 KB every `pace`.
     pub fn start(netns: &Netns, who: IpAddr, pace: Duration) -> Result<Self> {
         let connect = || TcpStream::connect_timeout(&SocketAddr::new(who, PORT), Duration::from_secs(5));
-        let stream = netns.run(connect)?.map_err(Error::io(format!("connect to {who} from {}", netns.label())))?;
+        let stream =
+            netns.run(connect)?.map_err(Error::io(format!("connect to {who} from {}", netns.label())))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::Builder::new().name("stream".to_owned());
-        let thread = thread.spawn(move || send(stream, pace, &stopped)).map_err(Error::io("start a thread"))?;
+        let thread =
+            thread.spawn(move || send(stream, pace, &stopped)).map_err(Error::io("start a thread"))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 
@@ -63,7 +65,10 @@ impl Stream {
         self.stop.store(true, Ordering::Relaxed);
         let report = self.thread.take().map(JoinHandle::join);
         let broke = || io::Error::other("the thread broke off");
-        report.and_then(std::result::Result::ok).unwrap_or_else(|| Err(broke())).map_err(Error::io("keep a TCP stream"))
+        report
+            .and_then(std::result::Result::ok)
+            .unwrap_or_else(|| Err(broke()))
+            .map_err(Error::io("keep a TCP stream"))
     }
 }
 
@@ -152,7 +157,10 @@ mod tests {
         let stop = AtomicBool::new(true);
         let stream = TcpStream::connect(address).unwrap();
         let report = send(stream, Duration::ZERO, &stop).unwrap();
-        assert_eq!((report.peer.as_str(), report.received.in_order, report.received.bytes), ("contoso/sql", true, 0));
+        assert_eq!(
+            (report.peer.as_str(), report.received.in_order, report.received.bytes),
+            ("contoso/sql", true, 0)
+        );
 
         let mut stream = TcpStream::connect(address).unwrap();
         for number in [0_u64, 1, 3] {

@@ -60,7 +60,13 @@ pub struct Global {
     #[arg(long, global = true, value_name = "NAME", env = "TENET_LAB", help_heading = "Common options")]
     pub lab: Option<String>,
     /// Longest wait until a change is in the hosts' kernels, in seconds; 0 does not wait
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10, help_heading = "Common options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SECONDS",
+        default_value_t = 10,
+        help_heading = "Common options"
+    )]
     pub wait: u64,
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::path::Path;
 use tenet_api::client::{Client, ClientError};
-use tenet_api::rest::{ApiError, ChangeItem, ChangeReply, ChangesRequest, Changed, Effect, Spec, Target};
+use tenet_api::rest::{ApiError, ChangeItem, ChangeReply, Changed, ChangesRequest, Effect, Spec, Target};
 use tenet_model::{DEFAULT_TENANT, Key};
 use tenet_site::{Position, Problem, Site, SiteError};
 
@@ -50,7 +50,10 @@ pub async fn apply(context: &Context, args: ApplyArgs) -> Outcome {
     if json {
         print::json(&reply)?;
     } else {
-        print::line(&format!("{} objects changed", reply.changed.iter().filter(|c| c.effect != Effect::Unchanged).count()))?;
+        print::line(&format!(
+            "{} objects changed",
+            reply.changed.iter().filter(|c| c.effect != Effect::Unchanged).count()
+        ))?;
     }
     match &reply.applied {
         Some(applied) => change::in_force(context, applied),
@@ -133,9 +136,14 @@ fn placed(error: &ApiError, file: &str, wanted: &Site) -> String {
 }
 
 /// The other object that a message names: the longest title in it, as titles may be beginnings of others.
-fn other(message: &str, about: Option<&Key>, positions: &BTreeMap<Key, Position>) -> Option<(Position, String)> {
+fn other(
+    message: &str,
+    about: Option<&Key>,
+    positions: &BTreeMap<Key, Position>,
+) -> Option<(Position, String)> {
     let named = positions.iter().filter(|(key, _)| Some(*key) != about);
-    let found = named.map(|(key, at)| (key.title(), *at)).filter(|(title, _)| message.contains(title.as_str()));
+    let found =
+        named.map(|(key, at)| (key.title(), *at)).filter(|(title, _)| message.contains(title.as_str()));
     found.max_by_key(|(title, _)| title.len()).map(|(title, at)| (at, format!("{title} is here")))
 }
 
@@ -144,7 +152,9 @@ fn difference(todo: &[&Changed], current: &Site) -> Outcome {
     let before: BTreeMap<Key, Spec> =
         current.specs().into_iter().map(|(spec, _)| (tenet_site::key(&spec), spec)).collect();
     let bold = print::fancy();
-    let paint = |colour: &str, text: &str| if bold { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() };
+    let paint = |colour: &str, text: &str| {
+        if bold { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    };
     for changed in todo {
         let title = change::title(&changed.object);
         let line = match changed.effect {
@@ -181,7 +191,8 @@ fn altered(old: Option<&Spec>, new: Option<&Spec>) -> String {
 /// A spec's fields as text, without its name and kind.
 fn values(spec: Option<&Spec>) -> BTreeMap<String, String> {
     let Some(Ok(Value::Object(map))) = spec.map(serde_json::to_value) else { return BTreeMap::new() };
-    let named = map.into_iter().filter(|(name, value)| !matches!(name.as_str(), "name" | "kind") && !value.is_null());
+    let named =
+        map.into_iter().filter(|(name, value)| !matches!(name.as_str(), "name" | "kind") && !value.is_null());
     named.map(|(name, value)| (name, plain(&value))).collect()
 }
 

@@ -27,7 +27,10 @@ pub fn report(context: &Context, reply: &ChangeReply) -> Outcome {
 pub fn in_force(context: &Context, applied: &Applied) -> Outcome {
     if applied.complete {
         if !context.json() {
-            print::line(&format!("in force on all connected hosts concerned after {}", print::micros(applied.waited_us)))?;
+            print::line(&format!(
+                "in force on all connected hosts concerned after {}",
+                print::micros(applied.waited_us)
+            ))?;
         }
         return Ok(());
     }

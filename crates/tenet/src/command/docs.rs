@@ -27,7 +27,8 @@ fn describe(out: &mut String, command: &Command, parent: &str) {
     let name = format!("{parent} {}", command.get_name());
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     _ = write!(out, "\n## {name}\n\n{about}.\n");
-    let own: Vec<&Arg> = command.get_arguments().filter(|a| !a.is_global_set() && a.get_id() != "help").collect();
+    let own: Vec<&Arg> =
+        command.get_arguments().filter(|a| !a.is_global_set() && a.get_id() != "help").collect();
     if !own.is_empty() || !command.has_subcommands() {
         let usage = command.clone().render_usage().to_string();
         _ = write!(out, "\n```text\n{}\n```\n", usage.trim_start_matches("Usage: "));
@@ -55,7 +56,8 @@ fn section<'a>(out: &mut String, title: &str, args: impl Iterator<Item = &'a Arg
         } else {
             format!(" (default `{}`)", defaults.join(" "))
         };
-        let env = arg.get_env().map_or_else(String::new, |e| format!(" (environment: `{}`)", e.to_string_lossy()));
+        let env =
+            arg.get_env().map_or_else(String::new, |e| format!(" (environment: `{}`)", e.to_string_lossy()));
         _ = writeln!(out, "| `{}` | {}{default}{env} |", form(arg), help.replace('|', "\\|"));
     }
 }

@@ -26,7 +26,9 @@ pub fn run(command: LabCommand, global: Global) -> Outcome<ExitCode> {
             options.clsact = clsact;
             if let Some(path) = site {
                 let text = std::fs::read_to_string(&path);
-                let text = text.map_err(|e| Failure::new(format!("cannot read {}: {e}", path.display()), "give a site file"))?;
+                let text = text.map_err(|e| {
+                    Failure::new(format!("cannot read {}: {e}", path.display()), "give a site file")
+                })?;
                 options.site = SiteFile { name: path.display().to_string(), text };
             }
             up(options).map(|()| ExitCode::SUCCESS)
@@ -41,13 +43,18 @@ pub fn run(command: LabCommand, global: Global) -> Outcome<ExitCode> {
         LabCommand::Exec(args) => exec(&named(), &args),
         LabCommand::Migrate { vm, host } => {
             let mut lab = Lab::open(&named())?;
-            let work = async { print::progress(&format!("moving VM {vm} to host {host}"), lab.migrate(&vm, &host)).await };
+            let work = async {
+                print::progress(&format!("moving VM {vm} to host {host}"), lab.migrate(&vm, &host)).await
+            };
             let moved = runtime()?.block_on(work)?;
             if json {
                 return print::json(&moved.receipt).map(|()| ExitCode::SUCCESS);
             }
             migrate::receipt(&moved.receipt)?;
-            print::line(&format!("  the VM was without a leg for {}", print::micros(moved.pause.as_micros() as u64)))?;
+            print::line(&format!(
+                "  the VM was without a leg for {}",
+                print::micros(moved.pause.as_micros() as u64)
+            ))?;
             Ok(ExitCode::SUCCESS)
         }
         LabCommand::Demo { keep, clsact } => {
@@ -74,7 +81,11 @@ fn up(mut options: LabOptions) -> Outcome {
 
 /// What to try in a running lab.
 pub fn hints(name: &str) -> String {
-    let (option, down) = if name == DEFAULT { (String::new(), String::new()) } else { (format!(" --lab {name}"), format!(" {name}")) };
+    let (option, down) = if name == DEFAULT {
+        (String::new(), String::new())
+    } else {
+        (format!(" --lab {name}"), format!(" {name}"))
+    };
     format!(
         "Try:
   tenet --lab {name} status
@@ -113,7 +124,12 @@ fn list(json: bool) -> Outcome {
         match Lab::open(name) {
             Ok(lab) => {
                 let record = lab.record();
-                table.row([name.clone(), record.hosts.len().to_string(), record.vms.len().to_string(), state(record).to_owned()]);
+                table.row([
+                    name.clone(),
+                    record.hosts.len().to_string(),
+                    record.vms.len().to_string(),
+                    state(record).to_owned(),
+                ]);
             }
             Err(e) => table.row([name.clone(), "-".to_owned(), "-".to_owned(), e.to_string()]),
         }
@@ -166,7 +182,13 @@ fn status(name: &str, json: bool) -> Outcome {
     for vm in &record.vms {
         for port in &vm.ports {
             let addresses: Vec<_> = port.addresses.iter().map(ToString::to_string).collect();
-            vms.row([vm.name.to_string(), addresses.join(" "), or_dash(port.host.as_ref()), port.device.clone(), vm.netns.clone()]);
+            vms.row([
+                vm.name.to_string(),
+                addresses.join(" "),
+                or_dash(port.host.as_ref()),
+                port.device.clone(),
+                vm.netns.clone(),
+            ]);
         }
     }
     print::table(&vms, "no VMs")
@@ -194,7 +216,10 @@ pub fn tool(tool: LabTool) -> Outcome {
         LabTool::Respond { dir } => Ok(tools::respond(&dir)?),
         LabTool::Ask { address } => match tools::ask(&here()?, address, Duration::from_secs(2))? {
             Some(name) => print::line(&name),
-            None => Err(Failure::new(format!("nobody answers at {address}"), "`tenet status` shows whether all hosts are in sync")),
+            None => Err(Failure::new(
+                format!("nobody answers at {address}"),
+                "`tenet status` shows whether all hosts are in sync",
+            )),
         },
         LabTool::Probe { address, expect, rate, seconds } => {
             let probe = tools::Probe::start(&here()?, address, &expect, rate)?;
@@ -209,7 +234,10 @@ pub fn tool(tool: LabTool) -> Outcome {
             if report.received.in_order && report.received.bytes == report.sent {
                 return Ok(());
             }
-            Err(Failure::of(&io::Error::other("bytes were lost or changed on the way"), "report this as a bug"))
+            Err(Failure::of(
+                &io::Error::other("bytes were lost or changed on the way"),
+                "report this as a bug",
+            ))
         }
     }
 }

@@ -26,7 +26,10 @@ pub async fn migrate(
     let mut devices = BTreeMap::new();
     for (port, device) in given {
         let port = port.or_else(|| attached.next()).ok_or_else(|| {
-            Failure::new(format!("VM {vm} has no attached port for device {device}"), format!("`tenet vm show {vm}` shows its ports"))
+            Failure::new(
+                format!("VM {vm} has no attached port for device {device}"),
+                format!("`tenet vm show {vm}` shows its ports"),
+            )
         })?;
         devices.insert(port, device);
     }
@@ -34,11 +37,16 @@ pub async fn migrate(
     let waiting = format!("telling all hosts that VM {vm} moves to host {to}");
     let mut migration = print::progress(&waiting, client.migrate(vm, &request)).await?;
     if migration.phase == "preparing" {
-        migration = print::progress(&waiting, until(&client, vm, |m| m.phase != "preparing")).await?.unwrap_or(migration);
+        migration = print::progress(&waiting, until(&client, vm, |m| m.phase != "preparing"))
+            .await?
+            .unwrap_or(migration);
     }
     if no_wait {
         return context.show(&migration, |m| {
-            print::line(&format!("{}: VM {vm} may move to host {} now; its first frame there switches it", m.phase, m.to))
+            print::line(&format!(
+                "{}: VM {vm} may move to host {} now; its first frame there switches it",
+                m.phase, m.to
+            ))
         });
     }
     print::note(&format!("VM {vm} may move to host {to} now; its first frame there switches it"));
@@ -58,22 +66,32 @@ pub async fn migrate(
 pub async fn switch(context: &Context, vm: &VmRef) -> Outcome {
     match context.client()?.migrate_switch(vm).await? {
         ReceiptOrMigration::Receipt(receipt) => finished(context, &receipt),
-        ReceiptOrMigration::Migration(m) => context.show(&m, |m| {
-            print::line(&format!("{}: waiting for {}", m.phase, m.waiting_for.join(", ")))
-        }),
+        ReceiptOrMigration::Migration(m) => context
+            .show(&m, |m| print::line(&format!("{}: waiting for {}", m.phase, m.waiting_for.join(", ")))),
     }
 }
 
 /// `migrations`
 pub async fn migrations(context: &Context) -> Outcome {
-    context.show(&context.client()?.migrations().await?, |all| print::table(&table(all), "no migration is running"))
+    context.show(&context.client()?.migrations().await?, |all| {
+        print::table(&table(all), "no migration is running")
+    })
 }
 
 /// `receipts`
 pub async fn receipts(context: &Context) -> Outcome {
     context.show(&context.client()?.receipts().await?, |all| {
-        let mut table =
-            Table::new(["VM", "FROM", "TO", "RESULT", "REDIRECTED", "LOST", "PREPARED IN", "LAST HOST AFTER", "REASON"]);
+        let mut table = Table::new([
+            "VM",
+            "FROM",
+            "TO",
+            "RESULT",
+            "REDIRECTED",
+            "LOST",
+            "PREPARED IN",
+            "LAST HOST AFTER",
+            "REASON",
+        ]);
         for r in all {
             table.row([
                 r.vm.to_string(),
@@ -132,7 +150,11 @@ fn finished(context: &Context, found: &ReceiptView) -> Outcome {
 }
 
 /// Looks at a VM's migration until it is as wanted, or gone.
-async fn until(client: &Client, vm: &VmRef, wanted: impl Fn(&MigrationView) -> bool) -> Outcome<Option<MigrationView>> {
+async fn until(
+    client: &Client,
+    vm: &VmRef,
+    wanted: impl Fn(&MigrationView) -> bool,
+) -> Outcome<Option<MigrationView>> {
     loop {
         match client.vm(vm).await?.migration {
             Some(m) if !wanted(&m) => tokio::time::sleep(LOOK).await,

@@ -5,8 +5,8 @@ use crate::command::{Context, change, migrate, status};
 use crate::failure::{Code, Failure, Outcome};
 use crate::print::{self, Table, or_dash, yes};
 use tenet_api::rest::{
-    Attach, CreateVm, CreateVmPort, Detach, HostSpec, NetworkSpec, PortView, RouteSpec, RouteView, SubnetSpec,
-    SubnetView, TenantSpec, TokenRequest, VmView,
+    Attach, CreateVm, CreateVmPort, Detach, HostSpec, NetworkSpec, PortView, RouteSpec, RouteView,
+    SubnetSpec, SubnetView, TenantSpec, TokenRequest, VmView,
 };
 use tenet_model::Vsid;
 
@@ -17,7 +17,14 @@ pub async fn host(context: &Context, command: HostCommand) -> Outcome {
         HostCommand::List => context.show(&client.hosts().await?, |hosts| {
             let mut table = Table::new(["HOST", "PA", "CONNECTED", "IN SYNC", "PORTS", "VERSION"]);
             for h in hosts {
-                let cells = [h.name.to_string(), h.pa.to_string(), yes(h.connected), yes(h.in_sync), h.ports.to_string(), or_dash(h.version.as_ref())];
+                let cells = [
+                    h.name.to_string(),
+                    h.pa.to_string(),
+                    yes(h.connected),
+                    yes(h.in_sync),
+                    h.ports.to_string(),
+                    or_dash(h.version.as_ref()),
+                ];
                 table.row(cells);
             }
             print::table(&table, "no hosts; let one join: tenet host token NAME --pa ADDRESS")
@@ -63,12 +70,16 @@ pub async fn tenant(context: &Context, command: TenantCommand) -> Outcome {
         TenantCommand::Show { tenant } => {
             let site = client.site().await?;
             if !site.tenants.iter().any(|t| t.name == tenant) {
-                return Err(missing(&format!("tenant {tenant}"), "`tenet tenant list` shows those there are"));
+                return Err(missing(
+                    &format!("tenant {tenant}"),
+                    "`tenet tenant list` shows those there are",
+                ));
             }
             let mut site = tenet_site::Site::from(site);
             site.hosts.clear();
             site.tenants.retain(|t| t.value.name == tenant);
-            let specs: Vec<_> = site.specs().into_iter().map(|(s, _)| s).filter(|s| owner(s) == Some(&tenant)).collect();
+            let specs: Vec<_> =
+                site.specs().into_iter().map(|(s, _)| s).filter(|s| owner(s) == Some(&tenant)).collect();
             context.show(&specs, |_| print::text(&tenet_site::write(&site)))
         }
         TenantCommand::Delete { tenant } => change::report(context, &client.delete_tenant(&tenant).await?),
@@ -112,14 +123,19 @@ pub async fn network(context: &Context, command: NetworkCommand) -> Outcome {
             routes.retain(|r| r.network == network);
             let all = serde_json::json!({ "network": view, "subnets": subnets, "routes": routes });
             context.show(&all, |_| {
-                print::line(&format!("network {}: method {}, RDID {}, number {}", view.name, view.method, view.rdid, view.id))?;
+                print::line(&format!(
+                    "network {}: method {}, RDID {}, number {}",
+                    view.name, view.method, view.rdid, view.id
+                ))?;
                 print::line("")?;
                 print::table(&subnet_table(&subnets), "no subnets")?;
                 print::line("")?;
                 print::table(&route_table(&routes), "no routes besides those between its subnets")
             })
         }
-        NetworkCommand::Delete { network } => change::report(context, &client.delete_network(&network).await?),
+        NetworkCommand::Delete { network } => {
+            change::report(context, &client.delete_network(&network).await?)
+        }
     }
 }
 
@@ -129,17 +145,27 @@ pub async fn subnet(context: &Context, command: SubnetCommand) -> Outcome {
     match command {
         SubnetCommand::Create { subnet, prefix, vsid, gateway } => {
             let vsid = vsid.map(Vsid::new).transpose();
-            let vsid = vsid.map_err(|e| Failure::new(e.to_string(), "leave it out to have one chosen").code(Code::Usage))?;
+            let vsid = vsid.map_err(|e| {
+                Failure::new(e.to_string(), "leave it out to have one chosen").code(Code::Usage)
+            })?;
             let spec = SubnetSpec { name: subnet, vsid, prefix, gateway };
             change::report(context, &client.create_subnet(&spec).await?)
         }
         SubnetCommand::List => context.show(&client.subnets().await?, |subnets| {
-            print::table(&subnet_table(subnets), "no subnets; make one: tenet subnet create NETWORK/NAME --prefix PREFIX")
+            print::table(
+                &subnet_table(subnets),
+                "no subnets; make one: tenet subnet create NETWORK/NAME --prefix PREFIX",
+            )
         }),
         SubnetCommand::Show { subnet } => {
             let view = client.subnet(&subnet).await?;
-            let ports: Vec<PortView> =
-                client.vms().await?.into_iter().flat_map(|v| v.ports).filter(|p| p.subnet == subnet).collect();
+            let ports: Vec<PortView> = client
+                .vms()
+                .await?
+                .into_iter()
+                .flat_map(|v| v.ports)
+                .filter(|p| p.subnet == subnet)
+                .collect();
             let all = serde_json::json!({ "subnet": view, "ports": ports });
             context.show(&all, |_| {
                 print::text(&subnet_table(std::slice::from_ref(&view)).text(print::fancy()))?;
@@ -180,7 +206,9 @@ pub async fn vm(context: &Context, command: VmCommand) -> Outcome {
             let attach = Attach { port, host, device, subnet };
             change::report(context, &client.attach(&vm, &attach).await?)
         }
-        VmCommand::Detach { vm, port } => change::report(context, &client.detach(&vm, &Detach { port }).await?),
+        VmCommand::Detach { vm, port } => {
+            change::report(context, &client.detach(&vm, &Detach { port }).await?)
+        }
         VmCommand::Migrate { vm, to, devices, no_wait } => {
             migrate::migrate(context, &vm, to, devices, no_wait).await
         }
@@ -229,7 +257,12 @@ fn subnet_table(subnets: &[SubnetView]) -> Table {
 fn route_table(routes: &[RouteView]) -> Table {
     let mut table = Table::new(["NETWORK", "TO", "VIA", "METRIC"]);
     for r in routes {
-        table.row([r.network.to_string(), r.prefix.to_string(), r.next_hop.to_string(), r.metric.to_string()]);
+        table.row([
+            r.network.to_string(),
+            r.prefix.to_string(),
+            r.next_hop.to_string(),
+            r.metric.to_string(),
+        ]);
     }
     table
 }

@@ -18,7 +18,10 @@ const IMAGINED_MTU: u32 = 1500;
 /// `controller`
 pub fn controller(args: ControllerArgs) -> Outcome {
     log();
-    Err(Failure::new(format!("no controller for {} in this build", args.state_dir.display()), "build a later revision"))
+    Err(Failure::new(
+        format!("no controller for {} in this build", args.state_dir.display()),
+        "build a later revision",
+    ))
 }
 
 /// `agent`
@@ -57,8 +60,9 @@ pub fn agent(args: AgentArgs) -> Outcome<ExitCode> {
         compare_every: Duration::from_secs(args.compare_every.max(1)),
         ready: Some(Box::new(|| notify("READY=1"))),
     };
-    serve(async |shutdown| tenet_host_agent::run(options, shutdown).await)?
-        .map_err(|e| Failure::of(&e, "put right what the message names and start it again; forwarding was not touched"))?;
+    serve(async |shutdown| tenet_host_agent::run(options, shutdown).await)?.map_err(|e| {
+        Failure::of(&e, "put right what the message names and start it again; forwarding was not touched")
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -68,7 +72,13 @@ fn check() -> Outcome<ExitCode> {
     let features = tenet_host_agent::check();
     for f in &features {
         let needed = if f.required { "yes" } else { "helps" };
-        table.row([f.name.to_owned(), print::yes(f.ok), needed.to_owned(), f.detail.clone(), f.needed_for.to_owned()]);
+        table.row([
+            f.name.to_owned(),
+            print::yes(f.ok),
+            needed.to_owned(),
+            f.detail.clone(),
+            f.needed_for.to_owned(),
+        ]);
     }
     print::text(&table.text(print::fancy()))?;
     let missing: Vec<_> = features.iter().filter(|f| f.required && !f.ok).map(|f| f.name).collect();

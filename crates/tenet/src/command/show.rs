@@ -24,7 +24,10 @@ pub async fn table(context: &Context, args: TableArgs) -> Outcome {
     }
     match bad.len() {
         0 => Ok(()),
-        n => Err(not_in_sync(format!("{n} records are not in sync"), "`tenet status` shows which hosts differ")),
+        n => Err(not_in_sync(
+            format!("{n} records are not in sync"),
+            "`tenet status` shows which hosts differ",
+        )),
     }
 }
 
@@ -89,11 +92,22 @@ fn clock(ms: u64) -> String {
 pub async fn counters(context: &Context, args: CountersArgs) -> Outcome {
     let found = context.client()?.counters(args.host.as_ref()).await?;
     context.show(&found, |c| {
-        let headings =
-            ["HOST", "PORT", "SENT", "BYTES", "RECEIVED", "BYTES", "ANSWERED", "REDIRECTED", "FLOODED", "DROPS"];
+        let headings = [
+            "HOST",
+            "PORT",
+            "SENT",
+            "BYTES",
+            "RECEIVED",
+            "BYTES",
+            "ANSWERED",
+            "REDIRECTED",
+            "FLOODED",
+            "DROPS",
+        ];
         let mut table = Table::new(headings);
         for p in &c.ports {
-            let drops: Vec<_> = p.drops.iter().filter(|(_, n)| **n > 0).map(|(r, n)| format!("{r} {n}")).collect();
+            let drops: Vec<_> =
+                p.drops.iter().filter(|(_, n)| **n > 0).map(|(r, n)| format!("{r} {n}")).collect();
             table.row([
                 p.host.to_string(),
                 p.port.clone(),
@@ -113,7 +127,10 @@ pub async fn counters(context: &Context, args: CountersArgs) -> Outcome {
         return Ok(());
     }
     let missing: Vec<_> = found.missing.iter().map(|(h, why)| format!("{h} ({why})")).collect();
-    Err(not_in_sync(format!("could not ask host {}", missing.join(", ")), "`tenet status` shows which hosts are connected"))
+    Err(not_in_sync(
+        format!("could not ask host {}", missing.join(", ")),
+        "`tenet status` shows which hosts are connected",
+    ))
 }
 
 #[cfg(test)]

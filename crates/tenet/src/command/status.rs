@@ -17,7 +17,10 @@ pub async fn status(context: &Context) -> Outcome {
         [] => "the site is not in sync".to_owned(),
         names => format!("not in sync: host {}", names.join(", ")),
     };
-    Err(not_in_sync(text, "hosts repair themselves within seconds; `tenet host show NAME` tells what is wrong with one"))
+    Err(not_in_sync(
+        text,
+        "hosts repair themselves within seconds; `tenet host show NAME` tells what is wrong with one",
+    ))
 }
 
 fn people(status: &Status) -> Outcome {
@@ -54,8 +57,17 @@ fn people(status: &Status) -> Outcome {
 }
 
 fn networks(hosts: &[HostStatus]) -> Outcome {
-    let mut table =
-        Table::new(["HOST", "NETWORK", "DESIRED", "APPLIED", "PROVEN", "ROWS", "DIGEST DESIRED", "DIGEST PROVEN", "IN SYNC"]);
+    let mut table = Table::new([
+        "HOST",
+        "NETWORK",
+        "DESIRED",
+        "APPLIED",
+        "PROVEN",
+        "ROWS",
+        "DIGEST DESIRED",
+        "DIGEST PROVEN",
+        "IN SYNC",
+    ]);
     for h in hosts {
         for n in &h.networks {
             table.row([
@@ -84,16 +96,24 @@ fn problems(hosts: &[HostStatus]) -> Outcome {
     for h in hosts {
         let name = &h.name;
         if !h.connected {
-            lines.push(format!("host {name}: its agent is not connected; forwarding goes on with what it has"));
+            lines.push(format!(
+                "host {name}: its agent is not connected; forwarding goes on with what it has"
+            ));
         }
         lines.extend(h.error.iter().map(|e| format!("host {name}: refused its last state: {e}")));
         for p in &h.ports {
             let state = p.state.as_deref().unwrap_or("not reported");
             if !p.present || state != p.desired_state || !p.detail.is_empty() {
                 let detail = if p.detail.is_empty() { "no detail" } else { &p.detail };
-                lines.push(format!("host {name}: port {} ({}) is {state}, should be {}: {detail}", p.port, p.device, p.desired_state));
+                lines.push(format!(
+                    "host {name}: port {} ({}) is {state}, should be {}: {detail}",
+                    p.port, p.device, p.desired_state
+                ));
             } else if !p.carrier {
-                lines.push(format!("host {name}: port {} ({}) has no carrier: is its VM running?", p.port, p.device));
+                lines.push(format!(
+                    "host {name}: port {} ({}) has no carrier: is its VM running?",
+                    p.port, p.device
+                ));
             }
         }
         lines.extend(h.problems.iter().map(|p| format!("host {name}: {p}")));

@@ -48,7 +48,9 @@ fn words(frame: &Frame<'_>) -> (Option<(Ipv4Addr, Ipv4Addr)>, String) {
         }
         Payload::Ipv4(ip, rest) => {
             let (from, to) = (Ipv4Addr::from(ip.src.octets()), Ipv4Addr::from(ip.dst.octets()));
-            let port = |at: usize| rest.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_be_bytes);
+            let port = |at: usize| {
+                rest.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_be_bytes)
+            };
             let what = match ip.protocol {
                 ProtocolNumber::ICMP => "ICMP".to_owned(),
                 ProtocolNumber::TCP => format!("TCP {} > {}", port(0), port(2)),
@@ -57,6 +59,8 @@ fn words(frame: &Frame<'_>) -> (Option<(Ipv4Addr, Ipv4Addr)>, String) {
             };
             (Some((from, to)), format!("{from} > {to}  {what}, TTL {}, {} bytes", ip.ttl, ip.total_len.get()))
         }
-        Payload::Other(rest) => (None, format!("EtherType {:#06x}, {} bytes", frame.eth.ty.get(), rest.len())),
+        Payload::Other(rest) => {
+            (None, format!("EtherType {:#06x}, {} bytes", frame.eth.ty.get(), rest.len()))
+        }
     }
 }

@@ -47,7 +47,10 @@ pub async fn run(options: LabOptions, keep: bool) -> Outcome {
     title("Two tenants with the same addresses, on two hosts in different subnets")?;
     let name = options.name.to_string();
     let mut lab = Lab::up(options).await?;
-    print::line(&format!("up after {:.1} s: a controller, two hosts with an agent each, six VMs", begin.elapsed().as_secs_f64()))?;
+    print::line(&format!(
+        "up after {:.1} s: a controller, two hosts with an agent each, six VMs",
+        begin.elapsed().as_secs_f64()
+    ))?;
     let client = lab.client()?;
     who_is_where(&lab, &client).await?;
     tables(&lab, &client, &mut judge).await?;
@@ -111,7 +114,10 @@ async fn tables(lab: &Lab, client: &Client, judge: &mut Judge) -> Outcome {
         let table = client.table(Some(&host.name)).await?;
         print::text(&show::lookup(&table.rows).text(print::fancy()))?;
         let all = table.rows.len() == lab.record().vms.len() && table.rows.iter().all(|r| r.in_sync);
-        judge.claim(all, &format!("host {} has a record of every VM of its tenants' networks, as desired", host.name))?;
+        judge.claim(
+            all,
+            &format!("host {} has a record of every VM of its tenants' networks, as desired", host.name),
+        )?;
     }
     Ok(())
 }

@@ -27,8 +27,12 @@ pub async fn show(lab: &mut Lab, client: &Client, judge: &mut Judge) -> Outcome 
     };
     let others = lab.record().hosts.iter().find(|h| h.name != from).map(|h| (h.name.clone(), h.pa));
     let (to, pa) = others.ok_or_else(nowhere)?;
-    title(&format!("{VM} moves from host {from} to host {to} while {STREAM_FROM} and {PROBE_FROM} talk to it"))?;
-    print::line(&format!("{STREAM_FROM} sends a TCP stream of numbered words, {PROBE_FROM} asks {PER_SECOND} times a second by UDP"))?;
+    title(&format!(
+        "{VM} moves from host {from} to host {to} while {STREAM_FROM} and {PROBE_FROM} talk to it"
+    ))?;
+    print::line(&format!(
+        "{STREAM_FROM} sends a TCP stream of numbered words, {PROBE_FROM} asks {PER_SECOND} times a second by UDP"
+    ))?;
     let stream = tool::Stream::start(lab.vm(STREAM_FROM)?.netns(), address, PACE)?;
     let probe = tool::Probe::start(lab.vm(PROBE_FROM)?.netns(), address, VM, PER_SECOND)?;
     tokio::time::sleep(BEFORE).await;
@@ -57,9 +61,15 @@ pub async fn show(lab: &mut Lab, client: &Client, judge: &mut Judge) -> Outcome 
         stream.sent.saturating_sub(stream.received.bytes),
         micros(stream.received.longest_gap_us),
     ))?;
-    judge.claim(moved.receipt.moved && moved.receipt.lost == 0, "the VM moved, and the data plane lost no frame for it")?;
+    judge.claim(
+        moved.receipt.moved && moved.receipt.lost == 0,
+        "the VM moved, and the data plane lost no frame for it",
+    )?;
     let intact = stream.received.in_order && stream.received.bytes == stream.sent && stream.sent > 0;
-    judge.claim(intact && stream.peer == VM, "the TCP stream went on unbroken: every word arrived, in order")?;
+    judge.claim(
+        intact && stream.peer == VM,
+        "the TCP stream went on unbroken: every word arrived, in order",
+    )?;
     judge.claim(
         probe.lost == 0 && probe.strangers == 0 && probe.answered > 0,
         &format!("of {} UDP questions each was answered, and by {VM} alone", probe.sent),
@@ -75,7 +85,8 @@ async fn after(lab: &Lab, client: &Client, judge: &mut Judge, pa: std::net::IpAd
         table.rows.retain(|r| r.port.as_ref().is_some_and(|p| p.vm_ref().to_string() == VM));
         print::line(&format!("\n{VM} in the kernel of host {}:", host.name))?;
         print::text(&show::lookup(&table.rows).text(print::fancy()))?;
-        let right = table.rows.len() == 1 && table.rows.iter().all(|r| r.pa == pa && r.alt_pa.is_none() && r.in_sync);
+        let right =
+            table.rows.len() == 1 && table.rows.iter().all(|r| r.pa == pa && r.alt_pa.is_none() && r.in_sync);
         judge.claim(right, &format!("host {} knows that {VM} is at {pa}", host.name))?;
     }
     Ok(())

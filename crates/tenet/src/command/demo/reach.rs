@@ -35,7 +35,8 @@ fn ask_all(lab: &Lab, judge: &mut Judge) -> Outcome {
     let (mut asked, mut right, mut foreign) = (0, 0, 0);
     let mut kinds = BTreeSet::new();
     for from in &lab.record().vms {
-        for to in lab.record().vms.iter().filter(|v| v.name.tenant == from.name.tenant && v.name != from.name) {
+        for to in lab.record().vms.iter().filter(|v| v.name.tenant == from.name.tenant && v.name != from.name)
+        {
             let (Some(a), Some(b)) = (from.ports.first(), to.ports.first()) else { continue };
             let Some(address) = b.addresses.first() else { continue };
             let vm = lab.vm(&from.name.to_string())?;
@@ -58,13 +59,19 @@ fn ask_all(lab: &Lab, judge: &mut Judge) -> Outcome {
         }
     }
     print::text(&table.text(print::fancy()))?;
-    judge.claim(asked > 0 && right == asked, &format!("{right} of {asked} questions were answered by the VM that was meant"))?;
+    judge.claim(
+        asked > 0 && right == asked,
+        &format!("{right} of {asked} questions were answered by the VM that was meant"),
+    )?;
     let shared = shared_addresses(&lab.record().vms);
     judge.claim(
         foreign == 0 && shared > 0,
         &format!("none was answered by the other tenant, although it has the same {shared} addresses"),
     )?;
-    judge.claim(kinds.len() == 4, "same and other subnet (through the gateway .1 on each host), on the same and the other host")
+    judge.claim(
+        kinds.len() == 4,
+        "same and other subnet (through the gateway .1 on each host), on the same and the other host",
+    )
 }
 
 /// How many addresses more than one tenant has.
@@ -107,13 +114,21 @@ fn wire(lab: &Lab, frames: &[Captured], vsids: &BTreeSet<u32>, judge: &mut Judge
     let whole = seen.iter().all(|(_, s)| s.dont_fragment);
     judge.claim(
         bad.is_empty() && !seen.is_empty() && known,
-        &format!("{} NVGRE frames crossed, all well formed and of a known virtual subnet ({} are not: {})", seen.len(), bad.len(), bad.first().map_or("-", String::as_str)),
+        &format!(
+            "{} NVGRE frames crossed, all well formed and of a known virtual subnet ({} are not: {})",
+            seen.len(),
+            bad.len(),
+            bad.first().map_or("-", String::as_str)
+        ),
     )?;
     judge.claim(whole, "none of them may be fragmented on the way (DF)")?;
     let pas: BTreeSet<_> = lab.record().hosts.iter().map(|h| h.pa).collect();
-    let between = seen.iter().all(|(_, s)| pas.contains(&s.outer.0.into()) && pas.contains(&s.outer.1.into()));
+    let between =
+        seen.iter().all(|(_, s)| pas.contains(&s.outer.0.into()) && pas.contains(&s.outer.1.into()));
     judge.claim(between, "the physical network sees the hosts' addresses only")?;
-    let overlap = seen.iter().any(|(_, a)| seen.iter().any(|(_, b)| a.vsid != b.vsid && a.inner.is_some() && a.inner == b.inner));
+    let overlap = seen
+        .iter()
+        .any(|(_, a)| seen.iter().any(|(_, b)| a.vsid != b.vsid && a.inner.is_some() && a.inner == b.inner));
     judge.claim(
         overlap && crossed.len() > 1,
         "the same inner addresses crossed under different VSIDs: the tenants differ in that alone",
