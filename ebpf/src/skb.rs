@@ -24,6 +24,8 @@ const KEEP_CHECKSUM: u64 = 1 << 5;
 /// `PACKET_HOST` of the kernel's if_packet.h.
 const PACKET_HOST: u32 = 0;
 const INGRESS: u64 = 1;
+/// What every segment repeats: Ethernet, IPv4 and TCP with timestamps.
+const SEGMENT_HEADERS: u32 = 66;
 
 /// The frame that a program was called for.
 pub struct Skb {
@@ -73,9 +75,14 @@ impl Skb {
     #[inline(always)]
     pub fn weight(&self) -> (u64, u64) {
         // SAFETY: as in `meta`.
-        let (len, segments) = unsafe { (u64::from((*self.raw).len), u64::from((*self.raw).gso_segs)) };
-        // One for none, without a branch that the verifier would have to follow twice.
-        (len, segments + (segments.wrapping_sub(1) >> 63))
+        let (len, segments, size) = unsafe { ((*self.raw).len, (*self.raw).gso_segs, (*self.raw).gso_size) };
+        // The kernel forgets the number of segments, but not their size, when headers are put on or taken off.
+        let frames = match (segments, size) {
+            (0, 0) => 1,
+            (0, size) => len.saturating_sub(SEGMENT_HEADERS).div_ceil(size),
+            (segments, _) => segments,
+        };
+        (u64::from(len), u64::from(frames))
     }
 
     /// Sets the mark that programs of this host see.

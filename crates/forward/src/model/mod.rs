@@ -1,0 +1,197 @@
+//! A frame and tables in ordinary memory: the reference that the kernel's programs are compared with.
+
+pub mod site;
+pub mod traffic;
+
+use crate::{
+    Action, Frame, FrameMut, Meta, Note, PortWork, Refused, Tables, UplinkWork, Verdict, bucket, edit, flood,
+    port_ingress, uplink_ingress,
+};
+use alloc::vec::Vec;
+use tenet_tables::{
+    Addr, Bucket, Config, DropReason, FloodEntry, FloodKey, MacEntry, MacKey, PORT_ACTIVE, Peer, PeerKey, Port,
+    Record, RecordKey, Route, Subnet,
+    image::{Image, Prefix},
+};
+use tenet_wire::NVGRE_OVERHEAD;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A frame in memory, with the copies that were made of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MemoryFrame {
+    /// The frame's bytes.
+    pub bytes: Vec<u8>,
+    /// Copies that were sent to ports, by interface.
+    pub to_ports: Vec<(u32, Vec<u8>)>,
+    /// Encapsulated copies that were sent to other hosts.
+    pub to_wire: Vec<Vec<u8>>,
+}
+
+impl MemoryFrame {
+    /// Takes a frame's bytes.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.to_vec(), ..Self::default() }
+    }
+}
+
+impl Frame for MemoryFrame {
+    fn load<T: FromBytes + IntoBytes>(&self, at: u32, into: &mut T) -> Result<(), Refused> {
+        let (value, _) =
+            T::read_from_prefix(self.bytes.get(at as usize..).ok_or(Refused)?).map_err(|_| Refused)?;
+        *into = value;
+        Ok(())
+    }
+}
+
+impl FrameMut for MemoryFrame {
+    fn store<T: IntoBytes + Immutable>(&mut self, at: u32, from: &T) -> Result<(), Refused> {
+        from.write_to_prefix(self.bytes.get_mut(at as usize..).ok_or(Refused)?).map_err(|_| Refused)
+    }
+
+    fn grow_tunnel(&mut self, _ip: bool) -> Result<(), Refused> {
+        // Not zeros: whoever relies on them would differ from the kernel.
+        self.bytes.splice(0..0, core::iter::repeat_n(0xee, NVGRE_OVERHEAD as usize));
+        Ok(())
+    }
+
+    fn shrink_tunnel(&mut self) -> Result<(), Refused> {
+        if self.bytes.len() < NVGRE_OVERHEAD as usize {
+            return Err(Refused);
+        }
+        self.bytes.drain(..NVGRE_OVERHEAD as usize);
+        Ok(())
+    }
+
+    fn remake(&mut self, len: u32) -> Result<(), Refused> {
+        self.bytes.clear();
+        self.bytes.resize(len as usize, 0xee);
+        Ok(())
+    }
+
+    fn clone_to_port(&mut self, ifindex: u32) {
+        self.to_ports.push((ifindex, self.bytes.clone()));
+    }
+
+    fn clone_to_wire(&mut self, _uplink: u32) {
+        self.to_wire.push(self.bytes.clone());
+    }
+}
+
+impl Tables for Image {
+    fn config(&self) -> Option<&Config> {
+        // The kernel's array always has its entry.
+        const NONE: Config =
+            Config { layout: 0, uplink: 0, pa: Addr::UNSET, gateway_mac: tenet_wire::Mac { halves: [0; 3] }, reserved: 0 };
+        Some(self.config.as_ref().unwrap_or(&NONE))
+    }
+    fn port(&self, ifindex: u32) -> Option<&Port> {
+        self.ports.get(&ifindex)
+    }
+    fn subnet(&self, vsid: u32) -> Option<&Subnet> {
+        self.subnets.get(&vsid)
+    }
+    fn record(&self, key: &RecordKey) -> Option<&Record> {
+        self.records.get(key)
+    }
+    fn mac(&self, key: &MacKey) -> Option<&MacEntry> {
+        self.macs.get(key)
+    }
+    fn route(&self, net: u32, ca: Addr) -> Option<&Route> {
+        (0..=128).rev().find_map(|len| self.routes.get(&Prefix { net, ca: truncate(ca, len), len }))
+    }
+    fn peer(&self, key: &PeerKey) -> Option<&Peer> {
+        self.peers.get(key)
+    }
+    fn flood(&self, key: &FloodKey) -> Option<&FloodEntry> {
+        self.flood.get(key)
+    }
+}
+
+/// An address with all bits behind a prefix set to zero.
+#[must_use]
+pub fn truncate(ca: Addr, len: u32) -> Addr {
+    let mut words = ca.words;
+    for (i, word) in words.iter_mut().enumerate() {
+        let kept = len.saturating_sub(i as u32 * 32).min(32);
+        let mask = if kept == 0 { 0 } else { u32::MAX << (32 - kept) };
+        *word &= mask.to_be();
+    }
+    Addr { words }
+}
+
+/// Everything that came of a frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// What is to be done with it.
+    pub action: Action,
+    /// The frame after the edits, and its copies.
+    pub frame: MemoryFrame,
+    /// What the agent may be told.
+    pub note: Note,
+    /// Whether it activated its port.
+    pub activated: bool,
+    /// The port of this host that has moved and that it is redirected for, or 0.
+    pub moved: u32,
+}
+
+/// Does all that the program `port_in` does with a frame from a VM, the activation of the port included.
+pub fn port_in(bytes: &[u8], meta: &Meta, tables: &mut Image, bucket: &mut Bucket, now: u64) -> Outcome {
+    let mut frame = MemoryFrame::new(bytes);
+    let mut work = PortWork::default();
+    let verdict = port_ingress(&frame, meta, tables, &mut work);
+    if work.activated
+        && let Some(port) = tables.ports.get_mut(&meta.ifindex)
+    {
+        port.state = PORT_ACTIVE;
+    }
+    let action = if let Verdict::Flood { vsid } = verdict {
+        Action::Drop(flood_out(&mut frame, meta, tables, &work, (vsid, bucket, now)))
+    } else {
+        edit::port(&mut frame, meta.len, verdict, tables, meta.ifindex, &work)
+    };
+    Outcome { action, frame, note: work.note, activated: work.activated, moved: work.moved }
+}
+
+fn flood_out(
+    frame: &mut MemoryFrame,
+    meta: &Meta,
+    tables: &Image,
+    work: &PortWork,
+    (vsid, bucket, now): (u32, &mut Bucket, u64),
+) -> DropReason {
+    let (Some(port), Some(config)) = (tables.ports.get(&meta.ifindex), tables.config.as_ref()) else {
+        return DropReason::UnknownPort;
+    };
+    let (rate, burst) = (port.flood_rate, port.flood_burst);
+    if rate == 0 || !bucket::take(&mut bucket.flood_at, &mut bucket.flood_tokens, now, rate, burst) {
+        return DropReason::FloodLimited;
+    }
+    flood::from_port(frame, tables, work, (meta.len, vsid, meta.ifindex), config);
+    DropReason::Replicated
+}
+
+/// Does all that the program `uplink_in` does with a frame from the provider network.
+pub fn uplink_in(bytes: &[u8], meta: &Meta, tables: &Image) -> Outcome {
+    let mut frame = MemoryFrame::new(bytes);
+    let mut work = UplinkWork::default();
+    let verdict = uplink_ingress(&frame, meta, tables, &mut work);
+    let action = if let Verdict::Flood { vsid } = verdict {
+        match edit::decapsulate(&mut frame, &work) {
+            Ok(()) => {
+                flood::to_ports(&mut frame, tables, vsid, 0);
+                Action::Drop(DropReason::Replicated)
+            }
+            Err(Refused) => Action::Drop(DropReason::KernelRefused),
+        }
+    } else {
+        edit::uplink(&mut frame, verdict, tables, &work)
+    };
+    Outcome { action, frame, note: work.note, activated: false, moved: work.moved }
+}
+
+/// What the program `port_in` is told about a plain frame.
+#[must_use]
+pub fn meta(bytes: &[u8], ifindex: u32) -> Meta {
+    Meta { ifindex, len: u32::try_from(bytes.len()).unwrap_or(u32::MAX), ..Meta::default() }
+}
