@@ -51,7 +51,9 @@ pub(crate) fn network(desired: &Desired, name: &NetworkRef, table: &mut Table) {
 const fn better(route: &RouteRow, best: &Row) -> bool {
     match best {
         Row::Route(best) => best.next_hop.is_some() && route.metric < best.metric,
-        Row::Host(_) | Row::Peer(_) | Row::Network(_) | Row::Subnet(_) | Row::Record(_) | Row::Port(_) => true,
+        Row::Host(_) | Row::Peer(_) | Row::Network(_) | Row::Subnet(_) | Row::Record(_) | Row::Port(_) => {
+            true
+        }
     }
 }
 

@@ -234,7 +234,8 @@ impl Compiler {
     fn settle(&mut self, desired: &Desired, name: NetworkRef, concerned: &mut Concerned) {
         let Some(network) = self.networks.get_mut(&name) else { return };
         let delta = concerned.deltas.entry(name.clone()).or_default();
-        let rebuild = concerned.networks.contains(&name) || network.members.is_empty() || network.ports.is_empty();
+        let rebuild =
+            concerned.networks.contains(&name) || network.members.is_empty() || network.ports.is_empty();
         if rebuild {
             let mut rows = Table::new();
             if !network.ports.is_empty() {
@@ -333,12 +334,7 @@ impl Compiler {
     }
 
     /// A host's own row, peers and ports.
-    fn own(
-        &self,
-        desired: &Desired,
-        host: &HostName,
-        object: &Versioned<Host>,
-    ) -> Table {
+    fn own(&self, desired: &Desired, host: &HostName, object: &Versioned<Host>) -> Table {
         let mut own = Table::new();
         let (row, generation) = build::host(object);
         build::add(&mut own, row, generation);
@@ -364,7 +360,8 @@ fn lose(
 ) {
     let before = |key: &RowKey| delta.and_then(|d| d.before.get(key));
     let stayed = network.into_iter().flat_map(|n| n.rows.keys()).filter(|key| before(key).is_none());
-    let changed = delta.into_iter().flat_map(|d| &d.before).filter(|(_, was)| was.is_some()).map(|(key, _)| key);
+    let changed =
+        delta.into_iter().flat_map(|d| &d.before).filter(|(_, was)| was.is_some()).map(|(key, _)| key);
     changes.extend(stayed.chain(changed).map(|key| (key.clone(), None)));
 }
 

@@ -15,6 +15,7 @@ mod scratch;
 
 pub use compiler::Compiler;
 pub use row::{
-    Delta, HostRow, NetworkRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, RowKey, Rows, SubnetRow, digests,
+    Delta, HostRow, NetworkRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, RowKey, Rows,
+    SubnetRow, digests,
 };
 pub use scratch::compile;

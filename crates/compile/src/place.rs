@@ -41,7 +41,8 @@ impl<'a> Placed<'a> {
         let network = port.value.subnet.network_ref();
         let net = desired.networks.get(&network)?;
         let subnet = desired.subnets.get(&port.value.subnet)?;
-        let here = Place { host: host.clone(), device: device.clone(), state: PortState::Active, peer_pa: None };
+        let here =
+            Place { host: host.clone(), device: device.clone(), state: PortState::Active, peer_pa: None };
         let mut placed = Placed {
             port: &port.value,
             network,

@@ -31,7 +31,11 @@ impl RowKey {
     pub const fn network(&self) -> Option<NetId> {
         match self {
             Self::Host | Self::Peer(_) => None,
-            Self::Network(n) | Self::Subnet(n, _) | Self::Record(n, _) | Self::Route(n, _) | Self::Port(n, _) => Some(*n),
+            Self::Network(n)
+            | Self::Subnet(n, _)
+            | Self::Record(n, _)
+            | Self::Route(n, _)
+            | Self::Port(n, _) => Some(*n),
         }
     }
 }
@@ -211,7 +215,12 @@ impl Rows {
         Delta {
             base,
             generation,
-            upserts: next.0.iter().filter(|(k, v)| self.0.get(k) != Some(v)).map(|(_, v)| v.clone()).collect(),
+            upserts: next
+                .0
+                .iter()
+                .filter(|(k, v)| self.0.get(k) != Some(v))
+                .map(|(_, v)| v.clone())
+                .collect(),
             deletes: self.0.keys().filter(|k| !next.0.contains_key(k)).cloned().collect(),
         }
     }
@@ -245,7 +254,11 @@ pub fn digests(rows: &Rows) -> BTreeMap<NetId, u64> {
             }
             Row::Record(r) => {
                 let alt = r.alt_pa.map_or_else(String::new, |a| a.to_string());
-                writeln!(line, "record {} {} {} {} {alt} {} {generation}", r.ca, r.mac, r.vsid, r.pa, r.method)
+                writeln!(
+                    line,
+                    "record {} {} {} {} {alt} {} {generation}",
+                    r.ca, r.mac, r.vsid, r.pa, r.method
+                )
             }
             Row::Route(r) => {
                 let hop = r.next_hop.map_or_else(String::new, |a| a.to_string());

@@ -1,4 +1,5 @@
 //! Whatever happens to a site: rows and deltas equal a compile from scratch.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,7 +47,11 @@ fn run(seed: u64, steps: u64) -> (Desired, u64) {
             let scratch = compile(&desired, host, &blocked);
             let agent = agents.entry(host.clone()).or_default();
             assert_eq!(agent.rows, scratch, "seed {seed}, revision {revision}: rows of {host} by deltas");
-            assert_eq!(compiler.rows(host).unwrap(), scratch, "seed {seed}, revision {revision}: rows of {host}");
+            assert_eq!(
+                compiler.rows(host).unwrap(),
+                scratch,
+                "seed {seed}, revision {revision}: rows of {host}"
+            );
             assert_eq!(digests(&agent.rows), digests(&scratch));
             assert_eq!(compiler.generation(host), Some(agent.generation));
             // A delta says no more than what differs, and only hosts concerned get one.
@@ -83,7 +88,9 @@ fn random_sites_are_worth_testing() {
         migrations += desired.migrations.len();
         ports += desired.ports.values().filter(|p| p.value.host.is_some()).count();
     }
-    println!("{applied} of 3000 changes applied; {ports} attached ports and {migrations} migrations at the ends");
+    println!(
+        "{applied} of 3000 changes applied; {ports} attached ports and {migrations} migrations at the ends"
+    );
     assert!(applied > 1000 && ports > 30 && migrations > 3);
 }
 

@@ -1,4 +1,5 @@
 //! A site of 100 hosts and 5,000 ports: prints what things take (`cargo test --release -- --nocapture`).
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,8 +7,8 @@ use std::{
 };
 use tenet_compile::{Compiler, Rows, compile};
 use tenet_model::{
-    Change, Checked, Desired, Host, HostName, Migration, Name, NetId, Network, Object, Operation, Phase, Port, Subnet,
-    Tenant, Vm, Vsid,
+    Change, Checked, Desired, Host, HostName, Migration, Name, NetId, Network, Object, Operation, Phase,
+    Port, Subnet, Tenant, Vm, Vsid,
 };
 use uuid::Uuid;
 
@@ -29,7 +30,12 @@ fn site(networks: u32) -> Change {
     for n in 0..networks {
         let network = format!("big/n{n}").parse().unwrap();
         let rdid = Uuid::from_u128(u128::from(n));
-        objects.push(Object::Network(Network { name: network, rdid, id: NetId(n + 1), method: Default::default() }));
+        objects.push(Object::Network(Network {
+            name: network,
+            rdid,
+            id: NetId(n + 1),
+            method: Default::default(),
+        }));
         let (name, vsid) = (format!("big/n{n}/s").parse().unwrap(), Vsid::new(4096 + n).unwrap());
         let (prefix, gateway) = ("10.0.0.0/16".parse().unwrap(), "10.0.0.1".parse().unwrap());
         objects.push(Object::Subnet(Subnet { name, vsid, prefix, gateway }));
@@ -69,7 +75,8 @@ impl Run {
         self.revision += 1;
         self.desired.apply(checked.operations(), self.revision);
         let start = Instant::now();
-        let deltas = self.compiler.update(&self.desired, checked.operations(), &BTreeSet::new(), self.revision);
+        let deltas =
+            self.compiler.update(&self.desired, checked.operations(), &BTreeSet::new(), self.revision);
         let update: Duration = start.elapsed();
         let rows: usize = deltas.values().map(|d| d.upserts.len() + d.deletes.len()).sum();
         println!("  {what}: check {check:?}, compile {update:?}; {rows} rows to {} hosts", deltas.len());

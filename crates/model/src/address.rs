@@ -70,10 +70,10 @@ pub(crate) fn provider(pa: IpAddr) -> Option<Why> {
     let IpAddr::V4(v4) = pa else {
         return Some(Why::Ipv6 { what: "provider address", address: pa.to_string() });
     };
-    RESERVED
-        .iter()
-        .find(|(block, ..)| block.contains(&v4))
-        .map(|(.., use_)| Why::PaUnusable { pa, use_: if v4.is_broadcast() { "the broadcast address" } else { use_ } })
+    RESERVED.iter().find(|(block, ..)| block.contains(&v4)).map(|(.., use_)| Why::PaUnusable {
+        pa,
+        use_: if v4.is_broadcast() { "the broadcast address" } else { use_ },
+    })
 }
 
 /// Which of a prefix's two addresses without a machine the address is, if one.

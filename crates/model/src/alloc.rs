@@ -94,7 +94,9 @@ impl<'a> Allocator<'a> {
                     used.extend(o.addresses.iter().filter_map(v4));
                 }
             }
-            Object::Tenant(_) | Object::Vm(_) | Object::Host(_) | Object::Route(_) | Object::Migration(_) => return,
+            Object::Tenant(_) | Object::Vm(_) | Object::Host(_) | Object::Route(_) | Object::Migration(_) => {
+                return;
+            }
         }
         self.reserved.put(object.clone(), 0);
     }
@@ -105,9 +107,9 @@ impl<'a> Allocator<'a> {
     /// [`Exhausted::Vsids`].
     pub fn vsid(&mut self) -> Result<Vsid, Exhausted> {
         let both = [self.desired, &self.reserved];
-        let used = self
-            .vsids
-            .get_or_insert_with(|| both.iter().flat_map(|d| d.subnets.values()).map(|s| s.value.vsid).collect());
+        let used = self.vsids.get_or_insert_with(|| {
+            both.iter().flat_map(|d| d.subnets.values()).map(|s| s.value.vsid).collect()
+        });
         let free = lowest(Vsid::MIN.number(), used.iter().map(|v| v.number()));
         let vsid = Vsid::new(free).map_err(|_| Exhausted::Vsids)?;
         used.insert(vsid);
@@ -120,9 +122,9 @@ impl<'a> Allocator<'a> {
     /// [`Exhausted::NetIds`].
     pub fn net_id(&mut self) -> Result<NetId, Exhausted> {
         let both = [self.desired, &self.reserved];
-        let used = self
-            .net_ids
-            .get_or_insert_with(|| both.iter().flat_map(|d| d.networks.values()).map(|n| n.value.id).collect());
+        let used = self.net_ids.get_or_insert_with(|| {
+            both.iter().flat_map(|d| d.networks.values()).map(|n| n.value.id).collect()
+        });
         let id = NetId(lowest(1, used.iter().map(|n| n.0)));
         if used.insert(id) { Ok(id) } else { Err(Exhausted::NetIds) }
     }
@@ -134,8 +136,9 @@ impl<'a> Allocator<'a> {
     /// [`Exhausted::Macs`].
     pub fn mac(&mut self, port: &PortRef) -> Result<Mac, Exhausted> {
         let both = [self.desired, &self.reserved];
-        let used =
-            self.macs.get_or_insert_with(|| both.iter().flat_map(|d| d.ports.values()).map(|p| p.value.mac).collect());
+        let used = self
+            .macs
+            .get_or_insert_with(|| both.iter().flat_map(|d| d.ports.values()).map(|p| p.value.mac).collect());
         let start = fold(&port.to_string());
         for step in 0..=u32::MAX {
             let [a, b, c, d] = start.wrapping_add(step).to_be_bytes();
@@ -200,6 +203,7 @@ fn lowest(first: u32, used: impl Iterator<Item = u32>) -> u32 {
 
 /// FNV-1a, 64 bits folded to 32: spreads names evenly and is the same on every machine.
 fn fold(text: &str) -> u32 {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let hash =
+        text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     ((hash >> 32) ^ (hash & 0xffff_ffff)) as u32
 }

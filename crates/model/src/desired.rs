@@ -1,8 +1,8 @@
 //! All objects at one revision.
 
 use crate::{
-    Host, HostName, Key, Migration, Network, NetworkRef, Object, Port, PortRef, Route, Subnet, SubnetRef, Tenant,
-    TenantName, Vm, VmRef,
+    Host, HostName, Key, Migration, Network, NetworkRef, Object, Port, PortRef, Route, Subnet, SubnetRef,
+    Tenant, TenantName, Vm, VmRef,
 };
 use ipnet::IpNet;
 use std::{collections::BTreeMap, net::IpAddr};
@@ -44,9 +44,15 @@ impl Desired {
     pub fn put(&mut self, object: Object, revision: u64) {
         self.revision = self.revision.max(revision);
         match (object.key(), object) {
-            (Key::Tenant(k), Object::Tenant(value)) => drop(self.tenants.insert(k, Versioned { value, revision })),
-            (Key::Network(k), Object::Network(value)) => drop(self.networks.insert(k, Versioned { value, revision })),
-            (Key::Subnet(k), Object::Subnet(value)) => drop(self.subnets.insert(k, Versioned { value, revision })),
+            (Key::Tenant(k), Object::Tenant(value)) => {
+                drop(self.tenants.insert(k, Versioned { value, revision }))
+            }
+            (Key::Network(k), Object::Network(value)) => {
+                drop(self.networks.insert(k, Versioned { value, revision }))
+            }
+            (Key::Subnet(k), Object::Subnet(value)) => {
+                drop(self.subnets.insert(k, Versioned { value, revision }))
+            }
             (Key::Vm(k), Object::Vm(value)) => drop(self.vms.insert(k, Versioned { value, revision })),
             (Key::Port(k), Object::Port(value)) => drop(self.ports.insert(k, Versioned { value, revision })),
             (Key::Host(k), Object::Host(value)) => drop(self.hosts.insert(k, Versioned { value, revision })),
@@ -78,7 +84,10 @@ impl Desired {
     /// The object of this name, with its revision.
     #[must_use]
     pub fn get(&self, key: &Key) -> Option<Versioned<Object>> {
-        fn up<T: Clone>(v: Option<&Versioned<T>>, wrap: impl FnOnce(T) -> Object) -> Option<Versioned<Object>> {
+        fn up<T: Clone>(
+            v: Option<&Versioned<T>>,
+            wrap: impl FnOnce(T) -> Object,
+        ) -> Option<Versioned<Object>> {
             v.map(|v| Versioned { value: wrap(v.value.clone()), revision: v.revision })
         }
         match key {

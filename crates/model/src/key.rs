@@ -8,7 +8,9 @@ use std::{fmt, net::IpAddr, str::FromStr};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// It does not begin with the name of a kind.
-    #[error("`{text}` is no object's key: it begins with none of tenant, network, subnet, vm, port, host, route and migration")]
+    #[error(
+        "`{text}` is no object's key: it begins with none of tenant, network, subnet, vm, port, host, route and migration"
+    )]
     Kind {
         /// The offending text.
         text: String,

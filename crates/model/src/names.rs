@@ -12,7 +12,9 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The text breaks the rule for one name.
-    #[error("`{text}` is not a name: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit")]
+    #[error(
+        "`{text}` is not a name: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"
+    )]
     Bad {
         /// The offending text.
         text: String,

@@ -81,7 +81,11 @@ impl Mac {
     /// [`MacError::NotUnicast`] for group and zero addresses.
     pub fn new(octets: [u8; 6]) -> Result<Self, MacError> {
         let mac = Self(octets);
-        if octets[0] & 1 != 0 || octets == [0; 6] { Err(MacError::NotUnicast(mac.to_string())) } else { Ok(mac) }
+        if octets[0] & 1 != 0 || octets == [0; 6] {
+            Err(MacError::NotUnicast(mac.to_string()))
+        } else {
+            Ok(mac)
+        }
     }
 
     /// The bytes in wire order.

@@ -1,6 +1,8 @@
 //! The objects of a site, as the store keeps them.
 
-use crate::{HostName, Key, Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid};
+use crate::{
+    HostName, Key, Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid,
+};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;

@@ -162,7 +162,9 @@ pub enum Why {
         address: IpAddr,
     },
     /// A customer address outside of the port's subnet.
-    #[error("address {address} is outside of {prefix} of subnet {subnet}: choose an address inside, or another subnet")]
+    #[error(
+        "address {address} is outside of {prefix} of subnet {subnet}: choose an address inside, or another subnet"
+    )]
     AddressOutside {
         /// The address.
         address: IpAddr,
@@ -190,7 +192,9 @@ pub enum Why {
         other: Key,
     },
     /// The gateway's MAC.
-    #[error("MAC {mac} is that of every subnet's gateway: choose another MAC or leave it out to have one allocated")]
+    #[error(
+        "MAC {mac} is that of every subnet's gateway: choose another MAC or leave it out to have one allocated"
+    )]
     MacOfGateway {
         /// The MAC.
         mac: Mac,
@@ -204,7 +208,9 @@ pub enum Why {
         lacks: &'static str,
     },
     /// Not the name of a network device.
-    #[error("`{device}` cannot be the name of a device: use 1 to 15 characters without space, slash and colon, but not . and ..")]
+    #[error(
+        "`{device}` cannot be the name of a device: use 1 to 15 characters without space, slash and colon, but not . and .."
+    )]
     DeviceName {
         /// The text.
         device: String,
@@ -284,7 +290,9 @@ pub enum Why {
         host: HostName,
     },
     /// The VM has no attached port.
-    #[error("the VM has no attached port, so there is nothing to move: attach its ports to host {to} instead")]
+    #[error(
+        "the VM has no attached port, so there is nothing to move: attach its ports to host {to} instead"
+    )]
     NothingAttached {
         /// The wanted destination.
         to: HostName,
@@ -314,7 +322,9 @@ pub enum Why {
         port: Name,
     },
     /// A second migration of the VM.
-    #[error("the VM is already being moved from host {from} to host {to}: wait until that is done, or cancel it")]
+    #[error(
+        "the VM is already being moved from host {from} to host {to}: wait until that is done, or cancel it"
+    )]
     AlreadyMigrating {
         /// The running one's source.
         from: HostName,

@@ -4,7 +4,10 @@ mod delete;
 mod migration;
 mod port;
 
-use crate::{Change, DEFAULT_TENANT, Desired, Key, Network, Object, Operation, Problem, Route, Subnet, Why, address, view::View};
+use crate::{
+    Change, DEFAULT_TENANT, Desired, Key, Network, Object, Operation, Problem, Route, Subnet, Why, address,
+    view::View,
+};
 use std::collections::BTreeMap;
 
 /// Collects problems.
@@ -29,7 +32,8 @@ pub(crate) fn check(base: &Desired, change: &Change) -> Result<Vec<Operation>, V
             problems.add(operation.key(), Why::Twice);
         }
     }
-    let mut effective = Change { operations: change.operations.iter().filter(|o| changes(base, o)).cloned().collect() };
+    let mut effective =
+        Change { operations: change.operations.iter().filter(|o| changes(base, o)).cloned().collect() };
     let asked = effective.operations.len();
     cascade(base, &order, &mut effective);
     let view = View::new(base, &effective);
@@ -155,7 +159,10 @@ fn subnets(view: &View<'_>, problems: &mut Problems) {
             let first = other.name < *name || !view.subnets.over.contains_key(&other.name);
             if other.name != *name && first && overlap(subnet, other) {
                 let key = Key::Subnet(other.name.clone());
-                problems.add(about(), Why::Overlap { prefix: subnet.prefix, other_prefix: other.prefix, other: key });
+                problems.add(
+                    about(),
+                    Why::Overlap { prefix: subnet.prefix, other_prefix: other.prefix, other: key },
+                );
             }
         }
         for kept in view.routes_of(&network).filter(|r| !view.routes.over.contains_key(&r.key_parts())) {
@@ -178,7 +185,8 @@ fn hosts(view: &View<'_>, problems: &mut Problems) {
     let mut pas: BTreeMap<_, _> = view.hosts.kept().map(|(k, h)| (h.pa, k)).collect();
     for (name, host) in view.hosts.written() {
         if let Some(other) = pas.insert(host.pa, name) {
-            problems.add(Key::Host(name.clone()), Why::PaTaken { pa: host.pa, other: Key::Host(other.clone()) });
+            problems
+                .add(Key::Host(name.clone()), Why::PaTaken { pa: host.pa, other: Key::Host(other.clone()) });
         }
     }
 }

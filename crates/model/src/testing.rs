@@ -1,8 +1,9 @@
 //! Random changes of a small site, most of them sound, for property tests here and in other crates.
+#![expect(clippy::expect_used, reason = "only tests use this, and its names are fixed")]
 
 use crate::{
-    Allocator, Change, Desired, Host, HostName, Key, Migration, Name, Network, NetworkRef, Object, Operation, Phase,
-    Port, PortRef, Route, Subnet, SubnetRef, Tenant, Vm, VmRef,
+    Allocator, Change, Desired, Host, HostName, Key, Migration, Name, Network, NetworkRef, Object, Operation,
+    Phase, Port, PortRef, Route, Subnet, SubnetRef, Tenant, Vm, VmRef,
 };
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -93,7 +94,8 @@ fn subnet(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let third = dice.below(3);
     let subnet = name(dice, "s", 3);
     let name = SubnetRef { tenant: network.tenant, network: network.network, subnet };
-    let was = desired.subnets.get(&name).filter(|_| dice.0 % 3 != 0);
+    let keep = dice.below(3) != 0;
+    let was = desired.subnets.get(&name).filter(|_| keep);
     let vsid = was.map(|s| s.value.vsid).or_else(|| Allocator::new(desired).vsid().ok())?;
     let prefix: IpNet = format!("10.1.{third}.0/24").parse().ok()?;
     let gateway = format!("10.1.{third}.{}", 1 + dice.below(2) * 253).parse().ok()?;
@@ -103,7 +105,8 @@ fn subnet(desired: &Desired, dice: &mut Dice) -> Option<Object> {
 fn port(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let vm = dice.one_of(desired.vms.keys().cloned())?;
     let name = PortRef { tenant: vm.tenant.clone(), vm: vm.vm, port: name(dice, "p", 2) };
-    let subnet = dice.one_of(desired.subnets.values().map(|s| s.value.clone()).filter(|s| s.name.tenant == vm.tenant))?;
+    let subnet = dice
+        .one_of(desired.subnets.values().map(|s| s.value.clone()).filter(|s| s.name.tenant == vm.tenant))?;
     let mut allocator = Allocator::new(desired);
     let addresses = (0..=dice.below(2)).map_while(|_| allocator.address(&subnet).ok()).collect();
     let mac = allocator.mac(&name).ok()?;
@@ -134,7 +137,8 @@ fn route(desired: &Desired, dice: &mut Dice) -> Option<Object> {
 }
 
 fn migration(desired: &Desired, dice: &mut Dice) -> Option<Object> {
-    let attached = desired.ports.values().filter_map(|p| Some((p.value.name.vm_ref(), p.value.host.clone()?)));
+    let attached =
+        desired.ports.values().filter_map(|p| Some((p.value.name.vm_ref(), p.value.host.clone()?)));
     let (vm, from) = dice.one_of(attached)?;
     let to = dice.one_of(desired.hosts.keys().cloned())?;
     let ports = desired.ports_of(&vm).filter(|(_, p)| p.value.host.is_some());
@@ -146,7 +150,9 @@ fn migration(desired: &Desired, dice: &mut Dice) -> Option<Object> {
 
 /// A migration's end: the ports live on the destination, or stay where they are.
 fn finish(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
-    let Some(migration) = dice.one_of(desired.migrations.values().map(|m| m.value.clone())) else { return vec![] };
+    let Some(migration) = dice.one_of(desired.migrations.values().map(|m| m.value.clone())) else {
+        return vec![];
+    };
     let mut operations = vec![Operation::Delete(Key::Migration(migration.vm.clone()))];
     if dice.below(3) != 0 {
         for (name, port) in desired.ports_of(&migration.vm) {

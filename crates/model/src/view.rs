@@ -1,8 +1,8 @@
 //! The state that a change would lead to, without a copy of the state it starts from.
 
 use crate::{
-    Change, Desired, Host, HostName, Key, Migration, Network, NetworkRef, Object, Operation, Port, PortRef, Route,
-    Subnet, SubnetRef, Tenant, TenantName, Versioned, Vm, VmRef,
+    Change, Desired, Host, HostName, Key, Migration, Network, NetworkRef, Object, Operation, Port, PortRef,
+    Route, Subnet, SubnetRef, Tenant, TenantName, Versioned, Vm, VmRef,
 };
 use ipnet::IpNet;
 use std::{collections::BTreeMap, net::IpAddr};
@@ -39,10 +39,7 @@ impl<'a, K: Ord + Clone, V> Layer<'a, K, V> {
 
     /// What the change leaves as it is, from a key on.
     pub(crate) fn kept_from(&self, first: K) -> impl Iterator<Item = (&'a K, &'a V)> {
-        self.base
-            .range(first..)
-            .filter(|(k, _)| !self.over.contains_key(*k))
-            .map(|(k, v)| (k, &v.value))
+        self.base.range(first..).filter(|(k, _)| !self.over.contains_key(*k)).map(|(k, v)| (k, &v.value))
     }
 
     /// What the change leaves as it is.
@@ -110,7 +107,9 @@ impl<'a> View<'a> {
             Object::Vm(o) => drop(self.vms.over.insert(o.name.clone(), Some(o))),
             Object::Port(o) => drop(self.ports.over.insert(o.name.clone(), Some(o))),
             Object::Host(o) => drop(self.hosts.over.insert(o.name.clone(), Some(o))),
-            Object::Route(o) => drop(self.routes.over.insert((o.network.clone(), o.prefix, o.next_hop), Some(o))),
+            Object::Route(o) => {
+                self.routes.over.insert(o.key_parts(), Some(o));
+            }
             Object::Migration(o) => drop(self.migrations.over.insert(o.vm.clone(), Some(o))),
         }
     }
@@ -153,7 +152,10 @@ impl<'a> View<'a> {
     }
 
     /// A tenant's ports.
-    pub(crate) fn ports_of_tenant<'s>(&'s self, tenant: &'s TenantName) -> impl Iterator<Item = &'a Port> + 's {
+    pub(crate) fn ports_of_tenant<'s>(
+        &'s self,
+        tenant: &'s TenantName,
+    ) -> impl Iterator<Item = &'a Port> + 's {
         self.ports.span(tenant.first_port(), move |k| k.tenant == *tenant).map(|(_, v)| v)
     }
 

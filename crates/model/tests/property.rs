@@ -1,9 +1,11 @@
 //! Whatever random changes are let through, the site keeps its rules, written here a second time as plainly as can be.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_model::{
-    Allocator, Change, Checked, Desired, GATEWAY_MAC, Key, Name, NetId, Object, Operation, Port, Tenant, Vsid,
+    Allocator, Change, Checked, Desired, GATEWAY_MAC, Key, Name, NetId, Object, Operation, Port, Tenant,
+    Vsid,
     testing::{Dice, change},
 };
 
@@ -26,7 +28,9 @@ fn broken(site: &Desired) -> Vec<String> {
     for (name, s) in &site.subnets {
         rule(site.networks.contains_key(&name.network_ref()), format!("{name} has a network"));
         rule(s.value.prefix.contains(&s.value.gateway), format!("{name} has its gateway inside"));
-        for (other, o) in site.subnets.iter().filter(|(o, _)| *o != name && o.network_ref() == name.network_ref()) {
+        for (other, o) in
+            site.subnets.iter().filter(|(o, _)| *o != name && o.network_ref() == name.network_ref())
+        {
             let apart = !s.value.prefix.contains(&o.value.prefix);
             rule(apart, format!("{name} and {other} are apart"));
         }
@@ -37,7 +41,10 @@ fn broken(site: &Desired) -> Vec<String> {
     ports(site, &mut rule);
     for (network, prefix, hop) in site.routes.keys() {
         let subnet = site.subnets_of(network).find(|(_, s)| s.value.prefix.contains(hop));
-        rule(subnet.is_some_and(|(_, s)| s.value.gateway != *hop), format!("{prefix} via {hop} has a next hop"));
+        rule(
+            subnet.is_some_and(|(_, s)| s.value.gateway != *hop),
+            format!("{prefix} via {hop} has a next hop"),
+        );
         rule(site.networks.contains_key(network), format!("{prefix} via {hop} has a network"));
         let inside = site.subnets_of(network).any(|(_, s)| s.value.prefix.contains(prefix));
         rule(!inside, format!("{prefix} via {hop} takes nothing from a subnet"));
@@ -211,7 +218,8 @@ fn allocates_the_lowest_free_until_nothing_is_left() {
     };
     site.put(Object::Subnet(subnet.clone()), 2);
     let mut allocator = Allocator::new(&site);
-    let given: Vec<String> = std::iter::from_fn(|| allocator.address(&subnet).ok()).map(|a| a.to_string()).collect();
+    let given: Vec<String> =
+        std::iter::from_fn(|| allocator.address(&subnet).ok()).map(|a| a.to_string()).collect();
     assert_eq!(given, ["10.0.0.1", "10.0.0.2", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
     let error = allocator.address(&subnet).unwrap_err().to_string();
     assert!(error.contains("default/n/s (10.0.0.0/29) are in use"), "{error}");

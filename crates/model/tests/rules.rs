@@ -1,9 +1,10 @@
 //! Named bad cases: a change in short form in, the problems' text out.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 use std::net::IpAddr;
 use tenet_model::{
-    Change, Desired, Host, Key, Method, Migration, Name, NetId, Network, Object, Operation, Phase, Port, Route, Subnet,
-    Tenant, Vm,
+    Change, Desired, Host, Key, Method, Migration, Name, NetId, Network, Object, Operation, Phase, Port,
+    Route, Subnet, Tenant, Vm,
 };
 use uuid::Uuid;
 
@@ -60,12 +61,15 @@ fn operation(line: &str) -> Operation {
         "vm" => Object::Vm(Vm { name: word(w) }),
         "port" => {
             let (name, subnet, mac) = (word(w), word(w), word(w));
-            let addresses = word::<String>(w).split(',').filter(|a| *a != "-").map(|a| a.parse().unwrap()).collect();
+            let addresses =
+                word::<String>(w).split(',').filter(|a| *a != "-").map(|a| a.parse().unwrap()).collect();
             let host = optional(w).map(|h| h.parse().unwrap());
             let device = optional(w).map(|d| d.replace('_', " "));
             Object::Port(Port { name, subnet, mac, addresses, host, device, security: true })
         }
-        "route" => Object::Route(Route { network: word(w), prefix: word(w), next_hop: word(w), metric: word(w) }),
+        "route" => {
+            Object::Route(Route { network: word(w), prefix: word(w), next_hop: word(w), metric: word(w) })
+        }
         "migration" => {
             let (vm, id, from, to) = (word(w), Uuid::from_u128(word(w)), word(w), word(w));
             let phase = match word::<String>(w).as_str() {
@@ -79,7 +83,16 @@ fn operation(line: &str) -> Operation {
                 (Name::new(port).unwrap(), device.to_owned())
             };
             let devices = w.map(device).collect();
-            Object::Migration(Migration { vm, id, from, to, devices, phase, started_ms: 0, switched_ms: None })
+            Object::Migration(Migration {
+                vm,
+                id,
+                from,
+                to,
+                devices,
+                phase,
+                started_ms: 0,
+                switched_ms: None,
+            })
         }
         other => panic!("{other}"),
     })
@@ -156,10 +169,14 @@ fn what_changes_nothing_is_left_out() {
 
 #[test]
 fn all_problems_come_at_once_in_the_order_of_the_change() {
-    let text = "host h3 127.0.0.1\nvm nobody/x\n- tenant/default\nsubnet contoso/green/x 4096 10.9.0.1/24 10.8.0.1";
+    let text =
+        "host h3 127.0.0.1\nvm nobody/x\n- tenant/default\nsubnet contoso/green/x 4096 10.9.0.1/24 10.8.0.1";
     let problems = site().check(&change(text)).unwrap_err();
     let about: Vec<String> = problems.iter().map(|p| p.about.to_string()).collect();
-    assert_eq!(about, ["host/h3", "vm/nobody/x", "tenant/default", "subnet/contoso/green/x", "subnet/contoso/green/x"]);
+    assert_eq!(
+        about,
+        ["host/h3", "vm/nobody/x", "tenant/default", "subnet/contoso/green/x", "subnet/contoso/green/x"]
+    );
 }
 
 #[test]

@@ -134,7 +134,10 @@ async fn watches_the_past_and_the_future(store: &dyn Store) {
     let mixed = Txn::default().put("b/2", "y").delete("a/1").put("a/2", "y");
     store.txn(mixed).await.unwrap(); // 4
     let mut past = store.watch("a/", 2).await.unwrap();
-    assert_eq!(next(&mut past).await.unwrap(), Batch { revision: 2, events: vec![Event::Put(pair("a/1", "x", 2, 2, 1))] });
+    assert_eq!(
+        next(&mut past).await.unwrap(),
+        Batch { revision: 2, events: vec![Event::Put(pair("a/1", "x", 2, 2, 1))] }
+    );
     let gone = Event::Delete { key: "a/1".to_owned() };
     let four = Batch { revision: 4, events: vec![gone, Event::Put(pair("a/2", "y", 4, 4, 1))] };
     assert_eq!(next(&mut past).await.unwrap(), four, "one batch for one transaction, in its order");
@@ -190,7 +193,8 @@ impl Reference {
         for op in if succeeded { &txn.then } else { &txn.otherwise } {
             match op {
                 Op::Put { key, value } => {
-                    let mut new = self.pairs.get(key).cloned().unwrap_or_else(|| pair(key, "", next, next, 0));
+                    let mut new =
+                        self.pairs.get(key).cloned().unwrap_or_else(|| pair(key, "", next, next, 0));
                     new.value.clone_from(value);
                     new.mod_revision = next;
                     new.version += 1;
@@ -300,9 +304,16 @@ async fn count_up(store: Arc<dyn Store>, steps: u64) {
     for _ in 0..steps {
         loop {
             let was = store.get("n").await.unwrap();
-            let (n, seen) = was.map_or((0, 0), |p| (String::from_utf8(p.value).unwrap().parse::<u64>().unwrap(), p.mod_revision));
+            let (n, seen) = was.map_or((0, 0), |p| {
+                (String::from_utf8(p.value).unwrap().parse::<u64>().unwrap(), p.mod_revision)
+            });
             let same = Condition::ModRevision(Order::Equal, seen);
-            if store.txn(Txn::default().when("n", same).put("n", (n + 1).to_string())).await.unwrap().succeeded {
+            if store
+                .txn(Txn::default().when("n", same).put("n", (n + 1).to_string()))
+                .await
+                .unwrap()
+                .succeeded
+            {
                 break;
             }
         }
@@ -314,8 +325,10 @@ async fn watches_without_gaps_under_load(store: Arc<dyn Store>) {
     const TASKS: u64 = 8;
     const WRITES: u64 = 150;
     let last = 1 + TASKS * WRITES;
-    let writers: Vec<_> = (0..TASKS).map(|task| tokio::spawn(write(Arc::clone(&store), task, WRITES))).collect();
-    let readers: Vec<_> = (0..20).map(|n| tokio::spawn(follow(Arc::clone(&store), 1 + n * 50, last))).collect();
+    let writers: Vec<_> =
+        (0..TASKS).map(|task| tokio::spawn(write(Arc::clone(&store), task, WRITES))).collect();
+    let readers: Vec<_> =
+        (0..20).map(|n| tokio::spawn(follow(Arc::clone(&store), 1 + n * 50, last))).collect();
     for task in writers.into_iter().chain(readers) {
         task.await.unwrap();
     }

@@ -107,7 +107,8 @@ impl History for Inner {
                     next = *revision;
                     break;
                 }
-                let events: Vec<Event> = events.iter().filter(|e| e.key().starts_with(prefix)).cloned().collect();
+                let events: Vec<Event> =
+                    events.iter().filter(|e| e.key().starts_with(prefix)).cloned().collect();
                 if !events.is_empty() {
                     batches.push(Batch { revision: *revision, events });
                 }
@@ -131,7 +132,8 @@ impl State {
             match op {
                 Op::Put { key, value } => {
                     let was = self.pairs.get(&key);
-                    let (create_revision, version) = was.map_or((revision, 1), |w| (w.create_revision, w.version + 1));
+                    let (create_revision, version) =
+                        was.map_or((revision, 1), |w| (w.create_revision, w.version + 1));
                     let pair = KeyValue { key, value, create_revision, mod_revision: revision, version };
                     self.pairs.insert(pair.key.clone(), pair.clone());
                     events.push(Event::Put(pair));

@@ -14,7 +14,12 @@ pub(crate) trait History: Send + Sync + 'static {
 }
 
 /// A watch over a history; `latest` tells the store's revision and closes with the store.
-pub(crate) fn watch(history: Arc<dyn History>, latest: watch::Receiver<u64>, prefix: &str, from: u64) -> Watch {
+pub(crate) fn watch(
+    history: Arc<dyn History>,
+    latest: watch::Receiver<u64>,
+    prefix: &str,
+    from: u64,
+) -> Watch {
     struct Cursor {
         history: Arc<dyn History>,
         latest: watch::Receiver<u64>,
@@ -30,7 +35,8 @@ pub(crate) fn watch(history: Arc<dyn History>, latest: watch::Receiver<u64>, pre
                     return Ok(batch);
                 }
                 let next = self.next;
-                let latest = *self.latest.wait_for(|latest| *latest >= next).await.map_err(|_| StoreError::Closed)?;
+                let latest =
+                    *self.latest.wait_for(|latest| *latest >= next).await.map_err(|_| StoreError::Closed)?;
                 let (batches, next) = self.history.page(&self.prefix, self.next, latest).await?;
                 self.ready = batches.into_iter();
                 self.next = next;

@@ -62,7 +62,10 @@ impl RedbStore {
         Ok(Self { db, jobs: Some(jobs), latest, writer: Some(writer) })
     }
 
-    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job) -> Result<T, StoreError> {
+    async fn ask<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job,
+    ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
         jobs.send(job(reply)).map_err(|_| StoreError::Closed)?;
@@ -138,7 +141,7 @@ impl History for Past {
         let (db, prefix) = (self.0.upgrade(), prefix.to_owned());
         Box::pin(async move {
             let db = db.ok_or(StoreError::Closed)?;
-            blocking(move || Ok(tables::page(&db.begin_read()?, &prefix, from, to)?)).await?
+            blocking(move || tables::page(&db.begin_read()?, &prefix, from, to)).await?
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use crate::{Compare, Condition, Event, Op, Order, Store, StoreError, Txn, Watch};
 use std::sync::Arc;
-use tenet_model::{Change, Checked, DEFAULT_TENANT, Desired, Key, Name, Object, Operation, Problem, Receipt, Tenant};
+use tenet_model::{
+    Change, Checked, DEFAULT_TENANT, Desired, Key, Name, Object, Operation, Problem, Receipt, Tenant,
+};
 
 /// Keys in the store.
 pub mod keys {
@@ -21,13 +23,17 @@ pub enum SiteError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Somebody else changed the site since the change was checked.
-    #[error("the site changed since revision {seen}: look again and repeat the change if it still makes sense")]
+    #[error(
+        "the site changed since revision {seen}: look again and repeat the change if it still makes sense"
+    )]
     Lost {
         /// The revision that the change was checked against.
         seen: u64,
     },
     /// A value that this version cannot read.
-    #[error("the store's value of {key} cannot be read ({reason}): was it written by a newer version? Use that version, restore a backup, or delete this key")]
+    #[error(
+        "the store's value of {key} cannot be read ({reason}): was it written by a newer version? Use that version, restore a backup, or delete this key"
+    )]
     Unreadable {
         /// The store's key.
         key: String,
@@ -36,7 +42,7 @@ pub enum SiteError {
     },
     /// A new site does not take its first object.
     #[error("the tenant {DEFAULT_TENANT} cannot be created: {0}")]
-    First(Problem),
+    First(Box<Problem>),
 }
 
 /// What one transaction changed.
@@ -143,7 +149,8 @@ impl SiteStore {
         if checked.is_empty() && extra.is_empty() {
             return Ok(seen);
         }
-        let epoch = Compare { key: keys::EPOCH.to_owned(), condition: Condition::ModRevision(Order::Equal, seen) };
+        let epoch =
+            Compare { key: keys::EPOCH.to_owned(), condition: Condition::ModRevision(Order::Equal, seen) };
         let mut then = extra;
         // Receipts alone leave the objects' revision as it is.
         if !checked.is_empty() {
@@ -211,7 +218,11 @@ fn decode_key(key: &str) -> Result<Key, SiteError> {
 fn decode(key: &str, value: &[u8]) -> Result<Object, SiteError> {
     let object: Object = serde_json::from_slice(value).map_err(|e| unreadable(key, e.to_string()))?;
     let name = object.key();
-    if object_key(&name) == key { Ok(object) } else { Err(unreadable(key, format!("it describes {}", name.title()))) }
+    if object_key(&name) == key {
+        Ok(object)
+    } else {
+        Err(unreadable(key, format!("it describes {}", name.title())))
+    }
 }
 
 fn unreadable(key: &str, reason: String) -> SiteError {
@@ -220,5 +231,5 @@ fn unreadable(key: &str, reason: String) -> SiteError {
 
 fn first(problems: Vec<Problem>) -> SiteError {
     let fallback = || SiteError::Store(StoreError::Closed);
-    problems.into_iter().next().map_or_else(fallback, SiteError::First)
+    problems.into_iter().next().map_or_else(fallback, |p| SiteError::First(Box::new(p)))
 }

@@ -1,4 +1,5 @@
 //! The conformance suite on every backend, and what only files can do wrong.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::{
     fs,
@@ -178,7 +179,8 @@ async fn old_revisions_are_forgotten_by_themselves() {
 #[tokio::test]
 async fn a_watch_ends_with_its_store() {
     let scratch = Scratch::new("ends");
-    for store in [Arc::new(MemoryStore::new()) as Arc<dyn Store>, Arc::new(open(&scratch.file("x")).unwrap())] {
+    for store in [Arc::new(MemoryStore::new()) as Arc<dyn Store>, Arc::new(open(&scratch.file("x")).unwrap())]
+    {
         let mut watch = store.watch("", 1).await.unwrap();
         drop(store);
         assert!(matches!(watch.next().await, Err(StoreError::Closed)));

@@ -1,10 +1,12 @@
 //! A process that is killed while it writes: what it acknowledged is there, and nothing is there by half.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 use tenet_model::testing::Dice;
 use tenet_store::{RedbOptions, RedbStore, Store as _, Txn};
@@ -46,9 +48,14 @@ impl Victim {
         // After the kill, what was written to the pipe before is still read.
         for line in BufReader::new(self.child.stdout.take().unwrap()).lines() {
             let Ok(line) = line else { break };
-            let Some((writer, n)) = line.strip_prefix("ack ").and_then(|l| l.split_once(' ')) else { continue };
+            let Some((writer, n)) = line.strip_prefix("ack ").and_then(|l| l.split_once(' ')) else {
+                continue;
+            };
             // The last line may be cut.
-            let (Ok(writer), Ok(n)) = (writer.parse::<usize>(), n.trim_end_matches('.').parse::<u64>()) else { continue };
+            let (Ok(writer), Ok(n)) = (writer.parse::<usize>(), n.trim_end_matches('.').parse::<u64>())
+            else {
+                continue;
+            };
             if line.ends_with('.') {
                 acknowledged[writer] = acknowledged[writer].max(n);
             }
@@ -69,7 +76,8 @@ async fn writes_until_killed() {
     let Some(path) = std::env::var_os(VICTIM) else { return };
     let options = RedbOptions { keep: 50, ..RedbOptions::default() };
     let store = Arc::new(RedbStore::open(Path::new(&path), options).unwrap());
-    let writers: Vec<_> = (0..WRITERS).map(|writer| tokio::spawn(write(Arc::clone(&store), writer))).collect();
+    let writers: Vec<_> =
+        (0..WRITERS).map(|writer| tokio::spawn(write(Arc::clone(&store), writer))).collect();
     for writer in writers {
         writer.await.unwrap();
     }
@@ -85,6 +93,31 @@ async fn write(store: Arc<RedbStore>, writer: u64) {
         store.txn(txn).await.unwrap();
         let line = format!("ack {writer} {n}.\n");
         std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
+    }
+}
+
+/// Killed while it makes the file: afterwards there is a whole one or none.
+#[test]
+fn survives_kill_while_the_file_is_made() {
+    let directory = std::env::temp_dir().join(format!("tenet-store-made-{}", std::process::id()));
+    for round in 0..15 {
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("site.redb");
+        let mut victim = Victim::spawn(&path);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        // The draft, or in later rounds the file itself.
+        let made = || match round % 3 {
+            0 | 1 => std::fs::read_dir(&directory).unwrap().next().is_some(),
+            _ => path.exists(),
+        };
+        while !made() {
+            assert!(Instant::now() < deadline, "the process makes no file");
+            std::thread::yield_now();
+        }
+        victim.child.kill().unwrap();
+        victim.child.wait().unwrap();
+        RedbStore::open(&path, RedbOptions::default()).unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }
 

@@ -1,4 +1,5 @@
 //! The site's objects in a store.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::{sync::Arc, time::Duration};
 use tenet_model::{
@@ -105,7 +106,10 @@ async fn an_unreadable_object_is_named() {
         site.store().txn(Txn::default().put(full.as_str(), value)).await.unwrap();
         for error in [site.load().await.unwrap_err(), watch.next().await.unwrap_err()] {
             let text = error.to_string();
-            assert!(text.contains(&full) && text.contains(expected) && text.contains("delete this key"), "{text}");
+            assert!(
+                text.contains(&full) && text.contains(expected) && text.contains("delete this key"),
+                "{text}"
+            );
         }
         assert!(SiteStore::open(Arc::clone(site.store())).await.is_err());
     }
@@ -150,7 +154,10 @@ async fn two_openers_make_one_default_tenant() {
     let default = store.get(&format!("{}tenant/default", keys::OBJECTS)).await.unwrap().unwrap();
     assert_eq!(default.version, 1);
     assert_eq!(
-        Desired::default().check(&Change::put(Object::Tenant(Tenant { name: name("default") }))).unwrap().revision(),
+        Desired::default()
+            .check(&Change::put(Object::Tenant(Tenant { name: name("default") })))
+            .unwrap()
+            .revision(),
         0
     );
 }

@@ -18,7 +18,9 @@ pub(super) fn check(view: &View<'_>, key: &Key, problems: &mut Problems) {
             }
             let networks = view.networks.span(tenant.first_network(), |k| k.tenant == *tenant);
             users.add(networks.map(|(k, _)| Key::Network(k.clone())));
-            users.add(view.vms.span(tenant.first_vm(), |k| k.tenant == *tenant).map(|(k, _)| Key::Vm(k.clone())));
+            users.add(
+                view.vms.span(tenant.first_vm(), |k| k.tenant == *tenant).map(|(k, _)| Key::Vm(k.clone())),
+            );
         }
         Key::Network(network) => {
             users.add(view.subnets_of(network).map(|s| Key::Subnet(s.name.clone())));
@@ -31,7 +33,8 @@ pub(super) fn check(view: &View<'_>, key: &Key, problems: &mut Problems) {
             if let Some(was) = view.subnets.before(subnet) {
                 let routes = view.routes_of(&network).filter(|r| was.prefix.contains(&r.next_hop));
                 // Another subnet may have taken the prefix over in the same change.
-                let stranded = routes.filter(|r| !view.subnets_of(&network).any(|s| s.prefix.contains(&r.next_hop)));
+                let stranded =
+                    routes.filter(|r| !view.subnets_of(&network).any(|s| s.prefix.contains(&r.next_hop)));
                 users.add(stranded.map(|r| Key::Route(r.network.clone(), r.prefix, r.next_hop)));
             }
         }

@@ -89,7 +89,8 @@ pub(super) fn devices(view: &View<'_>, problems: &mut Problems) {
     for (vm, migration) in view.migrations.kept() {
         for device in migration.devices.values() {
             if let Some(about) = taken.get(&(&migration.to, device.as_str())) {
-                let (device, host, other) = (device.clone(), migration.to.clone(), Key::Migration(vm.clone()));
+                let (device, host, other) =
+                    (device.clone(), migration.to.clone(), Key::Migration(vm.clone()));
                 problems.add(about.clone(), Why::DeviceTaken { device, host, other });
             }
         }

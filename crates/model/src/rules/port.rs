@@ -110,7 +110,9 @@ impl<'a> Claims<'a> {
         for address in &port.addresses {
             let place = (&port.subnet.tenant, &port.subnet.network, *address);
             match self.addresses.insert(place, &port.name) {
-                Some(other) if *other == port.name => problems.add(about(), Why::AddressTwice { address: *address }),
+                Some(other) if *other == port.name => {
+                    problems.add(about(), Why::AddressTwice { address: *address })
+                }
                 Some(other) => problems
                     .add(about(), Why::AddressTaken { address: *address, other: Key::Port(other.clone()) }),
                 None => {}

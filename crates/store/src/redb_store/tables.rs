@@ -32,7 +32,10 @@ pub(super) fn number(meta: &impl ReadableTable<&'static str, u64>, name: &str) -
 }
 
 /// A pair as it is stored.
-pub(super) fn pair(key: &str, (create_revision, mod_revision, version, value): (u64, u64, u64, &[u8])) -> KeyValue {
+pub(super) fn pair(
+    key: &str,
+    (create_revision, mod_revision, version, value): (u64, u64, u64, &[u8]),
+) -> KeyValue {
     KeyValue { key: key.to_owned(), value: value.to_owned(), create_revision, mod_revision, version }
 }
 

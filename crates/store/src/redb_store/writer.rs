@@ -150,7 +150,8 @@ impl State<'_> {
                 });
                 let (created, version) = was.unwrap_or((revision, 1));
                 self.pairs.insert(key.as_str(), (created, revision, version, value.as_slice()))?;
-                self.history.insert((revision, place), (true, key.as_str(), created, version, value.as_slice()))?;
+                self.history
+                    .insert((revision, place), (true, key.as_str(), created, version, value.as_slice()))?;
                 Ok(true)
             }
             Op::Delete { key } => {
