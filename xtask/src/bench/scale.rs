@@ -162,7 +162,7 @@ async fn agent(
     mut stop: tokio::sync::watch::Receiver<bool>,
 ) -> Result<impl Future<Output = ()> + use<>> {
     let token = client
-        .host_token(&tenet_api::rest::TokenRequest { name: format!("h{h}").parse()?, pa: None, ttl_s: 600 })
+        .host_token(&tenet_api::rest::TokenRequest { name: format!("h{h}").parse()?, pa: None, ttl_s: Some(600) })
         .await?;
     let options = Options {
         state_dir: controller.folder.join(format!("agent{h}")),
