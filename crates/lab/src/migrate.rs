@@ -179,6 +179,7 @@ fn build(legs: &mut [Legs], target: &Links, vm: &Netns, links: &Links) -> Result
         let mac = port.mac.ok_or_else(|| Error::Plan(format!("port {} has no MAC on record", port.name)))?;
         network::leg(target, &port.device, vm, &leg.fresh, port.mtu)?;
         network::wake(links, &leg.fresh, mac)?;
+        leg.garp.clear();
         for ip in &port.addresses {
             if let IpAddr::V4(ip) = ip {
                 leg.garp
@@ -282,4 +283,73 @@ fn rename(vm: &Links, fresh: &str, port: &PortRecord) -> Result<()> {
         vm.add_route(IpAddr::from([0; 4]), 0, Some(gateway), Some(&port.link))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tenet_model::{Mac, Name, PortRef};
+
+    /// Namespaces that go with the test.
+    struct Namespaces(Vec<String>);
+
+    impl Namespaces {
+        fn add(&mut self, name: &str) -> (Netns, Links) {
+            let name = format!("legs-{}-{:04x}-{name}", std::process::id(), rand::random::<u16>());
+            self.0.push(name.clone());
+            network::namespace(&name).unwrap()
+        }
+    }
+
+    impl Drop for Namespaces {
+        fn drop(&mut self) {
+            for name in &self.0 {
+                _ = Netns::delete(name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_vm_changes_legs_without_losing_its_name_address_and_route() {
+        let mut all = Namespaces(Vec::new());
+        let ((vm, links), (_, source), (_, target)) = (all.add("vm"), all.add("h1"), all.add("h2"));
+        let port = PortRecord {
+            name: PortRef { tenant: Name::new("t").unwrap(), vm: Name::new("v").unwrap(), port: Name::new("p").unwrap() },
+            link: "eth0".into(),
+            device: "t-v".into(),
+            host: Some(Name::new("h1").unwrap()),
+            mac: Some(Mac::new([2, 0, 0, 0, 0, 1]).unwrap()),
+            addresses: vec!["10.1.1.11".parse().unwrap()],
+            prefix_len: 24,
+            gateway: Some("10.1.1.1".parse().unwrap()),
+            mtu: 1458,
+        };
+        network::leg(&source, &port.device, &vm, &port.link, port.mtu).unwrap();
+        network::wake(&links, &port.link, port.mac.unwrap()).unwrap();
+        network::address(&links, &port.link, &port, true).unwrap();
+        let mut legs = vec![Legs { port: port.clone(), fresh: "leg.0".into(), garp: Vec::new() }];
+        build(&mut legs, &target, &vm, &links).unwrap();
+        let there = PacketSocket::receiver(target.netns(), "t-v").unwrap();
+        let pause = switch(&legs, &links).unwrap();
+        let mut buffer = [0; 128];
+        let frame = there.receive(&mut buffer, Duration::from_secs(5)).unwrap().unwrap();
+        assert_eq!(frame, gratuitous_arp([2, 0, 0, 0, 0, 1], [10, 1, 1, 11]), "nothing was said before the switch");
+        assert!(pause < Duration::from_secs(1), "{pause:?}");
+        println!("pause {pause:?}");
+
+        // Back and forth, as a rolled back migration does.
+        demolish(&legs, &target);
+        restore(&legs, &links).unwrap();
+        let route = links.route_to("8.8.8.8".parse().unwrap()).unwrap().unwrap();
+        assert_eq!(route.link, links.index("eth0").unwrap());
+
+        build(&mut legs, &target, &vm, &links).unwrap();
+        switch(&legs, &links).unwrap();
+        source.delete_link("t-v").unwrap();
+        rename(&links, "leg.0", &port).unwrap();
+        let link = links.get("eth0").unwrap();
+        assert_eq!((link.mac, link.mtu, link.up), (Some([2, 0, 0, 0, 0, 1]), 1458, true));
+        let route = links.route_to("8.8.8.8".parse().unwrap()).unwrap().unwrap();
+        assert_eq!((route.link, route.gateway, route.source), (link.index, port.gateway, Some(port.addresses[0])));
+    }
 }

@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn ends_what_it_knows_and_spares_strangers() {
-        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let process = Process::of(child.id()).unwrap();
         let stranger = Process { started: process.started + 1, ..process };
         stranger.kill().unwrap();
@@ -127,5 +127,7 @@ mod tests {
         process.end(Duration::from_secs(10)).unwrap();
         assert!(!process.runs());
         process.end(Duration::from_secs(10)).unwrap();
+        // Reaped already, which is what the call is for.
+        assert!(child.wait().is_err());
     }
 }

@@ -1,5 +1,7 @@
 //! The command line as a user meets it: arguments, messages, exit codes, pipes.
 
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise, also in its helpers")]
+
 use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -29,7 +29,7 @@ pub async fn host(context: &Context, command: HostCommand) -> Outcome {
             }
             print::table(&table, "no hosts; let one join: tenet host token NAME --pa ADDRESS")
         }),
-        HostCommand::Show { host } => context.show(&client.host(&host).await?, |host| status::host(host)),
+        HostCommand::Show { host } => context.show(&client.host(&host).await?, status::host),
         HostCommand::Token { host, pa, ttl } => {
             let request = TokenRequest { name: host.clone(), pa, ttl_s: Some(ttl) };
             context.show(&client.host_token(&request).await?, |token| {
