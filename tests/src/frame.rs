@@ -45,13 +45,8 @@ impl Packet {
     /// A ping.
     #[must_use]
     pub fn echo(src: Ipv4Addr, dst: Ipv4Addr, id: u16, payload: &[u8]) -> Self {
-        let icmp = Icmp {
-            ty: Icmp::ECHO,
-            code: 0,
-            checksum: Be16::new(0),
-            id: Be16::new(id),
-            rest: Be16::new(1),
-        };
+        let icmp =
+            Icmp { ty: Icmp::ECHO, code: 0, checksum: Be16::new(0), id: Be16::new(id), rest: Be16::new(1) };
         let mut bytes = [icmp.as_bytes(), payload].concat();
         let sum = checksum::finish(checksum::sum_bytes(&bytes));
         bytes[2..4].copy_from_slice(&sum.to_ne_bytes());

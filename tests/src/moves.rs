@@ -52,11 +52,19 @@ pub fn check_moves(world: &mut World, askers: &[&str], vm: &str, path: &[&str]) 
         let moved = world.migrate(vm, to);
         println!(
             "{from} to {to}: prepared in {:?}, pause {:?}, done after {:?}, {} redirected, {} lost, last ack {} us",
-            moved.prepare, moved.pause, moved.settle, moved.receipt.redirected, moved.receipt.lost, moved.receipt.last_ack_us
+            moved.prepare,
+            moved.pause,
+            moved.settle,
+            moved.receipt.redirected,
+            moved.receipt.lost,
+            moved.receipt.last_ack_us
         );
         let receipt = &moved.receipt;
         assert!(receipt.moved && receipt.reason.is_none(), "{receipt:?}");
-        assert_eq!((receipt.vm.to_string().as_str(), receipt.from.as_str(), receipt.to.as_str()), (vm, &*from, *to));
+        assert_eq!(
+            (receipt.vm.to_string().as_str(), receipt.from.as_str(), receipt.to.as_str()),
+            (vm, &*from, *to)
+        );
         assert!(receipt.prepare_us > 0 && receipt.last_ack_us > 0, "{receipt:?}");
         assert!(receipt.acks_us.values().all(|us| *us <= receipt.last_ack_us), "{receipt:?}");
         assert_eq!(world.host_of(vm), *to);
@@ -69,7 +77,12 @@ pub fn check_moves(world: &mut World, askers: &[&str], vm: &str, path: &[&str]) 
         let (probe, stream) = load.stop();
         println!(
             "{from}: {} of {} questions lost in {} pauses of {} us together; longest silence {} us, TCP's {} us",
-            probe.lost, probe.sent, path.len(), pause.as_micros(), probe.longest_gap_us, stream.received.longest_gap_us
+            probe.lost,
+            probe.sent,
+            path.len(),
+            pause.as_micros(),
+            probe.longest_gap_us,
+            stream.received.longest_gap_us
         );
         // One a millisecond is sent; each pause may cut one more at either end.
         let fair = pause.as_millis() as u64 + 2 * path.len() as u64 + 1;

@@ -99,8 +99,13 @@ impl Nic {
 
     /// A DAD probe (RFC 5227 §2.1.1): the MAC that already has the address.
     pub fn dad(&self, target: Ipv4Addr, patience: Duration) -> Option<Mac> {
-        let probe =
-            frame::arp(Mac::BROADCAST, self.mac, true, (self.mac, Ipv4Addr::UNSPECIFIED), (Mac::default(), target));
+        let probe = frame::arp(
+            Mac::BROADCAST,
+            self.mac,
+            true,
+            (self.mac, Ipv4Addr::UNSPECIFIED),
+            (Mac::default(), target),
+        );
         self.ask_within(patience, &probe, |bytes| answer_for(bytes, target))
     }
 
@@ -153,7 +158,9 @@ pub fn ipv4(bytes: &[u8]) -> Option<(tenet_wire::Ipv4, &[u8])> {
 /// The MAC in an ARP answer for this address.
 fn answer_for(bytes: &[u8], target: Ipv4Addr) -> Option<Mac> {
     match parse::frame(bytes).ok()?.payload {
-        Payload::Arp(arp) if arp.operation == Arp::REPLY && frame::ip(arp.sender) == target => Some(arp.sender_mac),
+        Payload::Arp(arp) if arp.operation == Arp::REPLY && frame::ip(arp.sender) == target => {
+            Some(arp.sender_mac)
+        }
         Payload::Arp(_) | Payload::Ipv4(..) | Payload::Other(_) => None,
     }
 }
@@ -187,7 +194,9 @@ impl Watch {
             loop {
                 let got = rx.receive(&mut buffer, Duration::from_millis(20)).unwrap();
                 match got {
-                    Some(bytes) if except.is_none_or(|mac| !is_from(bytes, mac)) => frames.push(bytes.to_vec()),
+                    Some(bytes) if except.is_none_or(|mac| !is_from(bytes, mac)) => {
+                        frames.push(bytes.to_vec())
+                    }
                     Some(_) => {}
                     // Only after a silence, so that nothing queued is missed.
                     None if stopped.load(Ordering::Relaxed) => return frames,

@@ -43,7 +43,10 @@ impl Load {
         let millis = self.begin.elapsed().as_millis();
         let (probe, stream) = (self.probe.stop().unwrap(), self.stream.stop().unwrap());
         println!("{millis} ms under load: {probe:?}, {stream:?}");
-        assert!(stream.received.in_order && stream.received.bytes == stream.sent && stream.sent > 0, "{stream:?}");
+        assert!(
+            stream.received.in_order && stream.received.bytes == stream.sent && stream.sent > 0,
+            "{stream:?}"
+        );
         assert_eq!(probe.strangers, 0, "{probe:?}");
         assert!(u128::from(probe.sent) * 2 > millis, "the probe kept its pace: {probe:?} in {millis} ms");
         (probe, stream)
@@ -64,7 +67,8 @@ impl Load {
 /// # Panics
 /// If one is.
 pub fn check_agent_restart(world: &mut World) {
-    let (same, other) = (Load::start(world, "contoso/log", "contoso/sql"), Load::start(world, "contoso/web", "contoso/sql"));
+    let (same, other) =
+        (Load::start(world, "contoso/log", "contoso/sql"), Load::start(world, "contoso/web", "contoso/sql"));
     let hosts: Vec<String> = world.lab.record().hosts.iter().map(|h| h.name.to_string()).collect();
     for host in &hosts {
         world.lab.kill_agent(host).unwrap();
@@ -82,7 +86,9 @@ pub fn check_agent_restart(world: &mut World) {
     for host in &hosts {
         world.lab.start_agent(host).unwrap();
     }
-    until("agents are back", Duration::from_secs(20), || world.status().hosts.iter().all(|h| h.connected).then_some(()));
+    until("agents are back", Duration::from_secs(20), || {
+        world.status().hosts.iter().all(|h| h.connected).then_some(())
+    });
     world.in_sync();
     other.run(Duration::from_millis(300));
     same.stop_without_loss();

@@ -150,11 +150,36 @@ fn errors_say_what_to_do_next_with_documented_exit_codes() {
     fails(&world, "vm show contoso/nobody", 1, &["contoso/nobody", next]);
     fails(&world, "network create nobody/blue", 1, &["nobody", next]);
     fails(&world, "vm create contoso/sql", 4, &["contoso/sql", next]);
-    fails(&world, "subnet create contoso/prod/twice --prefix 10.1.1.128/25", 1, &["10.1.1.128/25", "contoso/prod/data", next]);
-    fails(&world, "subnet create contoso/prod/x --prefix 10.77.0.0/24 --vsid 6001", 1, &["6001", "fabrikam/prod/data", next]);
-    fails(&world, "vm create contoso/x --subnet contoso/prod/data --address 10.1.1.11", 1, &["10.1.1.11", "contoso/sql", next]);
-    fails(&world, "vm create contoso/x --subnet contoso/prod/data --address 10.1.1.1", 1, &["10.1.1.1", "gateway", next]);
-    fails(&world, "vm create contoso/x --subnet contoso/prod/data --address 10.1.9.1", 1, &["10.1.9.1", "contoso/prod/data", next]);
+    fails(
+        &world,
+        "subnet create contoso/prod/twice --prefix 10.1.1.128/25",
+        1,
+        &["10.1.1.128/25", "contoso/prod/data", next],
+    );
+    fails(
+        &world,
+        "subnet create contoso/prod/x --prefix 10.77.0.0/24 --vsid 6001",
+        1,
+        &["6001", "fabrikam/prod/data", next],
+    );
+    fails(
+        &world,
+        "vm create contoso/x --subnet contoso/prod/data --address 10.1.1.11",
+        1,
+        &["10.1.1.11", "contoso/sql", next],
+    );
+    fails(
+        &world,
+        "vm create contoso/x --subnet contoso/prod/data --address 10.1.1.1",
+        1,
+        &["10.1.1.1", "gateway", next],
+    );
+    fails(
+        &world,
+        "vm create contoso/x --subnet contoso/prod/data --address 10.1.9.1",
+        1,
+        &["10.1.9.1", "contoso/prod/data", next],
+    );
     fails(&world, "host add h3 --pa 192.168.1.10", 1, &["192.168.1.10", "h1", next]);
     fails(&world, "vm migrate contoso/sql --to h9", 1, &["h9", next]);
     fails(&world, "vm", 2, &["Usage"]);
@@ -194,7 +219,10 @@ fn site_file_applies_once_shows_the_difference_first_and_comes_back_from_export(
     assert!(said.contains("nothing to do"), "twice: {said}");
 
     let exported = tenet(&world, "export");
-    assert!(exported.contains("shop") && exported.contains("contoso") && exported.contains("h1"), "{exported}");
+    assert!(
+        exported.contains("shop") && exported.contains("contoso") && exported.contains("h1"),
+        "{exported}"
+    );
     let mut apply = command(&world, &["apply", "-f", "-", "--yes"]);
     let mut child = apply.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(exported.as_bytes()).unwrap();
@@ -208,14 +236,22 @@ fn site_file_applies_once_shows_the_difference_first_and_comes_back_from_export(
         ("tenants:\n  shop:\n    nonsense: 1\n", ":3:5"),
         ("\tnot yaml", ":1:"),
         ("{{{{", ":1:"),
-        ("tenants:\n  shop:\n    networks:\n      front: { subnets: { other: { prefix: 10.5.0.0/25 } } }\n", ":4:"),
+        (
+            "tenants:\n  shop:\n    networks:\n      front: { subnets: { other: { prefix: 10.5.0.0/25 } } }\n",
+            ":4:",
+        ),
     ] {
         let path = file(text);
         fails(&world, &format!("apply -f {path} --yes"), 1, &[&format!("{path}{place}")]);
     }
     fails(&world, "apply -f /nonexistent.yaml", 1, &["/nonexistent.yaml", "next:"]);
 
-    for line in ["vm delete shop/till", "subnet delete shop/front/dmz", "network delete shop/front", "tenant delete shop"] {
+    for line in [
+        "vm delete shop/till",
+        "subnet delete shop/front/dmz",
+        "network delete shop/front",
+        "tenant delete shop",
+    ] {
         tenet(&world, line);
     }
 }
@@ -280,15 +316,28 @@ fn new_vm_is_attached_and_reached_and_detached_again() {
     vm.add_route([0, 0, 0, 0].into(), 0, Some([10, 1, 1, 1].into()), None).unwrap();
     let said = tenet(&world, "vm attach contoso/fresh --host h2 --device fresh0");
     assert!(said.contains("in force"), "{said}");
-    for (to, name) in [([10, 1, 1, 11], "contoso/sql"), ([10, 1, 1, 12], "contoso/web"), ([10, 1, 2, 11], "contoso/app")] {
+    for (to, name) in
+        [([10, 1, 1, 11], "contoso/sql"), ([10, 1, 1, 12], "contoso/web"), ([10, 1, 2, 11], "contoso/app")]
+    {
         let got = tenet_lab::tool::ask(&netns, to.into(), PATIENCE).unwrap();
         assert_eq!(got.as_deref(), Some(name));
     }
     let row = tenet(&world, "table h1").lines().find(|l| l.contains("10.1.1.50")).map(str::to_owned).unwrap();
     assert!(row.contains("192.168.2.20") && row.contains("contoso/fresh"), "{row}");
     tenet(&world, "vm detach contoso/fresh");
-    let nic = tenet_tests::Nic::open(&netns, "fresh", "eth0", Mac::new(mac.octets()), [10, 1, 1, 50].into(), [10, 1, 1, 1].into());
-    assert_eq!(nic.who_has([10, 1, 1, 11].into(), None, Duration::from_millis(300)), None, "nobody answers it any more");
+    let nic = tenet_tests::Nic::open(
+        &netns,
+        "fresh",
+        "eth0",
+        Mac::new(mac.octets()),
+        [10, 1, 1, 50].into(),
+        [10, 1, 1, 1].into(),
+    );
+    assert_eq!(
+        nic.who_has([10, 1, 1, 11].into(), None, Duration::from_millis(300)),
+        None,
+        "nobody answers it any more"
+    );
     assert!(!tenet(&world, "table h1").contains("10.1.1.50"));
     tenet(&world, "vm delete contoso/fresh");
     host.delete_link("fresh0").unwrap();

@@ -1,5 +1,4 @@
 //! The same where the kernel has no TCX: programs as clsact filters, forced here.
-#![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
 use std::time::{Duration, Instant};
 use tenet_hostnet::Links;
@@ -54,7 +53,9 @@ fn deleted_filter_is_reported_and_put_back() {
     for filter in links.filters(uplink, true).unwrap() {
         links.delete_filter(uplink, filter.priority, filter.handle).unwrap();
     }
-    until("the repair is told", Duration::from_secs(10), || (world.host_status("h1").repaired != before).then_some(()));
+    until("the repair is told", Duration::from_secs(10), || {
+        (world.host_status("h1").repaired != before).then_some(())
+    });
     println!("put right and told after {} ms", begin.elapsed().as_millis());
     world.in_sync();
     assert_eq!(links.filters(uplink, true).unwrap().len(), 1);

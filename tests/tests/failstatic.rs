@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use tenet_api::rest::{CreateVm, CreateVmPort, HostStatus};
 use tenet_hostnet::Links;
 use tenet_lab::tool::ask;
-use tenet_tests::{Fixture, Load, SITE, World, binary, block_on, bpf, check_agent_restart, missing, skipped, until};
+use tenet_tests::{
+    Fixture, Load, SITE, World, binary, block_on, bpf, check_agent_restart, missing, skipped, until,
+};
 
 static LAB: Fixture = Fixture::new("fail", SITE);
 
@@ -59,7 +61,9 @@ fn controller_unreachable_for_a_minute_costs_no_frame() {
     load.run(Duration::from_secs(60).saturating_sub(begin.elapsed()));
     tenet_tests::check_reach(&world);
     world.lab.connect_controller(true).unwrap();
-    until("agents are back", Duration::from_secs(60), || world.status().hosts.iter().all(|h| h.connected).then_some(()));
+    until("agents are back", Duration::from_secs(60), || {
+        world.status().hosts.iter().all(|h| h.connected).then_some(())
+    });
     world.in_sync();
     load.stop_without_loss();
     assert_eq!(state(&world), before, "generations and digests are what they were");
@@ -130,7 +134,8 @@ fn detach_leaves_nothing() {
 
     world.lab.kill_agent("h2").unwrap();
     let output = netns.command(binary()).args(["agent", "--detach", "--bpffs"]).arg(&bpffs).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     println!("{text}");
     assert!(output.status.success(), "{text}");
     assert_eq!((programs(), filters()), (0, 0), "programs and qdiscs after it");
@@ -163,9 +168,11 @@ fn drift(world: &World, host: &str, what: &str, break_it: impl FnOnce()) {
 fn state(world: &World) -> BTreeMap<String, (Vec<String>, Vec<String>)> {
     let hosts = world.status().hosts;
     let of = |host: HostStatus| {
-        let networks = host.networks.iter().map(|n| format!("{} {:?} {}", n.network, n.proven_digest, n.rows)).collect();
+        let networks =
+            host.networks.iter().map(|n| format!("{} {:?} {}", n.network, n.proven_digest, n.rows)).collect();
         let table = block_on(world.client.table(Some(&host.name))).unwrap();
-        let records = table.rows.iter().map(|r| format!("{} {} {} {}", r.network, r.ca, r.pa, r.generation)).collect();
+        let records =
+            table.rows.iter().map(|r| format!("{} {} {} {}", r.network, r.ca, r.pa, r.generation)).collect();
         (host.name.to_string(), (networks, records))
     };
     hosts.into_iter().map(of).collect()
@@ -180,7 +187,8 @@ fn create_vm(world: &World, name: &str) {
         address: None,
         security: true,
     };
-    let reply = block_on(world.client.create_vm(&CreateVm { name: name.parse().unwrap(), port: Some(port) })).unwrap();
+    let reply = block_on(world.client.create_vm(&CreateVm { name: name.parse().unwrap(), port: Some(port) }))
+        .unwrap();
     assert!(reply.applied.is_some_and(|a| a.complete));
     world.in_sync();
     block_on(world.client.delete_vm(&name.parse().unwrap())).unwrap();

@@ -29,20 +29,72 @@ fn vm_cannot_send_as_another() {
     let nobody = Ipv4Addr::new(10, 1, 1, 222);
     let zero = Mac::default();
     let forged: Vec<(&str, &str, Vec<u8>)> = vec![
-        ("another VM's MAC", "spoofed_mac", Packet::udp((sql.ip, 1), (web.ip, 9), b"forged").frame(web.mac, log.mac)),
-        ("a made-up MAC", "spoofed_mac", Packet::udp((sql.ip, 1), (log.ip, 9), b"forged").frame(log.mac, stranger)),
-        ("the gateway's MAC", "spoofed_mac", Packet::udp((sql.ip, 1), (log.ip, 9), b"forged").frame(log.mac, GATEWAY)),
-        ("a neighbour's CA", "spoofed_ca", Packet::udp((web.ip, 1), (log.ip, 9), b"forged").frame(log.mac, sql.mac)),
-        ("an unused CA", "spoofed_ca", Packet::udp((nobody, 1), (web.ip, 9), b"forged").frame(web.mac, sql.mac)),
-        ("the gateway's CA", "spoofed_ca", Packet::udp((sql.gateway, 1), (log.ip, 9), b"forged").frame(log.mac, sql.mac)),
-        ("no CA", "spoofed_ca", Packet::udp((Ipv4Addr::UNSPECIFIED, 68), (web.ip, 67), b"forged").frame(web.mac, sql.mac)),
+        (
+            "another VM's MAC",
+            "spoofed_mac",
+            Packet::udp((sql.ip, 1), (web.ip, 9), b"forged").frame(web.mac, log.mac),
+        ),
+        (
+            "a made-up MAC",
+            "spoofed_mac",
+            Packet::udp((sql.ip, 1), (log.ip, 9), b"forged").frame(log.mac, stranger),
+        ),
+        (
+            "the gateway's MAC",
+            "spoofed_mac",
+            Packet::udp((sql.ip, 1), (log.ip, 9), b"forged").frame(log.mac, GATEWAY),
+        ),
+        (
+            "a neighbour's CA",
+            "spoofed_ca",
+            Packet::udp((web.ip, 1), (log.ip, 9), b"forged").frame(log.mac, sql.mac),
+        ),
+        (
+            "an unused CA",
+            "spoofed_ca",
+            Packet::udp((nobody, 1), (web.ip, 9), b"forged").frame(web.mac, sql.mac),
+        ),
+        (
+            "the gateway's CA",
+            "spoofed_ca",
+            Packet::udp((sql.gateway, 1), (log.ip, 9), b"forged").frame(log.mac, sql.mac),
+        ),
+        (
+            "no CA",
+            "spoofed_ca",
+            Packet::udp((Ipv4Addr::UNSPECIFIED, 68), (web.ip, 67), b"forged").frame(web.mac, sql.mac),
+        ),
         ("a host's PA", "spoofed_ca", Packet::udp((H2, 1), (log.ip, 9), b"forged").frame(GATEWAY, sql.mac)),
-        ("a foreign CA, routed", "spoofed_ca", Packet::udp((nobody, 1), ([10, 1, 2, 11].into(), 9), b"forged").frame(GATEWAY, sql.mac)),
-        ("ARP with another MAC inside", "spoofed_mac", frame::arp(web.mac, sql.mac, false, (log.mac, sql.ip), (web.mac, web.ip))),
-        ("ARP with another's CA", "spoofed_ca", frame::arp(web.mac, sql.mac, false, (sql.mac, log.ip), (web.mac, web.ip))),
-        ("ARP as the gateway", "spoofed_ca", frame::arp(log.mac, sql.mac, false, (sql.mac, sql.gateway), (log.mac, log.ip))),
-        ("announcement of another's CA", "spoofed_ca", frame::arp(Mac::BROADCAST, sql.mac, true, (sql.mac, web.ip), (zero, web.ip))),
-        ("broadcast with another's CA", "spoofed_ca", Packet::udp((web.ip, 1), ([10, 1, 1, 255].into(), 9), b"forged").frame(Mac::BROADCAST, sql.mac)),
+        (
+            "a foreign CA, routed",
+            "spoofed_ca",
+            Packet::udp((nobody, 1), ([10, 1, 2, 11].into(), 9), b"forged").frame(GATEWAY, sql.mac),
+        ),
+        (
+            "ARP with another MAC inside",
+            "spoofed_mac",
+            frame::arp(web.mac, sql.mac, false, (log.mac, sql.ip), (web.mac, web.ip)),
+        ),
+        (
+            "ARP with another's CA",
+            "spoofed_ca",
+            frame::arp(web.mac, sql.mac, false, (sql.mac, log.ip), (web.mac, web.ip)),
+        ),
+        (
+            "ARP as the gateway",
+            "spoofed_ca",
+            frame::arp(log.mac, sql.mac, false, (sql.mac, sql.gateway), (log.mac, log.ip)),
+        ),
+        (
+            "announcement of another's CA",
+            "spoofed_ca",
+            frame::arp(Mac::BROADCAST, sql.mac, true, (sql.mac, web.ip), (zero, web.ip)),
+        ),
+        (
+            "broadcast with another's CA",
+            "spoofed_ca",
+            Packet::udp((web.ip, 1), ([10, 1, 1, 255].into(), 9), b"forged").frame(Mac::BROADCAST, sql.mac),
+        ),
     ];
     let watches = [log.watch(), web.watch(), world.nic("contoso/app").watch()];
     for (what, reason, frame) in &forged {
@@ -143,8 +195,11 @@ fn forged_tunnels_from_outside_are_dropped_for_the_right_reason() {
         frame::ethernet(log.mac, web.mac, 0x8100, &payload)
     };
     let cut = |bytes: Vec<u8>, length: usize| {
-        let Some((header, payload)) = tenet_tests::ipv4(&frame::ethernet(own, own, frame::IPV4, &bytes)).map(|(h, p)| (h, p.to_vec()))
-        else { panic!("a packet") };
+        let Some((header, payload)) =
+            tenet_tests::ipv4(&frame::ethernet(own, own, frame::IPV4, &bytes)).map(|(h, p)| (h, p.to_vec()))
+        else {
+            panic!("a packet")
+        };
         let mut packet = Packet::new(frame::ip(header.src), frame::ip(header.dst), header.protocol, payload);
         packet.payload.truncate(length);
         packet.dont_fragment().bytes()
@@ -165,29 +220,93 @@ fn forged_tunnels_from_outside_are_dropped_for_the_right_reason() {
     };
     let case = |what, reason, packet| Outside { what, reason, packet };
     let cases = [
-        case("unknown outer source", Some("unknown_pa"), frame::nvgre([192, 168, 2, 99].into(), H1, 5001, &good).bytes()),
+        case(
+            "unknown outer source",
+            Some("unknown_pa"),
+            frame::nvgre([192, 168, 2, 99].into(), H1, 5001, &good).bytes(),
+        ),
         case("router as outer source", Some("unknown_pa"), frame::nvgre(router.ip, H1, 5001, &good).bytes()),
-        case("inner source of this host", Some("wrong_pa"), from_h2(5001, &udp(sql.ip, log.ip).frame(log.mac, sql.mac))),
-        case("inner source of nobody", Some("wrong_pa"), from_h2(5001, &udp([10, 1, 1, 222].into(), log.ip).frame(log.mac, web.mac))),
-        case("inner source is the gateway", Some("wrong_pa"), from_h2(5001, &udp(log.gateway, log.ip).frame(log.mac, GATEWAY))),
-        case("broadcast from a wrong source", Some("wrong_pa"), from_h2(5001, &udp(sql.ip, [10, 1, 1, 255].into()).frame(Mac::BROADCAST, sql.mac))),
-        case("ARP from a wrong source", Some("wrong_pa"), from_h2(5001, &frame::arp(log.mac, web.mac, false, (web.mac, sql.ip), (log.mac, log.ip)))),
+        case(
+            "inner source of this host",
+            Some("wrong_pa"),
+            from_h2(5001, &udp(sql.ip, log.ip).frame(log.mac, sql.mac)),
+        ),
+        case(
+            "inner source of nobody",
+            Some("wrong_pa"),
+            from_h2(5001, &udp([10, 1, 1, 222].into(), log.ip).frame(log.mac, web.mac)),
+        ),
+        case(
+            "inner source is the gateway",
+            Some("wrong_pa"),
+            from_h2(5001, &udp(log.gateway, log.ip).frame(log.mac, GATEWAY)),
+        ),
+        case(
+            "broadcast from a wrong source",
+            Some("wrong_pa"),
+            from_h2(5001, &udp(sql.ip, [10, 1, 1, 255].into()).frame(Mac::BROADCAST, sql.mac)),
+        ),
+        case(
+            "ARP from a wrong source",
+            Some("wrong_pa"),
+            from_h2(5001, &frame::arp(log.mac, web.mac, false, (web.mac, sql.ip), (log.mac, log.ip))),
+        ),
         case("another tenant's VSID", Some("unknown_mac"), from_h2(6001, &good)),
         case("another subnet's VSID", Some("unknown_mac"), from_h2(5002, &good)),
         case("unknown VSID", Some("unknown_vsid"), from_h2(7777, &good)),
-        case("unknown VSID, broadcast", Some("unknown_vsid"), from_h2(7777, &udp(web.ip, [10, 1, 1, 255].into()).frame(Mac::BROADCAST, web.mac))),
+        case(
+            "unknown VSID, broadcast",
+            Some("unknown_vsid"),
+            from_h2(7777, &udp(web.ip, [10, 1, 1, 255].into()).frame(Mac::BROADCAST, web.mac)),
+        ),
         case("reserved VSID 0", Some("unknown_vsid"), from_h2(0, &good)),
         case("reserved VSID 0xffffff", Some("unknown_vsid"), from_h2(0xff_ffff, &good)),
-        case("inner destination is the host's MAC and PA", Some("unknown_mac"), from_h2(5001, &udp(web.ip, H1).frame(own, web.mac))),
-        case("inner destination is the host's MAC", Some("unknown_mac"), from_h2(5001, &udp(web.ip, log.ip).frame(own, web.mac))),
-        case("inner destination is the gateway's MAC", Some("unknown_mac"), from_h2(5001, &udp(web.ip, H1).frame(GATEWAY, web.mac))),
-        case("a host is no transit", Some("unknown_mac"), from_h2(5001, &udp(web.ip, web.ip).frame(web.mac, web.mac))),
+        case(
+            "inner destination is the host's MAC and PA",
+            Some("unknown_mac"),
+            from_h2(5001, &udp(web.ip, H1).frame(own, web.mac)),
+        ),
+        case(
+            "inner destination is the host's MAC",
+            Some("unknown_mac"),
+            from_h2(5001, &udp(web.ip, log.ip).frame(own, web.mac)),
+        ),
+        case(
+            "inner destination is the gateway's MAC",
+            Some("unknown_mac"),
+            from_h2(5001, &udp(web.ip, H1).frame(GATEWAY, web.mac)),
+        ),
+        case(
+            "a host is no transit",
+            Some("unknown_mac"),
+            from_h2(5001, &udp(web.ip, web.ip).frame(web.mac, web.mac)),
+        ),
         case("tagged inner frame", Some("inner_vlan"), from_h2(5001, &tagged)),
-        case("inner IPv6", Some("unsupported_protocol"), from_h2(5001, &frame::ethernet(log.mac, web.mac, 0x86dd, &[0x60; 60]))),
-        case("inner source is a group", Some("malformed"), from_h2(5001, &udp(web.ip, log.ip).frame(log.mac, group))),
-        case("inner length lies", Some("malformed"), from_h2(5001, &frame::ethernet(log.mac, web.mac, frame::IPV4, &lying))),
-        case("first outer fragment", Some("outer_fragment"), frame::nvgre(H2, H1, 5001, &good).fragment(Ipv4::MORE_FRAGMENTS).bytes()),
-        case("later outer fragment", Some("outer_fragment"), frame::nvgre(H2, H1, 5001, &good).fragment(20).bytes()),
+        case(
+            "inner IPv6",
+            Some("unsupported_protocol"),
+            from_h2(5001, &frame::ethernet(log.mac, web.mac, 0x86dd, &[0x60; 60])),
+        ),
+        case(
+            "inner source is a group",
+            Some("malformed"),
+            from_h2(5001, &udp(web.ip, log.ip).frame(log.mac, group)),
+        ),
+        case(
+            "inner length lies",
+            Some("malformed"),
+            from_h2(5001, &frame::ethernet(log.mac, web.mac, frame::IPV4, &lying)),
+        ),
+        case(
+            "first outer fragment",
+            Some("outer_fragment"),
+            frame::nvgre(H2, H1, 5001, &good).fragment(Ipv4::MORE_FRAGMENTS).bytes(),
+        ),
+        case(
+            "later outer fragment",
+            Some("outer_fragment"),
+            frame::nvgre(H2, H1, 5001, &good).fragment(20).bytes(),
+        ),
         case("cut inside the tunnel header", Some("truncated"), cut(from_h2(5001, &good), 8)),
         case("cut inside the inner header", Some("truncated"), cut(from_h2(5001, &good), 30)),
         case("checksum flag", Some("bad_tunnel_header"), flags(0xa000)),
@@ -196,7 +315,11 @@ fn forged_tunnels_from_outside_are_dropped_for_the_right_reason() {
         case("no key", Some("bad_tunnel_header"), flags(0)),
         case("version 1", Some("bad_tunnel_header"), flags(0x2001)),
         case("outer options", Some("bad_tunnel_header"), options),
-        case("tunnel for another host", None, frame::nvgre(H2, [192, 168, 1, 77].into(), 5001, &good).bytes()),
+        case(
+            "tunnel for another host",
+            None,
+            frame::nvgre(H2, [192, 168, 1, 77].into(), 5001, &good).bytes(),
+        ),
     ];
     let others = others(&world, &[]);
     let listener = host_listener(&world, "h1");
@@ -231,7 +354,11 @@ fn flood_of_unknown_destinations_stops_nobody_else() {
     for n in 0..50_000_u32 {
         let [_, a, b, c] = n.to_be_bytes();
         let unknown = Packet::udp((log.ip, 1), ([10, 1, 2, 100 + c % 100].into(), 9), b"flood");
-        let frame = if n % 2 == 0 { unknown.frame(Mac::new([2, 9, 9, a, b, c]), log.mac) } else { unknown.frame(GATEWAY, log.mac) };
+        let frame = if n % 2 == 0 {
+            unknown.frame(Mac::new([2, 9, 9, a, b, c]), log.mac)
+        } else {
+            unknown.frame(GATEWAY, log.mac)
+        };
         log.send(&frame);
         if n % 5000 == 0 {
             assert!(sql.ping(web.mac, web.ip), "ping during the flood");
@@ -257,8 +384,13 @@ fn traffic_that_is_not_ours_passes() {
     let host = world.lab.host("h1").unwrap().netns().clone();
     let listener = host.run(|| TcpListener::bind((H1, 0))).unwrap().unwrap();
     let port = listener.local_addr().unwrap().port();
-    let mut near =
-        world.lab.router().unwrap().run(|| TcpStream::connect_timeout(&(H1, port).into(), PATIENCE)).unwrap().unwrap();
+    let mut near = world
+        .lab
+        .router()
+        .unwrap()
+        .run(|| TcpStream::connect_timeout(&(H1, port).into(), PATIENCE))
+        .unwrap()
+        .unwrap();
     let (mut far, _) = listener.accept().unwrap();
     let sent = vec![0x5a; 1 << 20];
     let copy = sent.clone();
@@ -271,7 +403,11 @@ fn traffic_that_is_not_ours_passes() {
     // Another tunnel's GRE is the host stack's, which has no use for it and says so.
     let gre = Packet::new(router.ip, H1, ProtocolNumber::GRE, [&[0, 0, 8, 0][..], &[0x45; 40]].concat());
     let error = router.error(&gre.frame(own, router.mac));
-    assert_eq!(error.map(|e| (e.ty, e.code, e.from)), Some((Icmp::UNREACHABLE, 2, H1)), "protocol unreachable");
+    assert_eq!(
+        error.map(|e| (e.ty, e.code, e.from)),
+        Some((Icmp::UNREACHABLE, 2, H1)),
+        "protocol unreachable"
+    );
 }
 
 /// The router's NIC towards h1.

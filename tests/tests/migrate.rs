@@ -39,7 +39,9 @@ fn frames_of_a_host_that_has_not_heard_are_redirected() {
     let moving = block_on(world.lab.prepare_move(SQL, "h2")).unwrap();
     let deaf = Paused::new(&world, "h3");
     let pause = moving.switch().unwrap();
-    until("redirected frames", PATIENCE, || (world.counters("h1", "contoso/sql/eth0").redirected > 100).then_some(()));
+    until("redirected frames", PATIENCE, || {
+        (world.counters("h1", "contoso/sql/eth0").redirected > 100).then_some(())
+    });
     drop(deaf);
     let moved = block_on(world.lab.finish_move(moving, pause)).unwrap();
     world.in_sync();
@@ -71,7 +73,9 @@ fn second_migration_of_a_vm_is_refused_and_the_first_can_be_cancelled() {
     let receipt = block_on(world.client.migrate_cancel(&vm)).unwrap();
     assert!(receipt.id == id && !receipt.moved && receipt.reason.is_some(), "{receipt:?}");
     block_on(moving.give_up()).unwrap();
-    until("no migration runs", PATIENCE, || block_on(world.client.migrations()).unwrap().is_empty().then_some(()));
+    until("no migration runs", PATIENCE, || {
+        block_on(world.client.migrations()).unwrap().is_empty().then_some(())
+    });
     world.in_sync();
     world.lives_on(SQL, "h1");
     let (probe, _) = load.stop();
@@ -93,7 +97,9 @@ fn dead_destination_rolls_back_with_a_reason_and_costs_nothing() {
     let begin = Instant::now();
     let error = block_on(world.lab.migrate(SQL, "h2")).unwrap_err();
     println!("after {:?}: {error}", begin.elapsed());
-    until("no migration runs", PATIENCE, || block_on(world.client.migrations()).unwrap().is_empty().then_some(()));
+    until("no migration runs", PATIENCE, || {
+        block_on(world.client.migrations()).unwrap().is_empty().then_some(())
+    });
     let told = error.to_string() + &last_receipt(&world).and_then(|r| r.reason).unwrap_or_default();
     assert!(told.contains("h2"), "the reason names the host: {told}");
     load.run(Duration::from_millis(200));
@@ -119,7 +125,11 @@ fn dead_source_agent_does_not_keep_the_vm_from_moving() {
     let answer = ask(&netns, IpAddr::V4(world.ip(SQL)), PATIENCE).unwrap();
     assert_eq!(answer.as_deref(), Some(SQL));
     until("the others' records", PATIENCE, || {
-        let row = world.table("h3").rows.into_iter().find(|r| r.port.as_ref().is_some_and(|p| p.to_string() == "contoso/sql/eth0"))?;
+        let row = world
+            .table("h3")
+            .rows
+            .into_iter()
+            .find(|r| r.port.as_ref().is_some_and(|p| p.to_string() == "contoso/sql/eth0"))?;
         (row.pa == world.lab.host("h2").unwrap().record().pa).then_some(())
     });
     far.run(Duration::from_millis(300));
@@ -146,7 +156,8 @@ fn controller_killed_between_prepare_and_switch_finishes_when_it_is_back() {
     world.lab.kill_controller().unwrap();
     let pause = moving.switch().unwrap();
     far.run(Duration::from_millis(500));
-    let answer = ask(world.lab.vm("contoso/app").unwrap().netns(), IpAddr::V4(world.ip(SQL)), PATIENCE).unwrap();
+    let answer =
+        ask(world.lab.vm("contoso/app").unwrap().netns(), IpAddr::V4(world.ip(SQL)), PATIENCE).unwrap();
     assert_eq!(answer.as_deref(), Some(SQL), "frames follow without a controller");
     block_on(world.lab.start_controller()).unwrap();
     let moved = block_on(world.lab.finish_move(moving, pause)).unwrap();

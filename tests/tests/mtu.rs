@@ -71,13 +71,16 @@ fn packet_that_does_not_fit_is_told_the_next_hops_mtu() {
             let packet = Packet::udp((sql.ip, 1), (to.ip, 9), &vec![7; size - 28]);
             let packet = if dont_fragment { packet.dont_fragment() } else { packet };
             let error = sql.error(&packet.frame(mac, sql.mac));
-            let error = error.unwrap_or_else(|| panic!("no error for {size} bytes to {name}, DF {dont_fragment}"));
+            let error =
+                error.unwrap_or_else(|| panic!("no error for {size} bytes to {name}, DF {dont_fragment}"));
             assert_eq!(
                 (error.ty, error.code, error.mtu, error.from),
                 (Icmp::UNREACHABLE, Icmp::FRAGMENTATION_NEEDED, INNER as u16, sql.gateway),
                 "{size} bytes to {name}"
             );
-            until("a counted drop", PATIENCE, || (world.vm_drops("contoso/sql", "too_big") > before).then_some(()));
+            until("a counted drop", PATIENCE, || {
+                (world.vm_drops("contoso/sql", "too_big") > before).then_some(())
+            });
         }
         let packet = Packet::udp((sql.ip, 1), (to.ip, 9), &vec![7; INNER - 28]).dont_fragment();
         let watch = to.watch();
@@ -91,7 +94,11 @@ fn packet_that_does_not_fit_is_told_the_next_hops_mtu() {
 #[test]
 fn tcp_of_guests_with_the_wrong_mtu_arrives_intact() {
     let Some(world) = LAB.world() else { return };
-    let _wrong = [Wrong::new(&world, "contoso/sql"), Wrong::new(&world, "contoso/web"), Wrong::new(&world, "contoso/app")];
+    let _wrong = [
+        Wrong::new(&world, "contoso/sql"),
+        Wrong::new(&world, "contoso/web"),
+        Wrong::new(&world, "contoso/app"),
+    ];
     for to in ["contoso/web", "contoso/app"] {
         let report = transfer(&world, "contoso/sql", to, 10 * MEGABYTE);
         println!("to {to}: {report:?}");
@@ -117,10 +124,16 @@ fn large_frames_stay_whole_from_end_to_end() {
 /// Sends at least this much from one VM to another and has the receiver check it.
 fn transfer(world: &World, from: &str, to: &str, bytes: u64) -> tenet_lab::tool::StreamReport {
     let before = world.vm_counters(from).tx_bytes;
-    let stream = Stream::start(world.lab.vm(from).unwrap().netns(), IpAddr::V4(world.ip(to)), Duration::ZERO).unwrap();
-    until("the transfer", Duration::from_secs(30), || (world.vm_counters(from).tx_bytes > before + bytes).then_some(()));
+    let stream =
+        Stream::start(world.lab.vm(from).unwrap().netns(), IpAddr::V4(world.ip(to)), Duration::ZERO).unwrap();
+    until("the transfer", Duration::from_secs(30), || {
+        (world.vm_counters(from).tx_bytes > before + bytes).then_some(())
+    });
     let report = stream.stop().unwrap();
     assert_eq!(report.peer, to);
-    assert!(report.received.in_order && report.received.bytes == report.sent && report.sent >= bytes / 2, "{report:?}");
+    assert!(
+        report.received.in_order && report.received.bytes == report.sent && report.sent >= bytes / 2,
+        "{report:?}"
+    );
     report
 }

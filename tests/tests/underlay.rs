@@ -53,10 +53,13 @@ fn uplink_may_be_a_vlan() {
 fn uplink_may_be_a_bond() {
     let Some(mut world) = LAB.world() else { return };
     let netns = world.lab.host("h2").unwrap().netns().clone();
-    let made = netns.command("ip").args(["link", "add", "bond0", "type", "bond", "mode", "active-backup"]).output();
+    let made =
+        netns.command("ip").args(["link", "add", "bond0", "type", "bond", "mode", "active-backup"]).output();
     match made {
         Ok(output) if output.status.success() => {}
-        Ok(output) => return skipped(format!("no bond here: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Ok(output) => {
+            return skipped(format!("no bond here: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        }
         Err(e) => return skipped(format!("needs `ip`: {e}")),
     }
     let (host, _) = ends(&world);
@@ -75,7 +78,8 @@ fn route_changes_are_followed_without_the_agent() {
     let Some(mut world) = LAB.world() else { return };
     // A second way out of the subnet of h1 and h3: a namespace that hands on to the router.
     let detour = Netns::anonymous().unwrap();
-    let (detour_links, router) = (Links::in_netns(&detour).unwrap(), Links::in_netns(&world.lab.router().unwrap()).unwrap());
+    let (detour_links, router) =
+        (Links::in_netns(&detour).unwrap(), Links::in_netns(&world.lab.router().unwrap()).unwrap());
     let segment = world.lab.record().segments.iter().find(|s| s.bridge).unwrap().clone();
     let address = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 254));
     router.add_veth("to.detour", "eth0", &detour).unwrap();
@@ -84,7 +88,11 @@ fn route_changes_are_followed_without_the_agent() {
     detour_links.add_addr("eth0", address, 24).unwrap();
     detour_links.set_up("eth0").unwrap();
     detour_links.add_route(ANY, 0, Some(segment.gateway), None).unwrap();
-    for (path, value) in [("ipv4/ip_forward", "1"), ("ipv4/conf/all/send_redirects", "0"), ("ipv4/conf/eth0/send_redirects", "0")] {
+    for (path, value) in [
+        ("ipv4/ip_forward", "1"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/eth0/send_redirects", "0"),
+    ] {
         detour_links.set_sysctl(path, value).unwrap();
     }
     for host in ["h1", "h2", "h3"] {

@@ -23,7 +23,7 @@ fn every_frame_on_the_wire_is_good_nvgre() {
     without_offloads(&world);
     let watch = Watch::start(&router, &world.lab.host("h1").unwrap().record().router_device, None);
     make_traffic(&world);
-    let frames: Vec<_> = watch.stop().into_iter().filter(is_gre).collect();
+    let frames: Vec<_> = watch.stop().into_iter().filter(|f| is_gre(f)).collect();
     assert!(frames.len() > 500, "{} NVGRE frames", frames.len());
     check_flows(&frames);
     check_kinds(&frames);
@@ -52,7 +52,8 @@ fn make_traffic(world: &World) {
     let gateway = Mac::new([0x02, b'T', b'e', b'n', b'e', b't']);
     assert!(sql.ping(web.mac, web.ip) && web.ping(gateway, app.ip), "ping");
     assert_eq!(sql.who_has(web.ip, Some(web.mac), PATIENCE), Some(web.mac), "unicast ARP");
-    let broadcast = Packet::udp((sql.ip, 68), ([10, 1, 1, 255].into(), 67), b"odd").frame(Mac::BROADCAST, sql.mac);
+    let broadcast =
+        Packet::udp((sql.ip, 68), ([10, 1, 1, 255].into(), 67), b"odd").frame(Mac::BROADCAST, sql.mac);
     sql.send(&broadcast);
     let closed = Packet::udp((sql.ip, 4000), (web.ip, 4001), b"closed port").frame(web.mac, sql.mac);
     assert_eq!(sql.error(&closed).map(|e| (e.from, e.code)), Some((web.ip, 3)), "an error of the VM itself");
@@ -82,21 +83,25 @@ fn make_traffic(world: &World) {
     }
     for stream in streams {
         let report = stream.stop().unwrap();
-        assert!(report.received.in_order && report.received.bytes == report.sent && report.sent > 0, "{report:?}");
+        assert!(
+            report.received.in_order && report.received.bytes == report.sent && report.sent > 0,
+            "{report:?}"
+        );
     }
     let report = probe.stop().unwrap();
     assert!(report.answered > 0 && report.strangers == 0, "{report:?}");
 }
 
-fn is_gre(frame: &Vec<u8>) -> bool {
+fn is_gre(frame: &[u8]) -> bool {
     tenet_tests::ipv4(frame).is_some_and(|(header, _)| header.protocol == ProtocolNumber::GRE)
 }
 
 /// One flow, one FlowID; many flows, many FlowIDs.
 fn check_flows(frames: &[Vec<u8>]) {
-    let mut flows: BTreeMap<(u32, Ipv4Addr, Ipv4Addr, u8, Vec<u8>), BTreeSet<u8>> = BTreeMap::new();
+    type Flow = (u32, Ipv4Addr, Ipv4Addr, u8, Vec<u8>);
+    let mut flows: BTreeMap<Flow, BTreeSet<u8>> = BTreeMap::new();
     for bytes in frames {
-        let nvgre = parse::nvgre(bytes).unwrap().expect("an NVGRE frame");
+        let nvgre = parse::nvgre(bytes).unwrap().unwrap();
         let parse::Payload::Ipv4(ip, payload) = nvgre.inner.payload else { continue };
         let has_ports = [ProtocolNumber::TCP, ProtocolNumber::UDP].contains(&ip.protocol);
         let ports = if has_ports { payload[..4].to_vec() } else { Vec::new() };
@@ -108,14 +113,19 @@ fn check_flows(frames: &[Vec<u8>]) {
     for (flow, ids) in &flows {
         assert_eq!(ids.len(), 1, "{flow:?} has the FlowIDs {ids:?}");
     }
-    assert!(flows.len() > 60 && all.len() > flows.len().min(256) / 3, "{} FlowIDs of {} flows", all.len(), flows.len());
+    assert!(
+        flows.len() > 60 && all.len() > flows.len().min(256) / 3,
+        "{} FlowIDs of {} flows",
+        all.len(),
+        flows.len()
+    );
 }
 
 /// All kinds of traffic were there, or the rest proves little.
 fn check_kinds(frames: &[Vec<u8>]) {
     let mut kinds = BTreeSet::new();
     for bytes in frames {
-        let inner = parse::nvgre(bytes).unwrap().expect("an NVGRE frame").inner;
+        let inner = parse::nvgre(bytes).unwrap().unwrap().inner;
         kinds.insert(match inner.payload {
             parse::Payload::Arp(_) => "arp",
             parse::Payload::Ipv4(..) if inner.eth.dst == Mac::BROADCAST => "broadcast",
@@ -134,29 +144,46 @@ fn check_kinds(frames: &[Vec<u8>]) {
 
 fn check_by_tshark(path: &std::path::Path, count: usize) {
     let fields = [
-        "frame.protocols", "ip.src", "ip.dst", "ip.flags.df", "ip.checksum.status", "gre.flags_and_version",
-        "gre.proto", "gre.key", "tcp.checksum.status", "udp.checksum.status", "icmp.checksum.status", "_ws.malformed",
-        "eth.type", "_ws.expert.message",
+        "frame.protocols",
+        "ip.src",
+        "ip.dst",
+        "ip.flags.df",
+        "ip.checksum.status",
+        "gre.flags_and_version",
+        "gre.proto",
+        "gre.key",
+        "tcp.checksum.status",
+        "udp.checksum.status",
+        "icmp.checksum.status",
+        "_ws.malformed",
+        "eth.type",
+        "_ws.expert.message",
     ];
     let lines = pcap::fields(path, "", &fields);
     assert_eq!(lines.len(), count);
     let (mut vsids, mut summed) = (BTreeSet::new(), 0);
     for (at, line) in lines.iter().enumerate() {
-        let get = |name: &str| line[fields.iter().position(|f| *f == name).unwrap()].split(',').collect::<Vec<_>>();
+        let get =
+            |name: &str| line[fields.iter().position(|f| *f == name).unwrap()].split(',').collect::<Vec<_>>();
         let whole = format!("frame {}: {line:?}", at + 1);
         assert!(get("_ws.malformed")[0].is_empty(), "malformed, {whole}");
         assert!(get("frame.protocols")[0].starts_with("eth:ethertype:ip:gre:eth:ethertype:"), "{whole}");
         assert!(PAS.contains(&get("ip.src")[0]) && PAS.contains(&get("ip.dst")[0]), "{whole}");
-        assert!(["1", "True"].contains(&get("ip.flags.df")[0]), "the outer header may not be fragmented, {whole}");
+        assert!(
+            ["1", "True"].contains(&get("ip.flags.df")[0]),
+            "the outer header may not be fragmented, {whole}"
+        );
         assert_eq!(get("gre.flags_and_version"), ["0x2000"], "{whole}");
         assert_eq!(get("gre.proto"), ["0x6558"], "{whole}");
         assert!(!get("eth.type").contains(&"0x8100"), "tagged, {whole}");
         let key = u32::from_str_radix(get("gre.key")[0].trim_start_matches("0x"), 16).unwrap();
         vsids.insert(key >> 8);
-        for status in ["ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "icmp.checksum.status"] {
+        for status in
+            ["ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "icmp.checksum.status"]
+        {
             for value in get(status) {
                 // An ICMP error quotes a packet cut short, whose checksum tshark leaves alone ("2").
-                let quoted = get("icmp.checksum.status")[0] != "" && value == "2";
+                let quoted = !get("icmp.checksum.status")[0].is_empty() && value == "2";
                 assert!(["1", "Good", ""].contains(&value) || quoted, "{status} is {value}, {whole}");
                 summed += usize::from(!value.is_empty());
             }
