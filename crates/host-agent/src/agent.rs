@@ -7,7 +7,7 @@ use crate::kernel::{Kernel, KernelError, MemoryKernel};
 use crate::metrics::{self, Text};
 use crate::options::{KernelPart, Options};
 use crate::real::RealKernel;
-use crate::session::{Heard, Session};
+use crate::session::{Heard, OUTGOING, Session};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::future::Future;
@@ -273,7 +273,7 @@ impl Agent {
         }
     }
 
-    fn refuse(&self, generation: u64, cause: &dyn std::fmt::Display) {
+    fn refuse(&mut self, generation: u64, cause: &dyn std::fmt::Display) {
         let error = format!("the state is not understood by this version of the agent: {cause}");
         self.send(convert::wrap(agent_message::Message::Ack(agent::Ack { generation, error, ..Default::default() })));
     }
@@ -327,10 +327,10 @@ impl Agent {
             };
             todo.extend(self.core.handle(self.since.elapsed(), result));
         }
-        if self.ready.is_some() && self.core.ready() {
-            if let Some(ready) = self.ready.take() {
-                ready();
-            }
+        if self.core.ready()
+            && let Some(ready) = self.ready.take()
+        {
+            ready();
         }
     }
 
@@ -364,11 +364,16 @@ impl Agent {
         }
     }
 
-    fn send(&self, message: AgentMessage) {
-        if let Some(session) = &self.session {
-            if session.try_send(message).is_err() {
-                tracing::debug!("a message to the controller was dropped: the session does not take it");
-            }
+    fn send(&mut self, message: AgentMessage) {
+        let Some(session) = &self.session else { return };
+        // Events give way where the controller is slow; what it must not miss ends the session instead.
+        let event = matches!(message.message, Some(agent_message::Message::Event(_)));
+        if event && session.capacity() < OUTGOING / 2 {
+            return;
+        }
+        if session.try_send(message).is_err() {
+            tracing::warn!("the controller takes no messages; ending the session");
+            self.session = None;
         }
     }
 

@@ -37,7 +37,7 @@ pub enum IdentityError {
         url: String,
         /// Why.
         #[source]
-        source: ClientError,
+        source: Box<ClientError>,
     },
     /// The certificate is not one.
     #[error("the certificate in {0} is not understood")]
@@ -52,8 +52,11 @@ impl IdentityError {
     #[must_use]
     pub fn passes(&self) -> bool {
         match self {
-            Self::Join { source: ClientError::Unreachable { .. }, .. } => true,
-            Self::Join { source, .. } => source.status().is_some_and(|s| s >= 500 || s == 429),
+            Self::Join { source, .. } => match **source {
+                ClientError::Unreachable { .. } => true,
+                ClientError::Refused { status, .. } => status >= 500 || status == 429,
+                ClientError::Answer(_) | ClientError::Tls(_) | ClientError::AdminFile { .. } | ClientError::Token => false,
+            },
             Self::File { .. } | Self::Key(_) | Self::Certificate(_) | Self::NotJoined => false,
         }
     }
@@ -97,7 +100,7 @@ impl Identity {
         };
         let joined = tenet_api::client::join(url, token, &request(&key)?)
             .await
-            .map_err(|source| IdentityError::Join { url: url.to_owned(), source })?;
+            .map_err(|source| IdentityError::Join { url: url.to_owned(), source: Box::new(source) })?;
         let identity = Self {
             host: joined.host.to_string(),
             pa: joined.pa,

@@ -60,14 +60,14 @@ impl RealKernel {
 
     /// A write, unless the data plane has just activated the port: then its state stays.
     fn guarded(&self, operation: &Operation) -> Operation {
-        if let Operation::Port(ifindex, Some(port)) = operation {
-            if port.state == PORT_PREPARED && self.prepared.contains(ifindex) {
-                if let Ok(Some(now)) = self.datapath.port(*ifindex) {
-                    let same = (now.net, now.vsid, now.mac, now.peer_pa) == (port.net, port.vsid, port.mac, port.peer_pa);
-                    if same && now.state == PORT_ACTIVE {
-                        return Operation::Port(*ifindex, Some(Port { state: PORT_ACTIVE, ..*port }));
-                    }
-                }
+        if let Operation::Port(ifindex, Some(port)) = operation
+            && port.state == PORT_PREPARED
+            && self.prepared.contains(ifindex)
+            && let Ok(Some(now)) = self.datapath.port(*ifindex)
+        {
+            let same = (now.net, now.vsid, now.mac, now.peer_pa) == (port.net, port.vsid, port.mac, port.peer_pa);
+            if same && now.state == PORT_ACTIVE {
+                return Operation::Port(*ifindex, Some(Port { state: PORT_ACTIVE, ..*port }));
             }
         }
         *operation

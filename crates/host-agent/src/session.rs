@@ -5,7 +5,7 @@ use rand::Rng as _;
 use rcgen::KeyPair;
 use std::{
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use tenet_api::agent::{
     AgentMessage, ControllerMessage, RenewRequest, agent_client::AgentClient, controller_message::Message,
@@ -81,16 +81,19 @@ impl Session {
         };
         let mut backoff = Backoff::default();
         for url in identity.controllers.clone().iter().cycle() {
-            let mut lived = false;
-            let result = self.session(&mut identity, url, &mut lived).await;
+            let (began, mut opened) = (Instant::now(), false);
+            let result = self.session(&mut identity, url, &mut opened).await;
+            if opened && self.heard.send(Heard::Closed).await.is_err() {
+                return;
+            }
+            // A controller that takes sessions and breaks them is not to be asked at full speed.
+            let lived = opened && began.elapsed() > BACKOFF_MAX;
             if lived {
                 backoff = Backoff::default();
-                if self.heard.send(Heard::Closed).await.is_err() {
-                    return;
-                }
             }
             match result {
                 Ok(()) => {
+                    // The loop may be gone already.
                     let _ = self.heard.send(Heard::Farewell).await;
                     return;
                 }
@@ -98,8 +101,10 @@ impl Session {
                 Err(error) => {
                     let pause = backoff.next();
                     let cause = chain(&error);
-                    if lived || backoff.first() {
+                    if backoff.first() && identity.is_valid() {
                         tracing::warn!(%url, cause, "no session with the controller; forwarding goes on");
+                    } else if backoff.first() {
+                        tracing::error!(%url, cause, "this host's certificate has expired: start with a new join token");
                     } else {
                         tracing::debug!(%url, cause, ?pause, "no session with the controller");
                     }
@@ -145,14 +150,14 @@ impl Session {
     }
 
     /// One session; `Ok` is the controller's farewell.
-    async fn session(&self, identity: &mut Identity, url: &str, lived: &mut bool) -> Result<(), SessionError> {
+    async fn session(&self, identity: &mut Identity, url: &str, opened: &mut bool) -> Result<(), SessionError> {
         let channel = connect(identity, url).await?;
         let mut client =
             AgentClient::new(channel).max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX);
         let (tx, rx) = mpsc::channel(OUTGOING);
         // The controller may wait for the first message before it opens its side.
         self.heard.send(Heard::Open(tx)).await.map_err(|_| SessionError::Gone)?;
-        *lived = true;
+        *opened = true;
         let refused = |status| SessionError::Refused(Box::new(status));
         let mut stream = client.session(ReceiverStream::new(rx)).await.map_err(refused)?.into_inner();
         tracing::info!(%url, "session with the controller");

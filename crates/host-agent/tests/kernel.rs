@@ -1,4 +1,5 @@
 //! The agent on a real kernel: a namespace of its own, veths, pinned maps. Needs root, else skipped aloud.
+#![expect(clippy::unwrap_used, reason = "a test ends there")]
 
 mod common;
 

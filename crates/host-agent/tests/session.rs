@@ -1,4 +1,5 @@
 //! The agent against a controller of the test's own, over real mTLS on loopback, tables in memory.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends there")]
 
 mod common;
 

@@ -145,6 +145,8 @@ pub struct HostCore {
     prepared: BTreeSet<PortRef>,
     activated: BTreeMap<PortRef, Option<IpAddr>>,
     owed: Owed,
+    /// Generation that was acknowledged with an error.
+    refused: Option<u64>,
     repaired: Vec<String>,
     connected: bool,
     limiter: Limiter,
@@ -167,6 +169,7 @@ impl HostCore {
             prepared: BTreeSet::new(),
             activated: BTreeMap::new(),
             owed: Owed::default(),
+            refused: None,
             repaired: Vec::new(),
             connected: false,
             limiter: Limiter::default(),
@@ -368,10 +371,13 @@ impl HostCore {
         }
         self.attached.retain(|_, s| *s == AttachState::Attached);
         self.actual = Some(image);
-        if let Some((_, rows)) = &self.state {
+        if self.state.is_some() {
             self.owed.proof = true;
-            let rows = rows.clone();
-            outputs.extend(self.reconcile_explained(&rows));
+            // What could not be written then may be now.
+            if let Some(generation) = self.refused.take().filter(|g| *g == self.generation()) {
+                self.owed.ack.get_or_insert((generation, None));
+            }
+            outputs.extend(self.reconcile_explained());
         } else {
             outputs.extend(self.attachments());
         }
@@ -402,6 +408,7 @@ impl HostCore {
             problems.push(error.clone());
         }
         if let Some((generation, nets)) = self.owed.ack.take() {
+            self.refused = (!error.is_empty()).then_some(generation);
             let ack = Ack { generation, error, networks: self.proofs(nets.as_ref()), ports: self.statuses(nets.as_ref()) };
             outputs.push(Output::Send(Message::Ack(ack)));
         }
@@ -424,10 +431,9 @@ impl HostCore {
             *self.stats.events.entry(kind.name()).or_default() += 1;
             if kind == EventKind::PortActivated {
                 // The data plane has already turned the state; our picture of the kernel follows.
-                if let Some(port) = self.actual.as_mut().and_then(|a| a.ports.get_mut(&event.ifindex)) {
-                    if port.state == PORT_PREPARED {
-                        port.state = PORT_ACTIVE;
-                    }
+                let port = self.actual.as_mut().and_then(|a| a.ports.get_mut(&event.ifindex));
+                if let Some(port) = port.filter(|p| p.state == PORT_PREPARED) {
+                    port.state = PORT_ACTIVE;
                 }
                 return self.adopt_activations(Some(event.ifindex));
             }
@@ -447,23 +453,21 @@ impl HostCore {
     }
 
     /// As `reconcile` of all; each write is a repair.
-    fn reconcile_explained(&mut self, rows: &Rows) -> Vec<Output> {
+    fn reconcile_explained(&mut self) -> Vec<Output> {
         let (mut outputs, operations) = self.difference(None);
-        let Some(actual) = self.actual.take() else { return outputs };
+        let (Some(actual), Some((_, rows))) = (&self.actual, &self.state) else { return outputs };
         // Maps that nobody has configured are new: filling them is no repair.
-        if actual.config.is_none_or(|c| c.layout == 0) {
-            self.actual = Some(actual);
-            outputs.push(Output::Apply(operations));
-            return outputs;
+        if actual.config.is_some_and(|c| c.layout != 0) {
+            let explained = operations.iter().take(REPAIRS_KEPT).map(|o| explain(o, actual, rows));
+            let lines: Vec<String> = explained.collect();
+            for line in lines {
+                self.repair_line(line);
+            }
+            if operations.len() > REPAIRS_KEPT {
+                self.repair_line(format!("and {} more entries", operations.len() - REPAIRS_KEPT));
+            }
+            self.stats.repairs += operations.len() as u64;
         }
-        self.stats.repairs += operations.len() as u64;
-        for operation in operations.iter().take(REPAIRS_KEPT) {
-            self.repair_line(explain(operation, &actual, rows));
-        }
-        if operations.len() > REPAIRS_KEPT {
-            self.repair_line(format!("and {} more entries", operations.len() - REPAIRS_KEPT));
-        }
-        self.actual = Some(actual);
         outputs.push(Output::Apply(operations));
         outputs
     }

@@ -1,4 +1,5 @@
 //! The state machine against an imagined kernel.
+#![expect(clippy::unwrap_used, reason = "a test ends there")]
 
 mod common;
 
@@ -142,6 +143,10 @@ fn refused_write_is_an_error_in_the_ack_and_retried_at_the_next_look() {
     sim.refuse = false;
     sim.look();
     assert_eq!(sim.image.records.len(), 3);
+    let said = sim.said();
+    assert_eq!((acks(&said)[0].generation, acks(&said)[0].error.as_str()), (7, ""));
+    sim.look();
+    assert_eq!(acks(&sim.said()).len(), 0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A controller that does as the test says: joins hosts, signs certificates, holds sessions.
 #![allow(dead_code, reason = "each test file uses a part")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends there")]
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -282,8 +283,10 @@ impl Drop for Running {
     }
 }
 
+type Ready = Option<Box<dyn FnOnce() + Send>>;
+
 /// A ready callback and what tells that it was called.
-pub fn ready() -> (Option<Box<dyn FnOnce() + Send>>, oneshot::Receiver<()>) {
+pub fn ready() -> (Ready, oneshot::Receiver<()>) {
     let (tx, rx) = oneshot::channel();
     (Some(Box::new(move || tx.send(()).unwrap_or(()))), rx)
 }

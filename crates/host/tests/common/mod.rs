@@ -1,5 +1,6 @@
 //! A site generator and an imagined kernel that carries out what the core says.
 #![allow(dead_code, reason = "each test file uses a part")]
+#![expect(clippy::unwrap_used, reason = "a test ends there")]
 
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
