@@ -117,6 +117,7 @@ fn survives_kill_while_the_file_is_made() {
         victim.child.kill().unwrap();
         victim.child.wait().unwrap();
         RedbStore::open(&path, RedbOptions::default()).unwrap();
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1, "no draft is left over");
         std::fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -14,6 +14,9 @@ use std::{
 /// The format that this version reads and writes.
 const FORMAT: u64 = 1;
 
+/// Between the name of a file that is being made and its maker's process id.
+const DRAFT: &str = ".new-";
+
 /// The database in a file, made if there is none, and the store's revision.
 pub(super) fn open(path: &Path, cache: usize) -> Result<(Database, u64), StoreError> {
     let exists = path.try_exists().map_err(|e| cannot_open(path, e))?;
@@ -27,13 +30,26 @@ pub(super) fn open(path: &Path, cache: usize) -> Result<(Database, u64), StoreEr
     if format != FORMAT {
         return Err(StoreError::Format { path: path.to_owned(), found: format, known: FORMAT });
     }
+    remove_drafts(path);
     Ok((db, revision))
+}
+
+/// Removes what makers that were killed left behind. One that still runs no longer needs its draft.
+fn remove_drafts(path: &Path) {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let prefix = format!("{}{DRAFT}", name.to_string_lossy());
+    let entries = fs::read_dir(if directory.as_os_str().is_empty() { Path::new(".") } else { directory });
+    for entry in entries.into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Makes the file under another name first, so that a crash on the way leaves no half of one.
 fn make(path: &Path) -> Result<(), StoreError> {
     let mut draft = path.as_os_str().to_owned();
-    draft.push(format!(".new-{}", std::process::id()));
+    draft.push(format!("{DRAFT}{}", std::process::id()));
     let draft = PathBuf::from(draft);
     let _ = fs::remove_file(&draft);
     let io = |e| cannot_open(path, e);
@@ -42,7 +58,7 @@ fn make(path: &Path) -> Result<(), StoreError> {
     let made = fill(&draft).map_err(|e| not_a_store(&draft, e.to_string()));
     // A link does not replace a file that another process has made meanwhile.
     let linked = made.and_then(|()| match fs::hard_link(&draft, path) {
-        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(io(e)),
+        Err(e) if e.kind() != ErrorKind::AlreadyExists && !path.exists() => Err(io(e)),
         Ok(()) | Err(_) => Ok(()),
     });
     let _ = fs::remove_file(&draft);

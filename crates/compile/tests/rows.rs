@@ -1,0 +1,181 @@
+//! What a host is told, in the demo's site: rows in short form.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::{collections::BTreeSet, net::IpAddr};
+use tenet_compile::{Row, compile};
+use tenet_model::{
+    Desired, Host, Migration, Name, NetId, Network, Object, Phase, Port, PortRef, Route, Subnet, Tenant, Vm,
+    Vsid,
+};
+use uuid::Uuid;
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn port(vm: &str, ca: &str, host: Option<&str>, security: bool) -> Object {
+    let subnet = if ca.starts_with("10.1.2.") { "contoso/blue/two" } else { "contoso/blue/one" };
+    let last: u8 = ca.rsplit('.').next().unwrap().parse().unwrap();
+    Object::Port(Port {
+        name: format!("contoso/{vm}/eth0").parse().unwrap(),
+        subnet: subnet.parse().unwrap(),
+        mac: tenet_model::Mac::new([2, 0, 0, 0, 0, last]).unwrap(),
+        addresses: vec![ca.parse().unwrap()],
+        host: host.map(name),
+        device: host.map(|_| format!("tap-{vm}")),
+        security,
+    })
+}
+
+/// Three hosts; h3 has nothing until something moves there. Each object has its own revision.
+fn site() -> Desired {
+    let route = |hop: &str, metric| {
+        let (prefix, next_hop) = ("0.0.0.0/0".parse().unwrap(), hop.parse().unwrap());
+        Object::Route(Route { network: "contoso/blue".parse().unwrap(), prefix, next_hop, metric })
+    };
+    let subnet = |text: &str, vsid, prefix: &str, gateway: &str| {
+        let (vsid, prefix) = (Vsid::new(vsid).unwrap(), prefix.parse().unwrap());
+        Object::Subnet(Subnet {
+            name: text.parse().unwrap(),
+            vsid,
+            prefix,
+            gateway: gateway.parse().unwrap(),
+        })
+    };
+    let host = |n: &str, pa: &str| Object::Host(Host { name: name(n), pa: pa.parse().unwrap() });
+    let (network, method) = ("contoso/blue".parse().unwrap(), Default::default());
+    let objects = [
+        Object::Tenant(Tenant { name: name("contoso") }),
+        host("h1", "192.168.1.10"),
+        host("h2", "192.168.2.20"),
+        host("h3", "192.168.3.30"),
+        Object::Network(Network { name: network, rdid: Uuid::from_u128(1), id: NetId(7), method }),
+        subnet("contoso/blue/one", 5001, "10.1.1.0/24", "10.1.1.1"),
+        subnet("contoso/blue/two", 5002, "10.1.2.0/24", "10.1.2.1"),
+        Object::Vm(Vm { name: "contoso/sql".parse().unwrap() }),
+        port("sql", "10.1.1.11", Some("h1"), true),
+        port("fw", "10.1.2.13", Some("h2"), false),
+        port("off", "10.1.1.99", None, true),
+        route("10.1.1.11", 10),
+        route("10.1.2.13", 5),
+        route("10.1.2.12", 5),
+    ];
+    let mut desired = Desired::default();
+    for (object, revision) in objects.into_iter().zip(2..) {
+        desired.put(object, revision);
+    }
+    desired
+}
+
+fn moving(phase: Phase) -> Desired {
+    let mut desired = site();
+    desired.put(
+        Object::Migration(Migration {
+            vm: "contoso/sql".parse().unwrap(),
+            id: Uuid::from_u128(2),
+            from: name("h1"),
+            to: name("h3"),
+            devices: [(name("eth0"), "tap-new".to_owned())].into(),
+            phase,
+            started_ms: 0,
+            switched_ms: None,
+        }),
+        50,
+    );
+    desired
+}
+
+fn short(row: &Row) -> String {
+    let pa = |pa: &Option<IpAddr>| pa.map_or_else(|| "-".to_owned(), |pa| pa.to_string());
+    match row {
+        Row::Host(r) => format!("host {} {}", r.name, r.pa),
+        Row::Peer(r) => format!(
+            "peer {} {} any-source {:?}",
+            r.name,
+            r.pa,
+            r.any_source.iter().map(|n| n.0).collect::<Vec<_>>()
+        ),
+        Row::Network(r) => format!("network {} {}", r.id.0, r.name),
+        Row::Subnet(r) => format!("subnet {} {} {}", r.vsid, r.prefix, r.gateway),
+        Row::Record(r) => format!("record {} {} {} pa {} alt {}", r.ca, r.mac, r.vsid, r.pa, pa(&r.alt_pa)),
+        Row::Route(r) => format!("route {} via {} metric {}", r.prefix, pa(&r.next_hop), r.metric),
+        Row::Port(r) => format!("port {} {} {:?} peer {}", r.name, r.device, r.state, pa(&r.peer_pa)),
+    }
+}
+
+#[track_caller]
+fn check(desired: &Desired, host: &str, blocked: &[&str], expected: &str) {
+    let blocked: BTreeSet<PortRef> = blocked.iter().map(|b| b.parse().unwrap()).collect();
+    let rows = compile(desired, &name(host), &blocked);
+    let found: Vec<String> = rows.0.values().map(|(row, g)| format!("{} @{g}", short(row))).collect();
+    let expected: Vec<&str> = expected.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    assert_eq!(found, expected, "{host}");
+}
+
+#[test]
+fn a_host_gets_its_networks_and_no_more() {
+    let rows = "
+        host h1 192.168.1.10 @3
+        peer h2 192.168.2.20 any-source [7] @11
+        network 7 contoso/blue @6
+        subnet 5001 10.1.1.0/24 10.1.1.1 @7
+        subnet 5002 10.1.2.0/24 10.1.2.1 @8
+        record 10.1.1.11 02:00:00:00:00:0b 5001 pa 192.168.1.10 alt - @10
+        record 10.1.2.13 02:00:00:00:00:0d 5002 pa 192.168.2.20 alt - @11
+        route 0.0.0.0/0 via 10.1.2.12 metric 5 @15
+        route 10.1.1.0/24 via - metric 0 @7
+        route 10.1.2.0/24 via - metric 0 @8
+        port contoso/sql/eth0 tap-sql Active peer - @10
+    ";
+    check(&site(), "h1", &[], rows);
+    check(&site(), "h1", &["contoso/sql/eth0"], &rows.replace("Active", "Blocked"));
+    check(&site(), "h1", &["contoso/fw/eth0"], rows);
+    check(&site(), "h3", &[], "host h3 192.168.3.30 @5");
+    check(&site(), "h9", &[], "");
+}
+
+/// The rows of one kind of word on a host.
+fn only(desired: &Desired, host: &str, words: &[&str]) -> Vec<String> {
+    let rows = compile(desired, &name(host), &BTreeSet::new());
+    let all = rows.0.values().map(|(row, g)| format!("{} @{g}", short(row)));
+    all.filter(|row| words.iter().any(|w| row.starts_with(w))).collect()
+}
+
+#[test]
+fn a_destination_is_prepared_and_everybody_knows_both_addresses() {
+    for phase in [Phase::Preparing, Phase::Prepared] {
+        let desired = moving(phase);
+        let record = "record 10.1.1.11 02:00:00:00:00:0b 5001 pa 192.168.1.10 alt 192.168.3.30 @50";
+        for host in ["h1", "h2", "h3"] {
+            assert_eq!(only(&desired, host, &["record 10.1.1.11"]), [record], "{host}");
+        }
+        let source = "port contoso/sql/eth0 tap-sql Active peer 192.168.3.30 @50";
+        assert_eq!(only(&desired, "h1", &["port"]), [source]);
+        let destination = "port contoso/sql/eth0 tap-new Prepared peer 192.168.1.10 @50";
+        assert_eq!(only(&desired, "h3", &["port"]), [destination]);
+        let peers = ["peer h1 192.168.1.10 any-source [] @3", "peer h2 192.168.2.20 any-source [7] @11"];
+        assert_eq!(only(&desired, "h3", &["peer"]), peers);
+        assert_eq!(only(&desired, "h1", &["peer h3"]), ["peer h3 192.168.3.30 any-source [] @5"]);
+    }
+}
+
+#[test]
+fn a_source_sends_on_after_the_switch() {
+    let desired = moving(Phase::Switched);
+    let record = "record 10.1.1.11 02:00:00:00:00:0b 5001 pa 192.168.3.30 alt 192.168.1.10 @50";
+    for host in ["h1", "h2", "h3"] {
+        assert_eq!(only(&desired, host, &["record 10.1.1.11"]), [record], "{host}");
+    }
+    let source = "port contoso/sql/eth0 tap-sql Moved peer 192.168.3.30 @50";
+    assert_eq!(only(&desired, "h1", &["port"]), [source]);
+    let destination = "port contoso/sql/eth0 tap-new Active peer 192.168.1.10 @50";
+    assert_eq!(only(&desired, "h3", &["port"]), [destination]);
+}
+
+#[test]
+fn a_host_without_ports_left_forgets_the_network() {
+    let mut desired = site();
+    desired.put(port("sql", "10.1.1.11", Some("h3"), true), 60);
+    assert_eq!(only(&desired, "h1", &[""]), ["host h1 192.168.1.10 @3"]);
+    assert_eq!(only(&desired, "h2", &["peer"]), ["peer h3 192.168.3.30 any-source [] @5"]);
+}
