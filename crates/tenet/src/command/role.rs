@@ -18,10 +18,13 @@ const IMAGINED_MTU: u32 = 1500;
 /// `controller`
 pub fn controller(args: ControllerArgs) -> Outcome {
     log();
-    Err(Failure::new(
-        format!("no controller for {} in this build", args.state_dir.display()),
-        "build a later revision",
-    ))
+    let mut options = tenet_control_server::Options::new(args.state_dir);
+    options.rest_addr = args.rest;
+    options.grpc_addr = args.grpc;
+    options.addresses = args.addresses;
+    let ready = |_| notify("READY=1");
+    serve(async |shutdown| tenet_control_server::run(options, shutdown, ready).await)?
+        .map_err(|e| Failure::of(&e, "put right what the message names and start it again"))
 }
 
 /// `agent`
