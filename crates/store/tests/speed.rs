@@ -1,5 +1,4 @@
 //! Prints what a durable transaction takes (`cargo test --release -- --nocapture`).
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::{
     sync::Arc,
