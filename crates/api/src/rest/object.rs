@@ -144,7 +144,7 @@ pub struct PortSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
-    /// The host it lives on; none: not attached.
+    /// The host it lives on; left out: stays where it is (detaching is a request of its own).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub host: Option<HostName>,

@@ -1,0 +1,275 @@
+//! The agents' side: sessions and renewals over mTLS. A host is who its certificate says, never what it says itself.
+
+use crate::{
+    engine::{Closed, Engine, Link},
+    listen::Peer,
+};
+use std::{sync::Arc, time::Duration};
+use tenet_api::agent::{
+    self, AgentMessage, ControllerMessage, RenewRequest, RenewResponse, agent_message, agent_server::Agent,
+    controller_message,
+};
+use tenet_api::rest::EventLine;
+use tenet_control::{Ack, Happening, Hello, Message, NetworkProof, PortReport, Proof, Refused, SessionId};
+use tenet_model::{HostName, NetId};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// A session must begin with a hello within this time.
+const HELLO: Duration = Duration::from_secs(10);
+/// Messages to a session that its connection has not yet taken.
+const QUEUE: usize = 4;
+/// Events that a host may report per second; more are counted only.
+const EVENTS_PER_SECOND: u32 = 50;
+
+type Outgoing = mpsc::Sender<Result<ControllerMessage, Status>>;
+
+/// The gRPC service.
+pub(crate) struct Service(pub(crate) Arc<Engine>);
+
+#[tonic::async_trait]
+impl Agent for Service {
+    type SessionStream = ReceiverStream<Result<ControllerMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let host = peer(&request)?;
+        let (to, messages) = mpsc::channel(QUEUE);
+        tokio::spawn(session(Arc::clone(&self.0), host, request.into_inner(), to));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        let host = peer(&request)?;
+        if !self.0.core().desired().hosts.contains_key(&host) {
+            return Err(no_such_host(&host));
+        }
+        let certificate_pem = self
+            .0
+            .pki
+            .sign_host(&request.into_inner().csr_pem, &host, std::time::SystemTime::now())
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let text = "the host's certificate was renewed";
+        self.0.events.happened(Happening::new("certificate", text).host(&host));
+        Ok(Response::new(RenewResponse { certificate_pem, ca_pem: self.0.pki.ca_pem().to_owned() }))
+    }
+}
+
+fn peer<T>(request: &Request<T>) -> Result<HostName, Status> {
+    request
+        .extensions()
+        .get::<Peer>()
+        .and_then(|p| p.host.clone())
+        .ok_or_else(|| Status::unauthenticated("the certificate names no host"))
+}
+
+fn no_such_host(host: &HostName) -> Status {
+    Status::permission_denied(format!("host {host} is not part of this site: join it again with a new token"))
+}
+
+async fn session(engine: Arc<Engine>, host: HostName, mut inbound: Streaming<AgentMessage>, to: Outgoing) {
+    let hello = match tokio::time::timeout(HELLO, inbound.message()).await {
+        Ok(Ok(Some(AgentMessage { message: Some(agent_message::Message::Hello(hello)) }))) => hello,
+        Ok(Ok(_)) => {
+            // The stream may be gone already; then nobody is there to be told.
+            let _ = to.send(Err(Status::invalid_argument("a session begins with a hello"))).await;
+            return;
+        }
+        Ok(Err(error)) => {
+            tracing::info!(%host, %error, "a session did not begin");
+            return;
+        }
+        Err(_) => {
+            let _ = to.send(Err(Status::deadline_exceeded("no hello came"))).await;
+            return;
+        }
+    };
+    let hello = Hello {
+        version: hello.version,
+        generation: hello.generation,
+        hook: hello.hook,
+        uplinks: hello.uplinks,
+        uplink_mtu: hello.uplink_mtu,
+        kernel: hello.kernel,
+    };
+    let (id, link) = match engine.open(&host, hello) {
+        Ok(opened) => opened,
+        Err(Refused::NoSuchHost | Refused::NoMigration | Refused::Phase(_)) => {
+            tracing::warn!(%host, "a host that is not part of the site asked for a session");
+            farewell(&to, "the host is not part of this site").await;
+            let _ = to.send(Err(no_such_host(&host))).await;
+            return;
+        }
+    };
+    let writer = write(Arc::clone(&engine), id, Arc::clone(&link), to);
+    let reader = read(&engine, id, &host, &link, &mut inbound);
+    // Whichever ends first ends the session.
+    tokio::select! {
+        () = writer => {}
+        () = reader => {}
+    }
+    engine.close(id);
+}
+
+/// Sends what the core and the askers have for the session, as fast as the connection takes it.
+async fn write(engine: Arc<Engine>, id: SessionId, link: Arc<Link>, to: Outgoing) {
+    loop {
+        if let Some(Closed { reason, farewell: leave }) = link.closed() {
+            if leave {
+                farewell(&to, &reason).await;
+            }
+            let _ = to.send(Err(Status::aborted(reason))).await;
+            return;
+        }
+        for question in link.take_questions() {
+            if send(&to, controller_message::Message::Question(question)).await.is_err() {
+                return;
+            }
+        }
+        if let Some(message) = engine.next_message(id) {
+            let message = match message {
+                Message::Full { generation, rows } => {
+                    controller_message::Message::Full(agent::Full::new(generation, &rows))
+                }
+                Message::Delta(delta) => controller_message::Message::Delta((&delta).into()),
+            };
+            if send(&to, message).await.is_err() {
+                return;
+            }
+            continue;
+        }
+        tokio::select! {
+            () = link.wake.notified() => {}
+            () = to.closed() => return,
+        }
+    }
+}
+
+async fn send(to: &Outgoing, message: controller_message::Message) -> Result<(), ()> {
+    to.send(Ok(ControllerMessage { message: Some(message) })).await.map_err(drop)
+}
+
+async fn farewell(to: &Outgoing, reason: &str) {
+    let _ = send(to, controller_message::Message::Farewell(agent::Farewell { reason: reason.to_owned() })).await;
+}
+
+/// Hears the host.
+async fn read(
+    engine: &Arc<Engine>,
+    id: SessionId,
+    host: &HostName,
+    link: &Link,
+    inbound: &mut Streaming<AgentMessage>,
+) {
+    let mut budget = Budget { second: 0, left: 0 };
+    loop {
+        let message = match inbound.message().await {
+            Ok(Some(message)) => message.message,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::info!(%host, %error, "the session broke");
+                return;
+            }
+        };
+        match message {
+            Some(agent_message::Message::Ack(ack)) => {
+                let error = (!ack.error.is_empty()).then_some(ack.error);
+                let (networks, ports) = (networks(&ack.networks), ports(ack.ports));
+                let ack = Ack { generation: ack.generation, error, networks, ports };
+                engine.drive(|core, now| core.acked(now, id, ack));
+            }
+            Some(agent_message::Message::Proof(proof)) => {
+                let proof = Proof {
+                    generation: proof.generation,
+                    networks: networks(&proof.networks),
+                    ports: ports(proof.ports),
+                    repaired: proof.repaired,
+                    problems: proof.problems,
+                };
+                engine.drive(|core, now| core.proved(now, id, proof));
+            }
+            Some(agent_message::Message::Resync(resync)) => {
+                engine.drive(|core, now| core.resync(now, id, &resync.reason));
+            }
+            Some(agent_message::Message::PortActivated(activated)) => match activated.port.parse() {
+                Ok(port) => engine.drive(|core, now| core.activated(now, id, &port)),
+                Err(error) => tracing::warn!(%host, %error, "a message names no port"),
+            },
+            Some(agent_message::Message::Event(event)) => {
+                if budget.spend() {
+                    engine.events.push(line(host, event));
+                }
+            }
+            Some(agent_message::Message::Answer(answer)) => link.answered(answer),
+            Some(agent_message::Message::Hello(_)) => {
+                tracing::warn!(%host, "a second hello in one session is ignored");
+            }
+            // A kind that a newer agent knows.
+            None => {}
+        }
+    }
+}
+
+/// How many events a host may still report in this second.
+struct Budget {
+    second: u64,
+    left: u32,
+}
+
+impl Budget {
+    fn spend(&mut self) -> bool {
+        let second = crate::clock::ms() / 1000;
+        if second != self.second {
+            *self = Self { second, left: EVENTS_PER_SECOND };
+        }
+        self.left = match self.left.checked_sub(1) {
+            Some(left) => left,
+            None => return false,
+        };
+        true
+    }
+}
+
+fn networks(proofs: &[agent::NetworkProof]) -> Vec<NetworkProof> {
+    proofs.iter().map(|p| NetworkProof { net: NetId(p.net), digest: p.digest, rows: p.rows }).collect()
+}
+
+/// Ports that have no name of ours are left out.
+fn ports(reports: Vec<agent::PortStatus>) -> Vec<PortReport> {
+    let report = |p: agent::PortStatus| {
+        Some(PortReport {
+            port: p.port.parse().ok()?,
+            present: p.present,
+            carrier: p.carrier,
+            ifindex: p.ifindex,
+            mtu: p.mtu,
+            state: p.state,
+            detail: p.detail,
+        })
+    };
+    reports.into_iter().filter_map(report).collect()
+}
+
+fn line(host: &HostName, event: agent::Event) -> EventLine {
+    let mut fields = std::collections::BTreeMap::new();
+    for (name, value) in [("mac", event.mac), ("ca", event.ca), ("pa", event.pa)] {
+        if !value.is_empty() {
+            fields.insert(name.to_owned(), value);
+        }
+    }
+    if event.vsid != 0 {
+        fields.insert("vsid".to_owned(), event.vsid.to_string());
+    }
+    EventLine {
+        id: 0,
+        time_ms: if event.time_ms == 0 { crate::clock::ms() } else { event.time_ms },
+        kind: event.kind,
+        host: Some(host.clone()),
+        port: (!event.port.is_empty()).then_some(event.port),
+        fields,
+        text: event.text,
+    }
+}

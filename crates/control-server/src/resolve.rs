@@ -1,0 +1,204 @@
+//! From what a user asks for to objects: names resolved, what was left out filled in.
+
+use crate::fault::Fault;
+use axum::http::StatusCode;
+use std::collections::{BTreeMap, BTreeSet};
+use tenet_api::rest::{
+    ChangeItem, Changed, Effect, HostSpec, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec, TenantSpec, VmSpec,
+};
+use tenet_model::{
+    Allocator, Change, Checked, Desired, Exhausted, Host, Key, Network, Object, Operation, Port, Route, Subnet,
+    SubnetRef, Tenant, Vm, default_gateway,
+};
+use uuid::Uuid;
+
+/// The change that a list of items asks for.
+///
+/// What is left out stays as it is if the object exists; else it is chosen: VSIDs, network numbers, MACs and addresses
+/// are the lowest free ones, after all that the items name themselves.
+pub(crate) fn change(desired: &Desired, items: &[ChangeItem]) -> Result<Change, Fault> {
+    let mut operations = Vec::with_capacity(items.len());
+    let mut later = Vec::new();
+    for item in items {
+        match item {
+            ChangeItem::Delete { object } => operations.push(Operation::Delete(object.key())),
+            ChangeItem::Put { object } => match explicit(desired, object) {
+                Some(object) => operations.push(Operation::Put(object)),
+                None => later.push(object),
+            },
+        }
+    }
+    let mut change = Change { operations };
+    let mut allocator = Allocator::new(desired);
+    allocator.reserve(&change);
+    // Ports last: their subnets may be of this very change. Those that name an address before those that take any.
+    later.sort_by_key(|spec| match spec {
+        Spec::Port(p) => 1 + u8::from(p.addresses.is_empty()),
+        Spec::Tenant(_) | Spec::Network(_) | Spec::Subnet(_) | Spec::Vm(_) | Spec::Host(_) | Spec::Route(_) => 0,
+    });
+    let mut subnets: BTreeMap<SubnetRef, Subnet> = BTreeMap::new();
+    let note = |subnets: &mut BTreeMap<SubnetRef, Subnet>, object: &Object| {
+        if let Object::Subnet(s) = object {
+            subnets.insert(s.name.clone(), s.clone());
+        }
+    };
+    for operation in &change.operations {
+        if let Operation::Put(object) = operation {
+            note(&mut subnets, object);
+        }
+    }
+    for spec in later {
+        let object = allocated(desired, &mut allocator, &subnets, spec)?;
+        allocator.reserve_object(&object);
+        note(&mut subnets, &object);
+        change.operations.push(Operation::Put(object));
+    }
+    Ok(change)
+}
+
+/// The object of a spec that leaves nothing to be chosen.
+fn explicit(desired: &Desired, spec: &Spec) -> Option<Object> {
+    Some(match spec {
+        Spec::Tenant(s) => Object::Tenant(Tenant { name: s.name.clone() }),
+        Spec::Network(s) => {
+            let was = &desired.networks.get(&s.name)?.value;
+            Object::Network(Network {
+                name: s.name.clone(),
+                rdid: s.rdid.unwrap_or(was.rdid),
+                id: was.id,
+                method: s.method.unwrap_or(was.method),
+            })
+        }
+        Spec::Subnet(s) => {
+            let was = desired.subnets.get(&s.name).map(|v| &v.value);
+            let vsid = s.vsid.or(was.map(|w| w.vsid))?;
+            Object::Subnet(subnet(s, was, vsid))
+        }
+        Spec::Vm(s) => Object::Vm(Vm { name: s.name.clone() }),
+        Spec::Port(s) => {
+            let was = desired.ports.get(&s.name).map(|v| &v.value);
+            let mac = s.mac.or(was.map(|w| w.mac))?;
+            let kept = was.filter(|w| w.subnet == s.subnet).map(|w| w.addresses.clone());
+            let addresses = if s.addresses.is_empty() { kept? } else { s.addresses.clone() };
+            Object::Port(port(s, was, mac, addresses))
+        }
+        Spec::Host(s) => Object::Host(Host { name: s.name.clone(), pa: s.pa }),
+        Spec::Route(s) => Object::Route(Route {
+            network: s.network.clone(),
+            prefix: s.prefix,
+            next_hop: s.next_hop,
+            metric: s.metric,
+        }),
+    })
+}
+
+fn allocated(
+    desired: &Desired,
+    allocator: &mut Allocator<'_>,
+    subnets: &BTreeMap<SubnetRef, Subnet>,
+    spec: &Spec,
+) -> Result<Object, Fault> {
+    match spec {
+        Spec::Network(s) => Ok(Object::Network(Network {
+            name: s.name.clone(),
+            rdid: s.rdid.unwrap_or_else(Uuid::new_v4),
+            id: allocator.net_id().map_err(exhausted)?,
+            method: s.method.unwrap_or_default(),
+        })),
+        Spec::Subnet(s) => {
+            let was = desired.subnets.get(&s.name).map(|v| &v.value);
+            Ok(Object::Subnet(subnet(s, was, allocator.vsid().map_err(exhausted)?)))
+        }
+        Spec::Port(s) => {
+            let was = desired.ports.get(&s.name).map(|v| &v.value);
+            let mac = match s.mac.or(was.map(|w| w.mac)) {
+                Some(mac) => mac,
+                None => allocator.mac(&s.name).map_err(exhausted)?,
+            };
+            let addresses = if s.addresses.is_empty() {
+                let subnet = subnets.get(&s.subnet).or(desired.subnets.get(&s.subnet).map(|v| &v.value));
+                // Without its subnet the port is refused by the model, which knows the words.
+                subnet.map(|s| allocator.address(s).map_err(exhausted)).transpose()?.into_iter().collect()
+            } else {
+                s.addresses.clone()
+            };
+            Ok(Object::Port(port(s, was, mac, addresses)))
+        }
+        Spec::Tenant(_) | Spec::Vm(_) | Spec::Host(_) | Spec::Route(_) => explicit(desired, spec)
+            .ok_or_else(|| Fault::bad_request("the object is incomplete", "give all of its fields")),
+    }
+}
+
+fn subnet(s: &SubnetSpec, was: Option<&Subnet>, vsid: tenet_model::Vsid) -> Subnet {
+    let kept = was.filter(|w| w.prefix == s.prefix).map(|w| w.gateway);
+    let gateway = s.gateway.or(kept).or_else(|| default_gateway(&s.prefix)).unwrap_or_else(|| s.prefix.addr());
+    Subnet { name: s.name.clone(), vsid, prefix: s.prefix, gateway }
+}
+
+fn port(s: &PortSpec, was: Option<&Port>, mac: tenet_model::Mac, addresses: Vec<std::net::IpAddr>) -> Port {
+    let (host, device) = match (&s.host, &s.device) {
+        // Where it is attached is the business of attaching; it stays unless it is named.
+        (None, None) => was.map_or((None, None), |w| (w.host.clone(), w.device.clone())),
+        (host, device) => (host.clone(), device.clone()),
+    };
+    Port { name: s.name.clone(), subnet: s.subnet.clone(), mac, addresses, host, device, security: s.security }
+}
+
+fn exhausted(error: Exhausted) -> Fault {
+    let text = error.to_string();
+    let (message, hint) = text.rsplit_once(": ").map_or((text.as_str(), ""), |(m, h)| (m, h));
+    Fault::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", message, hint)
+}
+
+/// What becomes of each object of a change.
+pub(crate) fn effects(desired: &Desired, change: &Change, checked: &Checked) -> Vec<Changed> {
+    let mut all: Vec<Changed> = Vec::new();
+    for operation in checked.operations() {
+        let key = operation.key();
+        let (effect, now) = match operation {
+            Operation::Delete(_) => (Effect::Deleted, None),
+            Operation::Put(object) if desired.get(&key).is_some() => (Effect::Updated, spec(object)),
+            Operation::Put(object) => (Effect::Created, spec(object)),
+        };
+        all.push(Changed { object: key.to_string(), effect, now });
+    }
+    let written: BTreeSet<Key> = checked.operations().iter().map(Operation::key).collect();
+    for operation in &change.operations {
+        let key = operation.key();
+        if let (Operation::Put(object), false) = (operation, written.contains(&key)) {
+            all.push(Changed { object: key.to_string(), effect: Effect::Unchanged, now: spec(object) });
+        }
+    }
+    all
+}
+
+/// The spec that gives exactly this object; migrations have none.
+pub(crate) fn spec(object: &Object) -> Option<Spec> {
+    Some(match object.clone() {
+        Object::Tenant(o) => Spec::Tenant(TenantSpec { name: o.name }),
+        Object::Network(o) => {
+            Spec::Network(NetworkSpec { name: o.name, rdid: Some(o.rdid), method: Some(o.method) })
+        }
+        Object::Subnet(o) => Spec::Subnet(SubnetSpec {
+            name: o.name,
+            vsid: Some(o.vsid),
+            prefix: o.prefix,
+            gateway: Some(o.gateway),
+        }),
+        Object::Vm(o) => Spec::Vm(VmSpec { name: o.name }),
+        Object::Port(o) => Spec::Port(PortSpec {
+            name: o.name,
+            subnet: o.subnet,
+            mac: Some(o.mac),
+            addresses: o.addresses,
+            host: o.host,
+            device: o.device,
+            security: o.security,
+        }),
+        Object::Host(o) => Spec::Host(HostSpec { name: o.name, pa: o.pa }),
+        Object::Route(o) => {
+            Spec::Route(RouteSpec { network: o.network, prefix: o.prefix, next_hop: o.next_hop, metric: o.metric })
+        }
+        Object::Migration(_) => return None,
+    })
+}

@@ -1,0 +1,60 @@
+//! Hosts, join tokens and joining.
+
+use super::{
+    extract::{App, Body, Named, Wish},
+    object::{Reply, delete, put},
+};
+use crate::{clock, fault::Fault, token, view};
+use axum::{Json, extract::State};
+use tenet_api::rest::{
+    ApiError, ChangeReply, HostSpec, HostStatus, HostView, Join, Joined, Spec, Target, Token, TokenRequest, WaitQuery,
+};
+use tenet_model::{HostName, Key};
+
+/// Lists the hosts and how they are.
+#[utoipa::path(get, path = "/v1/hosts", tag = "hosts", responses((status = 200, body = Vec<HostView>)))]
+pub(super) async fn hosts(State(app): State<App>) -> Json<Vec<HostView>> {
+    Json(view::hosts(&mut app.engine.core()))
+}
+
+/// Adds a host.
+#[utoipa::path(post, path = "/v1/hosts", tag = "hosts", params(WaitQuery), request_body = HostSpec,
+    responses((status = 200, body = ChangeReply), (status = 422, body = ApiError)))]
+pub(super) async fn create_host(State(app): State<App>, wish: Wish, Body(s): Body<HostSpec>) -> Reply<ChangeReply> {
+    put(&app, wish, Spec::Host(s)).await
+}
+
+/// Shows a host with all that is known of it.
+#[utoipa::path(get, path = "/v1/hosts/{host}", tag = "hosts", params(("host" = String, Path)),
+    responses((status = 200, body = HostStatus), (status = 404, body = ApiError)))]
+pub(super) async fn host(State(app): State<App>, Named(name): Named<HostName>) -> Reply<HostStatus> {
+    let status = view::host_status(&mut app.engine.core(), &name, clock::micros());
+    status.map(Json).ok_or_else(|| Fault::not_found(&Key::Host(name)))
+}
+
+/// Removes a host.
+#[utoipa::path(delete, path = "/v1/hosts/{host}", tag = "hosts", params(("host" = String, Path), WaitQuery),
+    responses((status = 200, body = ChangeReply), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
+pub(super) async fn delete_host(
+    State(app): State<App>,
+    wish: Wish,
+    Named(name): Named<HostName>,
+) -> Reply<ChangeReply> {
+    delete(&app, wish, Target::Host { name }).await
+}
+
+/// Makes a one-time join token; adds the host if it does not exist.
+#[utoipa::path(post, path = "/v1/hosts/token", tag = "hosts", request_body = TokenRequest,
+    responses((status = 200, body = Token), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
+pub(super) async fn host_token(State(app): State<App>, Body(request): Body<TokenRequest>) -> Reply<Token> {
+    token::make(&app.engine, request).await.map(Json)
+}
+
+/// Joins a host: a token and a certificate request in, a certificate out. Needs no bearer token.
+#[utoipa::path(post, path = "/v1/join", tag = "hosts", request_body = Join, security(()),
+    responses((status = 200, body = Joined), (status = 403, body = ApiError)))]
+pub(super) async fn join(State(app): State<App>, Body(request): Body<Join>) -> Reply<Joined> {
+    let (host, pa, certificate_pem) = token::join(&app.engine, &request).await?;
+    let ca_pem = app.engine.pki.ca_pem().to_owned();
+    Ok(Json(Joined { host, pa, certificate_pem, ca_pem, grpc_port: app.grpc_port }))
+}
