@@ -128,7 +128,7 @@ impl Topology {
             let folder = self.folder.join(&name).display().to_string();
             let bpffs = format!("/sys/fs/bpf/tenet-bench-{}/{name}", self.prefix);
             let uplink = format!("u{}", i + 1);
-            let controller = format!("{}:7443", PA[0]);
+            let controller = format!("https://{}:7443", PA[0]);
             self.spawn(
                 &h,
                 &[
