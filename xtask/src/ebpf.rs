@@ -26,6 +26,8 @@ const FILES: [&str; 5] = [
     "crates/tables/Cargo.toml",
     "crates/forward/Cargo.toml",
 ];
+/// What in those folders is behind features that the object is built without.
+const NOT_IN_OBJECT: [&str; 2] = ["crates/forward/src/model", "crates/tables/src/image.rs"];
 /// More would not be read by anybody in a review of what the repository carries.
 const LARGEST: usize = 300_000;
 const LINKER: &str = "bpf-linker";
@@ -111,6 +113,9 @@ fn collect(root: &Path, folder: &str, files: &mut Vec<String>) -> Result<()> {
         let entry = entry.with_context(|| format!("read folder {folder}"))?;
         let name = entry.file_name();
         let path = format!("{folder}/{}", name.to_string_lossy());
+        if NOT_IN_OBJECT.contains(&path.as_str()) {
+            continue;
+        }
         if entry.path().is_dir() {
             collect(root, &path, files)?;
         } else if path.ends_with(".rs") {

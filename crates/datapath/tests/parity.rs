@@ -1,0 +1,294 @@
+//! The programs in the kernel and the same decision in user space give the same verdict and the same bytes.
+//!
+//! `TENET_PARITY_SEED` and `TENET_PARITY_FRAMES` choose other frames; a failure prints the seed.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the first surprise")]
+
+mod common;
+
+use aya::maps::MapData;
+use common::{Pins, root};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use tenet_datapath::{Datapath, Hook, Image, Role};
+use tenet_forward::model::{self, Outcome, site, traffic};
+use tenet_forward::{Action, Meta};
+use tenet_hostnet::{Links, Netns};
+use tenet_tables::{Bucket, DropKey, DropReason, Port};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+const FRAMES: u32 = 20_000;
+const TEST_RUN: i64 = 10;
+const LOOKUP: i64 = 1;
+const UPDATE: i64 = 2;
+
+/// `TC_ACT_SHOT`, `TC_ACT_REDIRECT`, and "not ours" as the kernel's programs return it.
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+const PASS: i32 = -1;
+
+#[test]
+fn kernel_and_user_space_agree_on_every_frame() {
+    if !root() {
+        return;
+    }
+    let netns = Netns::anonymous().unwrap();
+    let links = Links::in_netns(&netns).unwrap();
+    let mut interfaces = [0; site::PORTS];
+    let far = Netns::anonymous().unwrap();
+    for (i, interface) in interfaces.iter_mut().enumerate() {
+        let (name, peer) = (format!("p{i}"), format!("v{i}"));
+        links.add_veth(&name, &peer, &far).unwrap();
+        links.quiet(&name).unwrap();
+        links.set_up(&name).unwrap();
+        *interface = links.index(&name).unwrap();
+    }
+    links.add_veth("up", "router", &far).unwrap();
+    links.quiet("up").unwrap();
+    links.set_up("up").unwrap();
+    let site = site::site(interfaces, links.index("up").unwrap());
+
+    let pins = Pins::new(&netns, Hook::Auto);
+    let datapath = pins.open();
+    datapath.apply(&Image::default().operations_to(&site.image)).unwrap();
+    let maps = pins.options.bpffs.join("maps");
+    let kernel = Kernel::open(&datapath, &maps);
+    netns.run(|| kernel.compare(&site)).unwrap();
+}
+
+/// The loaded programs, and the maps that tell what they did.
+struct Kernel<'a> {
+    port_in: BorrowedFd<'a>,
+    uplink_in: BorrowedFd<'a>,
+    drops: MapData,
+    ports: MapData,
+    cpus: usize,
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+impl<'a> Kernel<'a> {
+    fn open(datapath: &'a Datapath, maps: &std::path::Path) -> Self {
+        Self {
+            port_in: datapath.program_fd(Role::Port),
+            uplink_in: datapath.program_fd(Role::Uplink),
+            drops: MapData::from_pin(maps.join("DROPS")).unwrap(),
+            ports: MapData::from_pin(maps.join("PORTS")).unwrap(),
+            cpus: aya::util::nr_cpus().unwrap(),
+        }
+    }
+
+    fn compare(&self, site: &site::Site) {
+        let seed = number("TENET_PARITY_SEED", 1);
+        let frames = number("TENET_PARITY_FRAMES", u64::from(FRAMES));
+        println!("seed {seed}, {frames} frames");
+        let mut dice = traffic::Dice::new(seed);
+        let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+        for n in 0..frames {
+            let sample = traffic::sample(&mut dice, site);
+            let head = |b: &[u8]| format!("{:02x?}", &b[..b.len().min(120)]);
+            let context = || format!("seed {seed}, frame {n}: {:?}\n{}", sample.meta, head(&sample.bytes));
+            let wanted = reference(&sample, site);
+            let before = self.drops(sample.meta.ifindex);
+            let program = if sample.from_wire { self.uplink_in } else { self.port_in };
+            let Some((code, bytes)) = self.run(program, &sample) else {
+                *seen.entry("not run: too short for this kernel".to_owned()).or_default() += 1;
+                continue;
+            };
+            let after = self.drops(sample.meta.ifindex);
+            let unreal = is_unreal(&sample.meta, &wanted);
+            let (wanted_code, wanted_drop) =
+                if unreal { (SHOT, Some(DropReason::KernelRefused)) } else { expected(&wanted.action) };
+            let dropped: Vec<DropReason> =
+                DropReason::ALL.iter().copied().filter(|r| after[r] != before[r]).collect();
+            assert_eq!(
+                (code, &dropped),
+                (wanted_code, &Vec::from_iter(wanted_drop)),
+                "wanted {:?}\n{}",
+                wanted.action,
+                context()
+            );
+            assert!(
+                unreal || bytes == wanted.frame.bytes,
+                "wanted {:?}\n{}\nbut got\n{}\nof {}",
+                wanted.action,
+                head(&wanted.frame.bytes),
+                head(&bytes),
+                context()
+            );
+            if wanted.activated {
+                self.restore(sample.meta.ifindex, site, &context());
+            }
+            *seen.entry(label(&wanted)).or_default() += 1;
+        }
+        for (what, times) in &seen {
+            println!("{times:7} {what}");
+        }
+        assert!(seen.len() >= 30, "the traffic is too tame: {seen:?}");
+    }
+
+    /// Drops of an interface so far, by reason.
+    fn drops(&self, ifindex: u32) -> BTreeMap<DropReason, u64> {
+        let map = self.drops.fd().as_fd().as_raw_fd();
+        let count = |reason: DropReason| {
+            let key = DropKey { ifindex, reason: reason as u32 };
+            let mut per_cpu = vec![0u64; self.cpus];
+            element(LOOKUP, map, key.as_bytes(), per_cpu.as_mut_bytes()).map_or(0, |()| per_cpu.iter().sum())
+        };
+        DropReason::ALL.iter().map(|r| (*r, count(*r))).collect()
+    }
+
+    /// Checks that the kernel activated a port, and prepares it again.
+    fn restore(&self, ifindex: u32, site: &site::Site, context: &str) {
+        let map = self.ports.fd().as_fd().as_raw_fd();
+        let mut port = [0u8; size_of::<Port>()];
+        element(LOOKUP, map, ifindex.as_bytes(), &mut port).unwrap();
+        assert_eq!(Port::read_from_bytes(&port).unwrap().state, tenet_tables::PORT_ACTIVE, "{context}");
+        let mut port = *site.image.ports[&ifindex].as_bytes().first_chunk::<{ size_of::<Port>() }>().unwrap();
+        element(UPDATE, map, ifindex.as_bytes(), &mut port).unwrap();
+    }
+
+    /// Runs a program on a frame; its code and the frame after it, if the kernel takes the frame at all.
+    fn run(&self, program: BorrowedFd<'_>, sample: &traffic::Sample) -> Option<(i32, Vec<u8>)> {
+        let mut context = Context::zeroed(&sample.meta);
+        let mut out = vec![0u8; 4096];
+        let mut attributes = TestRun {
+            program: program.as_raw_fd() as u32,
+            retval: 0,
+            data_size_in: sample.bytes.len() as u32,
+            data_size_out: out.len() as u32,
+            data_in: sample.bytes.as_ptr() as u64,
+            data_out: out.as_mut_ptr() as u64,
+            repeat: 1,
+            duration: 0,
+            context_size_in: size_of::<Context>() as u32,
+            context_size_out: 0,
+            context_in: (&raw mut context) as u64,
+            context_out: 0,
+            flags: 0,
+            cpu: 0,
+            batch_size: 0,
+            pad: 0,
+        };
+        // SAFETY: all addresses are of live buffers as long as said.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, TEST_RUN, &raw mut attributes, size_of::<TestRun>())
+        };
+        if result != 0 {
+            let error = std::io::Error::last_os_error();
+            // Newer kernels run no program on a frame that ends before its network header does.
+            let short = error.raw_os_error() == Some(libc::EINVAL) && sample.bytes.len() < 54;
+            assert!(short, "{error}: {sample:?}");
+            return None;
+        }
+        out.truncate(attributes.data_size_out as usize);
+        Some((attributes.retval as i32, out))
+    }
+}
+
+/// What the frame does in user space. Every frame meets fresh tables and a full bucket, as in the kernel.
+fn reference(sample: &traffic::Sample, site: &site::Site) -> Outcome {
+    if sample.from_wire {
+        return model::uplink_in(&sample.bytes, &sample.meta, &site.image);
+    }
+    let prepared = site.image.ports.get(&sample.meta.ifindex).is_some_and(|p| p.state == tenet_tables::PORT_PREPARED);
+    let mut bucket = Bucket { flood_tokens: u64::from(u32::MAX), ..Bucket::default() };
+    if prepared {
+        return model::port_in(&sample.bytes, &sample.meta, &mut site.image.clone(), &mut bucket, 0);
+    }
+    // Only an activation changes the tables.
+    let mut image = std::borrow::Cow::Borrowed(&site.image);
+    model::port_in(&sample.bytes, &sample.meta, image.to_mut(), &mut bucket, 0)
+}
+
+fn expected(action: &Action) -> (i32, Option<DropReason>) {
+    match action {
+        Action::Pass => (PASS, None),
+        Action::Drop(reason) => (SHOT, Some(*reason)),
+        Action::Port { .. } | Action::Wire | Action::WireByMark | Action::Back(None) => (REDIRECT, None),
+        Action::Back(Some(reason)) => (REDIRECT, Some(*reason)),
+    }
+}
+
+/// Whether the kernel cannot encapsulate the frame because a test run gives large frames a size of segments but no
+/// kind, which no real one lacks. The decision is compared all the same.
+fn is_unreal(meta: &Meta, wanted: &Outcome) -> bool {
+    let encapsulates = match wanted.action {
+        Action::Wire => true,
+        Action::Drop(reason) => reason == DropReason::Replicated,
+        Action::Pass | Action::Port { .. } | Action::Back(_) | Action::WireByMark => false,
+    };
+    meta.gso_size != 0 && encapsulates
+}
+
+fn label(outcome: &Outcome) -> String {
+    match outcome.action {
+        Action::Pass => "pass".to_owned(),
+        Action::Drop(reason) => format!("drop {}", reason.name()),
+        Action::Port { peer, .. } => format!("port, peer {peer}"),
+        Action::Back(None) => "answer".to_owned(),
+        Action::Back(Some(reason)) => format!("error {}", reason.name()),
+        Action::Wire => format!("wire, moved {}", outcome.moved != 0),
+        Action::WireByMark => "wire by mark".to_owned(),
+    }
+}
+
+fn element(command: i64, map: RawFd, key: &[u8], value: &mut [u8]) -> std::io::Result<()> {
+    #[repr(C)]
+    struct Element {
+        map: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let element =
+        Element { map: map as u32, pad: 0, key: key.as_ptr() as u64, value: value.as_mut_ptr() as u64, flags: 0 };
+    // SAFETY: key and value are live and as long as the map says.
+    match unsafe { libc::syscall(libc::SYS_bpf, command, &raw const element, size_of::<Element>()) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// `union bpf_attr`, as `BPF_PROG_TEST_RUN` reads it.
+#[repr(C)]
+struct TestRun {
+    program: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+/// `struct __sk_buff`, of which the kernel takes a few fields; the others must be zero.
+#[repr(C)]
+struct Context {
+    words: [u32; 48],
+}
+
+impl Context {
+    const MARK: usize = 2;
+    const IFINDEX: usize = 10;
+    const GSO_SIZE: usize = 44;
+
+    fn zeroed(meta: &Meta) -> Self {
+        let mut words = [0; 48];
+        words[Self::MARK] = meta.mark;
+        words[Self::IFINDEX] = meta.ifindex;
+        words[Self::GSO_SIZE] = meta.gso_size;
+        Self { words }
+    }
+}
