@@ -393,7 +393,10 @@ impl Agent {
 
     fn counters(&mut self) -> Result<Vec<agent::PortCounters>, KernelError> {
         let counters = self.kernel.counters()?;
-        let mut by_name: BTreeMap<String, agent::PortCounters> = BTreeMap::new();
+        // The kernel counts from an interface's first frame on; a silent port is told of, too.
+        let names = self.kernel.devices()?.into_values().map(|d| self.core.name_of(d.ifindex)).filter(|n| !n.is_empty());
+        let mut by_name: BTreeMap<String, agent::PortCounters> =
+            names.map(|port| (port.clone(), agent::PortCounters { port, ..Default::default() })).collect();
         for (ifindex, c) in counters {
             let port = self.core.name_of(ifindex);
             if port.is_empty() {
