@@ -20,8 +20,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const CONNECT: Duration = Duration::from_secs(3);
 /// Between two checks that the other side is alive, and the time that it has to answer.
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// Largest message taken: a full state of 10^5 rows and more.
-const MESSAGE_MAX: usize = 64 << 20;
+/// Largest message taken and sent.
+const MESSAGE_MAX: usize = tenet_api::agent::MAX_MESSAGE;
 /// Messages on their way out; a controller that takes none for so long is gone.
 pub(crate) const OUTGOING: usize = 1024;
 /// Pause before a renewal that failed is tried again.
