@@ -227,6 +227,11 @@ fn forged_tunnels_from_outside_are_dropped_for_the_right_reason() {
         ),
         case("router as outer source", Some("unknown_pa"), frame::nvgre(router.ip, H1, 5001, &good).bytes()),
         case(
+            "this host as outer source",
+            Some("loop"),
+            frame::nvgre(H1, H1, 5001, &udp(sql.ip, log.ip).frame(log.mac, sql.mac)).bytes(),
+        ),
+        case(
             "inner source of this host",
             Some("wrong_pa"),
             from_h2(5001, &udp(sql.ip, log.ip).frame(log.mac, sql.mac)),

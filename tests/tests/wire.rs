@@ -53,7 +53,7 @@ fn make_traffic(world: &World) {
     assert!(sql.ping(web.mac, web.ip) && web.ping(gateway, app.ip), "ping");
     assert_eq!(sql.who_has(web.ip, Some(web.mac), PATIENCE), Some(web.mac), "unicast ARP");
     let broadcast =
-        Packet::udp((sql.ip, 68), ([10, 1, 1, 255].into(), 67), b"odd").frame(Mac::BROADCAST, sql.mac);
+        Packet::udp((sql.ip, 5), ([10, 1, 1, 255].into(), 9), b"odd").frame(Mac::BROADCAST, sql.mac);
     sql.send(&broadcast);
     let closed = Packet::udp((sql.ip, 4000), (web.ip, 4001), b"closed port").frame(web.mac, sql.mac);
     assert_eq!(sql.error(&closed).map(|e| (e.from, e.code)), Some((web.ip, 3)), "an error of the VM itself");
