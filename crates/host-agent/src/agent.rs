@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tenet_api::agent::{self, AgentMessage, agent_message, controller_message::Message, question::What};
 use tenet_compile::{Delta, Row};
 use tenet_host::{HostCore, Input, Output};
@@ -24,6 +24,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
+/// Between two looks at the carrier of ports that are about to move.
+const GLANCE: Duration = Duration::from_millis(5);
 /// Messages of the controller that wait for the loop.
 const INCOMING: usize = 64;
 
@@ -104,6 +106,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
     let mut tick = tokio::time::interval(options.compare_every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.reset();
+    let mut glance = tokio::time::interval(GLANCE);
+    glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     tokio::pin!(shutdown);
     loop {
@@ -117,6 +121,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
             }
             () = ready(events.as_ref()) => agent.take_events(),
             _ = tick.tick() => agent.compare(),
+            _ = glance.tick(), if agent.core.moving().next().is_some() => agent.glance(),
             Some(request) = asked.recv() => {
                 // The client may have gone.
                 let _ = request.send(agent.metrics());
@@ -184,6 +189,14 @@ impl Agent {
         match self.kernel.read() {
             Ok((image, attached)) => self.feed(Input::Kernel { image, attached }),
             Err(cause) => tracing::warn!(%cause, "the tables cannot be read"),
+        }
+    }
+
+    /// The kernel holds back news of lost carrier for up to a second; a VM that moves must not wait for it.
+    fn glance(&mut self) {
+        let kernel = &mut self.kernel;
+        if self.core.moving().any(|d| kernel.carrier(d.ifindex).is_some_and(|now| now != d.carrier)) {
+            self.look_at_devices();
         }
     }
 

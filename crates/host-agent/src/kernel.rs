@@ -38,6 +38,11 @@ pub trait Kernel: Send {
         false
     }
 
+    /// Whether a device is up and has carrier at this moment, if that can be told cheaply.
+    fn carrier(&mut self, _ifindex: u32) -> Option<bool> {
+        None
+    }
+
     /// Puts back what else belongs there (pins of maps); what it had to put back, in plain words.
     fn restore(&mut self) -> Result<Vec<String>> {
         Ok(Vec::new())

@@ -131,6 +131,11 @@ impl Kernel for RealKernel {
         Ok(back)
     }
 
+    fn carrier(&mut self, ifindex: u32) -> Option<bool> {
+        // A device that is gone has none.
+        self.links.by_index(ifindex).ok().map(|link| link.is_some_and(|l| l.up && l.carrier))
+    }
+
     fn restore(&mut self) -> Result<Vec<String>> {
         let restored = self.datapath.restore_pins().map_err(error)?;
         Ok(restored.into_iter().map(|map| format!("the pin of map {map} was gone: pinned again")).collect())

@@ -250,6 +250,13 @@ impl HostCore {
             && existing.all(|d| self.attached.get(&d.ifindex) == Some(&AttachState::Attached))
     }
 
+    /// Devices of ports that are about to move, with the carrier that we know of: worth a look every few milliseconds.
+    pub fn moving(&self) -> impl Iterator<Item = Device> {
+        let rows = self.state.iter().flat_map(|(_, rows)| plan::ports(rows));
+        let moving = rows.filter(|(p, _)| p.peer_pa.is_some() && p.state != PortState::Moved);
+        moving.filter_map(|(p, _)| self.devices.get(&p.device).copied())
+    }
+
     /// Figures for the metrics.
     #[must_use]
     pub const fn stats(&self) -> &Stats {

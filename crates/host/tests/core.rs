@@ -256,6 +256,15 @@ fn event(kind: EventKind, ifindex: u32) -> Input {
 }
 
 #[test]
+fn only_ports_that_move_are_worth_a_glance() {
+    let mut sim = Sim::started();
+    sim.full(7, small(7));
+    assert_eq!(sim.core.moving().count(), 0);
+    sim.full(8, prepared(8));
+    assert_eq!(sim.core.moving().map(|d| d.ifindex).collect::<Vec<_>>(), [12]);
+}
+
+#[test]
 fn activation_by_the_data_plane_is_reported_once_and_never_undone() {
     let mut sim = Sim::started();
     sim.full(7, prepared(7));
