@@ -1,7 +1,8 @@
 //! Moves a VM to another host while it runs: the VM's part of a live migration.
 //!
-//! A namespace cannot move between machines as a guest does, so it gets a second leg to the destination and stops using
-//! the first. Its addresses and connections stay, as a guest's would; the time without a leg is the VM's pause.
+//! A namespace cannot move between machines as a guest does: it gets a second leg to the destination and from one
+//! moment on speaks by that alone. It hears what still comes by the first leg until the source host redirects it, as
+//! a hypervisor hands on what waits in a guest's queue. Addresses and connections stay, as a guest's would.
 
 use crate::lab::Lab;
 use crate::packet::{PacketSocket, gratuitous_arp};
@@ -26,7 +27,7 @@ pub struct Moved {
     pub receipt: ReceiptView,
     /// From the request until the VM was allowed to move.
     pub prepare: Duration,
-    /// How long the VM had no leg: the namespace's counterpart of a guest's pause.
+    /// How long the VM took to change legs: the namespace's counterpart of a guest's pause.
     pub pause: Duration,
     /// From the VM's first frame on the destination until the controller called it done.
     pub settle: Duration,
@@ -214,14 +215,15 @@ async fn prepare(client: &Client, vm: &VmRef, to: &HostName, legs: &[Legs]) -> R
     Ok(view)
 }
 
-/// The VM's pause: from here on it has no leg until the last call.
+/// The VM's part of the switch. Each step leaves it with a route, so that no program in it sees an error.
 fn switch(legs: &[Legs], vm: &Links) -> Result<Duration> {
     let begin = Instant::now();
-    for leg in legs {
-        vm.set_down(&leg.port.link)?;
-    }
     for (at, leg) in legs.iter().enumerate() {
         network::address(vm, &leg.fresh, &leg.port, at == 0)?;
+        // With the address goes the route by the old leg; from here on nothing is said there any more.
+        for ip in &leg.port.addresses {
+            vm.delete_addr(&leg.port.link, *ip, leg.port.prefix_len)?;
+        }
         for (socket, frame) in &leg.garp {
             socket.send(frame)?;
         }
@@ -256,7 +258,7 @@ fn restore(legs: &[Legs], vm: &Links) -> Result<()> {
     for (at, leg) in legs.iter().enumerate() {
         vm.set_up(&leg.port.link)?;
         for ip in &leg.port.addresses {
-            // Its route went with the link; the address itself may have stayed.
+            // Whether it is still there depends on how far the switch came.
             _ = vm.delete_addr(&leg.port.link, *ip, leg.port.prefix_len);
         }
         network::address(vm, &leg.port.link, &leg.port, at == 0)?;
@@ -314,7 +316,11 @@ mod tests {
         let mut all = Namespaces(Vec::new());
         let ((vm, links), (_, source), (_, target)) = (all.add("vm"), all.add("h1"), all.add("h2"));
         let port = PortRecord {
-            name: PortRef { tenant: Name::new("t").unwrap(), vm: Name::new("v").unwrap(), port: Name::new("p").unwrap() },
+            name: PortRef {
+                tenant: Name::new("t").unwrap(),
+                vm: Name::new("v").unwrap(),
+                port: Name::new("p").unwrap(),
+            },
             link: "eth0".into(),
             device: "t-v".into(),
             host: Some(Name::new("h1").unwrap()),
@@ -333,7 +339,11 @@ mod tests {
         let pause = switch(&legs, &links).unwrap();
         let mut buffer = [0; 128];
         let frame = there.receive(&mut buffer, Duration::from_secs(5)).unwrap().unwrap();
-        assert_eq!(frame, gratuitous_arp([2, 0, 0, 0, 0, 1], [10, 1, 1, 11]), "nothing was said before the switch");
+        assert_eq!(
+            frame,
+            gratuitous_arp([2, 0, 0, 0, 0, 1], [10, 1, 1, 11]),
+            "nothing was said before the switch"
+        );
         assert!(pause < Duration::from_secs(1), "{pause:?}");
         println!("pause {pause:?}");
 
@@ -350,6 +360,9 @@ mod tests {
         let link = links.get("eth0").unwrap();
         assert_eq!((link.mac, link.mtu, link.up), (Some([2, 0, 0, 0, 0, 1]), 1458, true));
         let route = links.route_to("8.8.8.8".parse().unwrap()).unwrap().unwrap();
-        assert_eq!((route.link, route.gateway, route.source), (link.index, port.gateway, Some(port.addresses[0])));
+        assert_eq!(
+            (route.link, route.gateway, route.source),
+            (link.index, port.gateway, Some(port.addresses[0]))
+        );
     }
 }

@@ -68,7 +68,8 @@ impl From<ClientError> for Failure {
         match &error {
             ClientError::Refused { status, error } => {
                 let mut text = error.message.clone();
-                for problem in &error.problems {
+                // A single one is told by the message itself.
+                for problem in error.problems.iter().filter(|p| !error.message.contains(&p.message)) {
                     text += &format!("\n  {}", problem.message);
                     if !problem.hint.is_empty() && problem.hint != error.hint {
                         text += &format!(": {}", problem.hint);

@@ -21,7 +21,7 @@ Exit codes:
   1  refused or failed; the message says why and what to do next
   2  the command line is wrong
   3  the controller cannot be reached, or its admin file cannot be read
-  4  a conflict: somebody else changed it first, or it is there already
+  4  a conflict: somebody else changed it first, or another object stands in the way
   5  stored, but not all hosts are proven to hold it (`status`, and changes that wait)
 `lab exec` ends with the exit code of the command that it ran.
 

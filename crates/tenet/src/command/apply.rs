@@ -107,7 +107,10 @@ async fn send(client: &Client, request: &ChangesRequest, file: &str, wanted: &Si
         Err(ClientError::Refused { status, error }) if !error.problems.is_empty() => {
             let placed = placed(&error, file, wanted);
             let code = if status == 409 { Code::Conflict } else { Code::Failed };
-            Err(Failure::new(format!("{}\n{placed}", error.message), error.hint).code(code))
+            // A single problem is told by the message too; with its place is better.
+            let told = error.problems.iter().any(|p| error.message.contains(&p.message));
+            let head = if told { "the change is refused" } else { &error.message };
+            Err(Failure::new(format!("{head}\n{placed}"), error.hint).code(code))
         }
         Err(e) => Err(e.into()),
     }

@@ -23,10 +23,13 @@ pub fn report(context: &Context, reply: &ChangeReply) -> Outcome {
     }
 }
 
+/// A wait shorter than this was none: no connected host was concerned.
+const NO_WAIT_US: u64 = 50;
+
 /// Says when all hosts had a change, or fails with those that had not.
 pub fn in_force(context: &Context, applied: &Applied) -> Outcome {
     if applied.complete {
-        if !context.json() {
+        if !context.json() && applied.waited_us >= NO_WAIT_US {
             print::line(&format!(
                 "in force on all connected hosts concerned after {}",
                 print::micros(applied.waited_us)

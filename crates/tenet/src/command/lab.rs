@@ -52,7 +52,7 @@ pub fn run(command: LabCommand, global: Global) -> Outcome<ExitCode> {
             }
             migrate::receipt(&moved.receipt)?;
             print::line(&format!(
-                "  the VM was without a leg for {}",
+                "  the VM changed over in       {}",
                 print::micros(moved.pause.as_micros() as u64)
             ))?;
             Ok(ExitCode::SUCCESS)
@@ -74,29 +74,48 @@ fn up(mut options: LabOptions) -> Outcome {
     options.progress = Arc::new(|step| print::note(&format!("waiting for: {step}")));
     let name = options.name.to_string();
     let lab = until_interrupted(async move { Ok::<_, Failure>(Lab::up(options).await?) })?;
-    lab?.keep();
+    let mut lab = lab?;
+    lab.keep();
     print::line(&format!("lab {name} is up after {:.1} s", begin.elapsed().as_secs_f64()))?;
-    print::text(&hints(&name))
+    print::text(&hints(lab.record()))
 }
 
-/// What to try in a running lab.
-pub fn hints(name: &str) -> String {
-    let (option, down) = if name == DEFAULT {
-        (String::new(), String::new())
-    } else {
-        (format!(" --lab {name}"), format!(" {name}"))
-    };
-    format!(
-        "Try:
-  tenet --lab {name} status
-  tenet --lab {name} table h1
-  tenet lab{option} exec contoso/web -- ping -c 3 10.1.1.11
-  tenet lab{option} migrate contoso/sql h2
-  tenet --lab {name} events --follow
-  tenet --lab {name} export
-  tenet lab down{down}
-"
-    )
+/// What to try in a running lab, with names that it has.
+pub fn hints(record: &Record) -> String {
+    let name = &record.name;
+    let tenet = program();
+    let named = name.as_str() == DEFAULT;
+    let option = if named { String::new() } else { format!(" --lab {name}") };
+    let down = if named { String::new() } else { format!(" {name}") };
+    let mut lines = vec!["Try:".to_owned(), format!("  {tenet} --lab {name} status")];
+    lines.extend(record.hosts.first().map(|h| format!("  {tenet} --lab {name} table {}", h.name)));
+    let to = record.vms.first().and_then(|vm| Some((vm, vm.ports.first()?)));
+    if let Some((vm, port)) = to {
+        let other = record.vms.iter().find(|v| v.name.tenant == vm.name.tenant && v.name != vm.name);
+        if let (Some(other), Some(address)) = (other, port.addresses.first()) {
+            lines.push(format!("  {tenet} lab{option} exec {} -- ping -c 3 {address}", other.name));
+        }
+        if let Some(host) =
+            record.hosts.iter().find(|h| port.host.is_some() && Some(&h.name) != port.host.as_ref())
+        {
+            lines.push(format!("  {tenet} lab{option} migrate {} {}", vm.name, host.name));
+        }
+    }
+    lines.push(format!("  {tenet} --lab {name} events --follow"));
+    lines.push(format!("  {tenet} --lab {name} export"));
+    lines.push(format!("  {tenet} lab down{down}"));
+    lines.join("\n") + "\n"
+}
+
+/// How the user calls this program: by its path unless the shell finds it.
+fn program() -> String {
+    let Ok(exe) = std::env::current_exe() else { return "tenet".to_owned() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join("tenet").canonicalize().is_ok_and(|p| p == exe)) {
+        return "tenet".to_owned();
+    }
+    let here = std::env::current_dir().unwrap_or_default();
+    exe.strip_prefix(&here).unwrap_or(&exe).display().to_string()
 }
 
 /// Runs something that Ctrl-C or SIGTERM ends; what it holds is dropped, so that labs are removed.
@@ -105,7 +124,7 @@ fn until_interrupted<T>(work: impl Future<Output = T>) -> Outcome<T> {
     runtime()?.block_on(async {
         let mut term = signal(SignalKind::terminate()).map_err(|e| Failure::of(&e, hint))?;
         let mut int = signal(SignalKind::interrupt()).map_err(|e| Failure::of(&e, hint))?;
-        let interrupted = || Failure::new("interrupted", "all that was made is being removed");
+        let interrupted = || Failure::new("interrupted; all that was made has been removed", "");
         tokio::select! {
             done = work => Ok(done),
             _ = int.recv() => Err(interrupted()),

@@ -127,15 +127,15 @@ pub fn receipt(r: &ReceiptView) -> Outcome {
         let reason = or_dash(r.reason.as_ref());
         print::line(&format!("VM {} stays on host {}: {reason}", r.vm, r.from))?;
     }
-    print::line(&format!("  prepared on all hosts in   {}", micros(r.prepare_us)))?;
+    print::line(&format!("  prepared on all hosts in     {}", micros(r.prepare_us)))?;
     if r.moved {
-        print::line(&format!("  last host knew after       {}", micros(r.last_ack_us)))?;
+        print::line(&format!("  last host knew after         {}", micros(r.last_ack_us)))?;
         for (host, us) in &r.acks_us {
-            print::line(&format!("    host {host:<20} {}", micros(*us)))?;
+            print::line(&format!("    host {host:<21} {}", micros(*us)))?;
         }
     }
-    print::line(&format!("  frames sent on (redirected) {}", r.redirected))?;
-    print::line(&format!("  frames lost                 {}", r.lost))
+    print::line(&format!("  frames sent on (redirected)  {}", r.redirected))?;
+    print::line(&format!("  frames lost                  {}", r.lost))
 }
 
 fn finished(context: &Context, found: &ReceiptView) -> Outcome {

@@ -34,10 +34,11 @@ pub async fn host(context: &Context, command: HostCommand) -> Outcome {
             let request = TokenRequest { name: host.clone(), pa, ttl_s: Some(ttl) };
             context.show(&client.host_token(&request).await?, |token| {
                 print::line(&token.token)?;
-                print::note(&format!(
-                    "For one use within {ttl} s. On host {host}: tenet agent --controller {} --join TOKEN --uplink DEVICE",
-                    client.url()
-                ));
+                // From the controller's own machine it is reached by an address that means nothing to others.
+                let local = ["//127.", "//localhost", "//[::1]"].iter().any(|l| client.url().contains(l));
+                let url = if local { "https://CONTROLLER:7443" } else { client.url() };
+                print::note(&format!("For one use within {ttl} s. On host {host}:"));
+                print::note(&format!("  tenet agent --controller {url} --join TOKEN --uplink DEVICE"));
                 Ok(())
             })
         }

@@ -3,12 +3,19 @@
 use crate::command::{Context, migrate, not_in_sync};
 use crate::failure::Outcome;
 use crate::print::{self, Table, or_dash, yes};
-use tenet_api::rest::{HostStatus, Status};
+use tenet_api::rest::{HostStatus, PortStatusView, Status};
 
 /// `status`
 pub async fn status(context: &Context) -> Outcome {
     let status = context.client()?.status().await?;
     context.show(&status, people)?;
+    let wrong = status.hosts.iter().flat_map(|h| &h.ports).filter(|p| !as_desired(p)).count();
+    if status.in_sync && wrong > 0 {
+        return Err(not_in_sync(
+            format!("{wrong} ports are not as desired"),
+            "the lines above say what each lacks; a port begins to work as soon as its device is there",
+        ));
+    }
     if status.in_sync {
         return Ok(());
     }
@@ -90,6 +97,11 @@ fn networks(hosts: &[HostStatus]) -> Outcome {
     print::text(&table.text(print::fancy()))
 }
 
+/// Whether a port's device is there and does what it should.
+fn as_desired(port: &PortStatusView) -> bool {
+    port.present && port.state.as_deref() == Some(port.desired_state.as_str())
+}
+
 /// Ports that are not as desired, and what the agents say.
 fn problems(hosts: &[HostStatus]) -> Outcome {
     let mut lines = Vec::new();
@@ -102,8 +114,8 @@ fn problems(hosts: &[HostStatus]) -> Outcome {
         }
         lines.extend(h.error.iter().map(|e| format!("host {name}: refused its last state: {e}")));
         for p in &h.ports {
-            let state = p.state.as_deref().unwrap_or("not reported");
-            if !p.present || state != p.desired_state || !p.detail.is_empty() {
+            let state = p.state.as_deref().filter(|s| !s.is_empty()).unwrap_or("not there");
+            if !as_desired(p) || !p.detail.is_empty() {
                 let detail = if p.detail.is_empty() { "no detail" } else { &p.detail };
                 lines.push(format!(
                     "host {name}: port {} ({}) is {state}, should be {}: {detail}",
@@ -152,7 +164,7 @@ pub fn host(h: &HostStatus) -> Outcome {
             p.port.to_string(),
             p.device.clone(),
             p.desired_state.clone(),
-            or_dash(p.state.as_ref()),
+            or_dash(p.state.as_ref().filter(|s| !s.is_empty())),
             yes(p.carrier),
             p.mtu.to_string(),
             p.detail.clone(),

@@ -45,7 +45,6 @@ pub async fn run(options: LabOptions, keep: bool) -> Outcome {
     let begin = Instant::now();
     let mut judge = Judge::default();
     title("Two tenants with the same addresses, on two hosts in different subnets")?;
-    let name = options.name.to_string();
     let mut lab = Lab::up(options).await?;
     print::line(&format!(
         "up after {:.1} s: a controller, two hosts with an agent each, six VMs",
@@ -62,7 +61,7 @@ pub async fn run(options: LabOptions, keep: bool) -> Outcome {
     if keep {
         lab.keep();
         print::line("")?;
-        print::text(&lab::hints(&name))?;
+        print::text(&lab::hints(lab.record()))?;
     } else {
         lab.down()?;
         judge.claim(true, "all that the demo made is gone: processes, namespaces, programs, files")?;

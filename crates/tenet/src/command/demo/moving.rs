@@ -43,7 +43,7 @@ pub async fn show(lab: &mut Lab, client: &Client, judge: &mut Judge) -> Outcome 
 
     print::line("")?;
     migrate::receipt(&moved.receipt)?;
-    print::line(&format!("  the VM itself stood still for {}", micros(moved.pause.as_micros() as u64)))?;
+    print::line(&format!("  the VM changed over in       {}", micros(moved.pause.as_micros() as u64)))?;
     print::line("")?;
     print::line(&format!(
         "UDP probe:  {} asked, {} lost, {} twice, {} out of order, longest silence {}, median answer {}",

@@ -1,0 +1,206 @@
+//! `apply` and `export` against a real controller with its store in memory.
+
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise, also in its helpers")]
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use tenet_control_server::{Options, StoreKind, run};
+use tokio::sync::oneshot;
+
+/// A controller in this process; ends with its handle.
+struct Controller {
+    dir: PathBuf,
+    admin: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Controller {
+    fn start(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("tenet-{name}-{}", std::process::id()));
+        let mut options = Options::new(&dir);
+        options.rest_addr = "127.0.0.1:0".parse().unwrap();
+        options.grpc_addr = "127.0.0.1:0".parse().unwrap();
+        options.store = StoreKind::Memory;
+        let (stop, stopped) = oneshot::channel();
+        let (tell, told) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            let shutdown = async {
+                _ = stopped.await;
+            };
+            runtime
+                .block_on(run(options, shutdown, move |ready| tell.send(ready.admin_file).unwrap()))
+                .unwrap();
+        });
+        let admin = told.recv().unwrap();
+        Self { dir, admin, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn tenet(&self, args: &[&str], input: &str) -> Output {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tenet"))
+            .arg("--admin-file")
+            .arg(&self.admin)
+            .args(args)
+            .env_remove("TENET_LAB")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs a command that must succeed; its standard output.
+    fn ok(&self, args: &[&str], input: &str) -> String {
+        let output = self.tenet(args, input);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            _ = thread.join();
+        }
+        _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn default_site() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lab/src/site.yaml");
+    // Without devices nothing can be attached; where the VMs are is not this test's matter.
+    std::fs::read_to_string(path).unwrap().replace(", host: h1", "").replace(", host: h2", "")
+}
+
+const APPLY: &[&str] = &["apply", "-f", "-", "--yes"];
+
+#[test]
+fn applying_twice_says_nothing_to_do_and_so_does_applying_an_export() {
+    let controller = Controller::start("twice");
+    let site = default_site();
+    let shown = controller.ok(&["apply", "-f", "-", "--dry-run"], &site);
+    assert!(
+        shown.contains("+ subnet contoso/prod/data: ") && shown.ends_with("this was only a check\n"),
+        "{shown}"
+    );
+    assert!(controller.ok(&["vm", "list"], "").contains("no VMs"));
+    let refused = controller.tenet(&["apply", "-f", "-"], &site);
+    assert_eq!(refused.status.code(), Some(1), "not without --yes where nobody can be asked");
+
+    let first = controller.ok(APPLY, &site);
+    assert!(first.contains("+ port contoso/sql/eth0: "), "{first}");
+    assert_eq!(controller.ok(APPLY, &site), "nothing to do\n");
+    let export = controller.ok(&["export"], "");
+    assert_eq!(controller.ok(APPLY, &export), "nothing to do\n");
+    assert_eq!(controller.ok(&["export"], ""), export, "two exports are equal bytes");
+
+    // A third party's controller comes to the same site.
+    let other = Controller::start("other");
+    other.ok(APPLY, &export);
+    assert_eq!(other.ok(&["export"], ""), export);
+}
+
+#[test]
+fn shows_what_changes_and_deletes_only_when_told() {
+    let controller = Controller::start("changes");
+    let site = default_site();
+    controller.ok(APPLY, &site);
+    let moved = site.replacen("address: 10.1.1.12", "address: 10.1.1.13", 1);
+    let shown = controller.ok(APPLY, &moved);
+    assert!(shown.contains("~ port contoso/web/eth0\n    addresses: 10.1.1.12 -> 10.1.1.13\n"), "{shown}");
+
+    let (kept, _) = moved.split_once("  fabrikam:").unwrap();
+    assert_eq!(controller.ok(APPLY, kept), "nothing to do\n");
+    assert!(controller.ok(&["tenant", "list"], "").contains("fabrikam"));
+    let shown = controller.ok(&["apply", "-f", "-", "--yes", "--prune"], kept);
+    assert!(shown.contains("- tenant fabrikam\n"), "{shown}");
+    assert!(!controller.ok(&["tenant", "list"], "").contains("fabrikam"));
+    assert_eq!(controller.ok(&["apply", "-f", "-", "--yes", "--prune"], kept), "nothing to do\n");
+}
+
+#[test]
+fn a_refused_site_points_at_both_objects() {
+    let controller = Controller::start("refused");
+    let site = "\
+tenants:
+  acme:
+    networks:
+      net:
+        subnets:
+          a: { prefix: 10.0.0.0/16 }
+          b: { prefix: 10.0.1.0/24 }
+";
+    let output = controller.tenet(APPLY, site);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    for line in [
+        "standard input:6:11: ",
+        "standard input:7:11: ",
+        "overlaps",
+        "subnet acme/net/a",
+        "subnet acme/net/b",
+        "next: ",
+    ] {
+        assert!(text.contains(line), "{line} is missing in: {text}");
+    }
+    assert!(controller.ok(&["network", "list"], "").starts_with("no networks"), "all or nothing");
+}
+
+#[test]
+fn json_is_for_programs() {
+    let controller = Controller::start("json");
+    controller.ok(APPLY, &default_site());
+    for args in [
+        vec!["-o", "json", "vm", "list"],
+        vec!["-o", "json", "status"],
+        vec!["-o", "json", "table"],
+        vec!["-o", "json", "export"],
+        vec!["-o", "json", "network", "show", "contoso/prod"],
+        vec!["-o", "json", "tenant", "show", "contoso"],
+    ] {
+        let output = controller.tenet(&args, "");
+        let value: Result<serde_json::Value, _> = serde_json::from_slice(&output.stdout);
+        assert!(value.is_ok(), "{args:?}");
+    }
+}
+
+#[test]
+fn objects_come_and_go_by_commands() {
+    let controller = Controller::start("objects");
+    let run = |args: &[&str]| controller.ok(args, "");
+    assert!(run(&["network", "create", "blue"]).contains("created network default/blue"));
+    assert!(
+        run(&["subnet", "create", "blue/web", "--prefix", "10.0.0.0/24"])
+            .contains("VSID 4096, gateway 10.0.0.1")
+    );
+    assert!(
+        run(&["vm", "create", "one", "--subnet", "blue/web"])
+            .contains("created port default/one/eth0 (10.0.0.2")
+    );
+    assert!(run(&["vm", "show", "one"]).contains("10.0.0.2"));
+    assert!(
+        run(&["route", "create", "blue", "--to", "0.0.0.0/0", "--via", "10.0.0.2"]).contains("created route")
+    );
+    assert!(run(&["route", "list"]).contains("0.0.0.0/0"));
+    assert!(run(&["host", "add", "h1", "--pa", "192.168.1.10"]).contains("created host h1"));
+    assert!(run(&["host", "token", "h1"]).starts_with("tenet1."));
+    let again = controller.tenet(&["subnet", "delete", "blue/web"], "");
+    let text = String::from_utf8(again.stderr).unwrap();
+    assert_eq!(again.status.code(), Some(4), "{text}");
+    assert!(text.contains("port default/one/eth0") && text.contains("next: "), "{text}");
+    // The host never came, so nobody can have proven anything.
+    assert_eq!(controller.tenet(&["status"], "").status.code(), Some(5));
+    run(&["route", "delete", "blue", "--to", "0.0.0.0/0", "--via", "10.0.0.2"]);
+    run(&["vm", "delete", "one"]);
+    run(&["subnet", "delete", "blue/web"]);
+    run(&["network", "delete", "blue"]);
+    run(&["host", "remove", "h1"]);
+    assert!(run(&["network", "list"]).starts_with("no networks"));
+}
