@@ -1,12 +1,7 @@
 //! The agents' protocol, generated from `proto/agent.proto`.
 
 #![expect(missing_docs, reason = "generated code; the descriptions stand in the proto file")]
-#![expect(
-    clippy::allow_attributes_without_reason,
-    clippy::large_enum_variant,
-    clippy::doc_markdown,
-    reason = "generated code"
-)]
+#![expect(clippy::allow_attributes_without_reason, clippy::doc_markdown, reason = "generated code")]
 
 tonic::include_proto!("tenet.agent.v1");
 

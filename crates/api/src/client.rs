@@ -2,9 +2,10 @@
 
 use crate::{
     rest::{
-        ApiError, Attach, ChangeReply, ChangesRequest, Counters, CreateVm, Detach, EventLine, HostSpec, HostView, Join,
-        Joined, Migrate, MigrationView, NetworkSpec, NetworkView, ReceiptOrMigration, ReceiptView, RouteSpec, RouteView, Site, Status,
-        SubnetSpec, SubnetView, Table, TenantSpec, TenantView, Token, TokenRequest, VmView, Wait, WaitQuery,
+        ApiError, Attach, ChangeReply, ChangesRequest, Counters, CreateVm, Detach, EventLine, HostSpec,
+        HostView, Join, Joined, Migrate, MigrationView, NetworkSpec, NetworkView, ReceiptOrMigration,
+        ReceiptView, RouteSpec, RouteView, Site, Status, SubnetSpec, SubnetView, Table, TenantSpec,
+        TenantView, Token, TokenRequest, VmView, Wait, WaitQuery,
     },
     tls,
 };
@@ -63,7 +64,11 @@ impl ClientError {
     pub const fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } => Some(*status),
-            Self::Unreachable { .. } | Self::Answer(_) | Self::Tls(_) | Self::AdminFile { .. } | Self::Token => None,
+            Self::Unreachable { .. }
+            | Self::Answer(_)
+            | Self::Tls(_)
+            | Self::AdminFile { .. }
+            | Self::Token => None,
         }
     }
 
@@ -72,7 +77,11 @@ impl ClientError {
     pub const fn api(&self) -> Option<&ApiError> {
         match self {
             Self::Refused { error, .. } => Some(error),
-            Self::Unreachable { .. } | Self::Answer(_) | Self::Tls(_) | Self::AdminFile { .. } | Self::Token => None,
+            Self::Unreachable { .. }
+            | Self::Answer(_)
+            | Self::Tls(_)
+            | Self::AdminFile { .. }
+            | Self::Token => None,
         }
     }
 
@@ -320,7 +329,8 @@ impl Client {
 
     /// Begins a live migration; with the client's wait on `applied`, returns once the VM may move.
     pub async fn migrate(&self, vm: &VmRef, migrate: &Migrate) -> Result<MigrationView, ClientError> {
-        let request = self.request(Method::POST, &format!("/v1/vms/{vm}/migrate")).query(&self.wait).json(migrate);
+        let request =
+            self.request(Method::POST, &format!("/v1/vms/{vm}/migrate")).query(&self.wait).json(migrate);
         self.send(self.held(request)).await
     }
 
@@ -382,17 +392,23 @@ impl Client {
         }
         let response = self.accepted(request).await?;
         let url = self.url.clone();
-        let chunks = response.bytes_stream().map_err(move |source| ClientError::Unreachable { url: url.clone(), source });
-        Ok(lines(chunks).map(|line| {
-            serde_json::from_slice(&line?).map_err(|e| ClientError::Answer(e.to_string()))
-        }))
+        let chunks = response
+            .bytes_stream()
+            .map_err(move |source| ClientError::Unreachable { url: url.clone(), source });
+        Ok(lines(chunks)
+            .map(|line| serde_json::from_slice(&line?).map_err(|e| ClientError::Answer(e.to_string()))))
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.send(self.request(Method::GET, path)).await
     }
 
-    async fn change<B: Serialize>(&self, method: Method, path: &str, body: Option<&B>) -> Result<ChangeReply, ClientError> {
+    async fn change<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<ChangeReply, ClientError> {
         let mut request = self.request(method, path).query(&self.wait);
         if let Some(body) = body {
             request = request.json(body);
@@ -410,7 +426,10 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token).timeout(Self::TIMEOUT)
+        self.http
+            .request(method, format!("{}{path}", self.url))
+            .bearer_auth(&self.token)
+            .timeout(Self::TIMEOUT)
     }
 
     /// Gives a request whose answer may be held back the time for it.
@@ -449,7 +468,8 @@ impl std::str::FromStr for JoinToken {
     type Err = ClientError;
     fn from_str(text: &str) -> Result<Self, ClientError> {
         let mut parts = text.trim().split('.');
-        let (Some("tenet1"), Some(hex), Some(secret), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some("tenet1"), Some(hex), Some(secret), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(ClientError::Token);
         };
@@ -475,7 +495,8 @@ pub async fn join(url: &str, token: &str, csr_pem: &str) -> Result<Joined, Clien
     let url = url.trim_end_matches('/');
     let http = http(tls::by_fingerprint(parts.fingerprint)?, url)?;
     let body = Join { token: token.trim().to_owned(), csr_pem: csr_pem.to_owned() };
-    let response = accepted(http.post(format!("{url}/v1/join")).json(&body).timeout(Client::TIMEOUT), url).await?;
+    let response =
+        accepted(http.post(format!("{url}/v1/join")).json(&body).timeout(Client::TIMEOUT), url).await?;
     let bytes =
         response.bytes().await.map_err(|source| ClientError::Unreachable { url: url.to_owned(), source })?;
     serde_json::from_slice(&bytes).map_err(|e| ClientError::Answer(e.to_string()))
@@ -546,7 +567,8 @@ mod tests {
         let good = format!("tenet1.{}.s3cret", "ab".repeat(32));
         let token: JoinToken = good.parse().unwrap();
         assert_eq!((token.fingerprint, token.secret.as_str()), ([0xab; 32], "s3cret"));
-        for bad in ["", "tenet1", "tenet1..x", "tenet2.ab.x", &format!("{good}.x"), &good.replace("ab", "xy")] {
+        for bad in ["", "tenet1", "tenet1..x", "tenet2.ab.x", &format!("{good}.x"), &good.replace("ab", "xy")]
+        {
             assert!(bad.parse::<JoinToken>().is_err(), "{bad}");
         }
     }

@@ -277,8 +277,10 @@ mod tests {
     }
     fn prefix() -> impl Strategy<Value = IpNet> {
         prop_oneof![
-            (any::<[u8; 4]>(), 0u8..=32).prop_map(|(a, l)| IpNet::V4(Ipv4Net::new(a.into(), l).unwrap().trunc())),
-            (any::<[u8; 16]>(), 0u8..=128).prop_map(|(a, l)| IpNet::V6(Ipv6Net::new(a.into(), l).unwrap().trunc())),
+            (any::<[u8; 4]>(), 0u8..=32)
+                .prop_map(|(a, l)| IpNet::V4(Ipv4Net::new(a.into(), l).unwrap().trunc())),
+            (any::<[u8; 16]>(), 0u8..=128)
+                .prop_map(|(a, l)| IpNet::V6(Ipv6Net::new(a.into(), l).unwrap().trunc())),
         ]
     }
     fn net_id() -> impl Strategy<Value = NetId> {
@@ -317,20 +319,33 @@ mod tests {
                     method: Method::Nvgre,
                 })
             }),
-            (net_id(), any_vsid(), (name(), name(), name()), prefix(), ip()).prop_map(|(net, vsid, n, prefix, gateway)| {
-                let name = SubnetRef { tenant: n.0, network: n.1, subnet: n.2 };
-                c::Row::Subnet(c::SubnetRow { net, vsid, name, prefix, gateway })
-            }),
+            (net_id(), any_vsid(), (name(), name(), name()), prefix(), ip()).prop_map(
+                |(net, vsid, n, prefix, gateway)| {
+                    let name = SubnetRef { tenant: n.0, network: n.1, subnet: n.2 };
+                    c::Row::Subnet(c::SubnetRow { net, vsid, name, prefix, gateway })
+                }
+            ),
             (net_id(), ip(), mac(), any_vsid(), ip(), prop::option::of(ip()), port()).prop_map(
                 |(net, ca, mac, vsid, pa, alt_pa, port)| {
                     let method = Method::Nvgre;
                     c::Row::Record(c::RecordRow { net, ca, mac, vsid, pa, alt_pa, method, port })
                 }
             ),
-            (net_id(), prefix(), prop::option::of(ip()), any::<u32>()).prop_map(|(net, prefix, next_hop, metric)| {
-                c::Row::Route(c::RouteRow { net, prefix, next_hop, metric })
-            }),
-            (net_id(), port(), any_vsid(), mac(), "[a-z0-9]{0,15}", state(), prop::option::of(ip()), any::<bool>())
+            (net_id(), prefix(), prop::option::of(ip()), any::<u32>()).prop_map(
+                |(net, prefix, next_hop, metric)| {
+                    c::Row::Route(c::RouteRow { net, prefix, next_hop, metric })
+                }
+            ),
+            (
+                net_id(),
+                port(),
+                any_vsid(),
+                mac(),
+                "[a-z0-9]{0,15}",
+                state(),
+                prop::option::of(ip()),
+                any::<bool>()
+            )
                 .prop_map(|(net, name, vsid, mac, device, state, peer_pa, security)| {
                     c::Row::Port(c::PortRow { net, name, vsid, mac, device, state, peer_pa, security })
                 }),
@@ -362,7 +377,8 @@ mod tests {
 
     #[test]
     fn errors_name_the_field() {
-        let record = agent::RecordRow { net: 1, ca: "10.0.0.1".into(), mac: "x".into(), ..Default::default() };
+        let record =
+            agent::RecordRow { net: 1, ca: "10.0.0.1".into(), mac: "x".into(), ..Default::default() };
         let row = agent::Row { generation: 1, row: Some(agent::row::Row::Record(record)) };
         let error = <(c::Row, u64)>::try_from(row).unwrap_err();
         assert!(matches!(error, ConvertError::Illegal { field: "mac", .. }), "{error}");

@@ -326,7 +326,9 @@ impl Engine {
     /// Waits until the core has come to a revision.
     async fn seen(&self, revision: u64) {
         // The watch delivers it, if the store lives; it is not worth failing a stored change.
-        let _ = self.until(Duration::from_secs(5), |core| (core.desired().revision >= revision).then_some(())).await;
+        let _ = self
+            .until(Duration::from_secs(5), |core| (core.desired().revision >= revision).then_some(()))
+            .await;
     }
 
     /// Waits until all connected hosts concerned have a revision in their kernels.
@@ -342,7 +344,11 @@ impl Engine {
     }
 
     /// Waits until the core says something.
-    pub(crate) async fn until<T>(&self, longest: Duration, look: impl Fn(&Control) -> Option<T>) -> Option<T> {
+    pub(crate) async fn until<T>(
+        &self,
+        longest: Duration,
+        look: impl Fn(&Control) -> Option<T>,
+    ) -> Option<T> {
         let mut progress = self.progress.subscribe();
         let waited = async {
             loop {
@@ -358,7 +364,11 @@ impl Engine {
     }
 
     /// Begins a session.
-    pub(crate) fn open(self: &Arc<Self>, host: &HostName, hello: Hello) -> Result<(SessionId, Arc<Link>), Refused> {
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        host: &HostName,
+        hello: Hello,
+    ) -> Result<(SessionId, Arc<Link>), Refused> {
         let link = Arc::new(Link::default());
         let (session, outputs) = {
             let mut core = self.core();

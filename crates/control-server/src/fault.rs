@@ -17,7 +17,12 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
-    pub(crate) fn new(status: StatusCode, code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn new(
+        status: StatusCode,
+        code: &str,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
         let error =
             ApiError { code: code.into(), message: message.into(), hint: hint.into(), problems: Vec::new() };
         Self { status, error }
@@ -42,7 +47,8 @@ impl Fault {
     }
 
     pub(crate) fn lost_race(asked: u64, now: u64) -> Self {
-        let message = format!("lost race: the change was made for revision {asked}, but the site is at {now}");
+        let message =
+            format!("lost race: the change was made for revision {asked}, but the site is at {now}");
         let hint = "somebody else changed the site: look again and repeat the change if it still makes sense";
         Self::new(StatusCode::CONFLICT, "lost-race", message, hint)
     }
@@ -88,7 +94,9 @@ impl Fault {
             .collect();
         let (message, hint) = match problems.as_slice() {
             [one] => (one.message.clone(), one.hint.clone()),
-            many => (format!("the change is refused for {} reasons", many.len()), "see each of them".to_owned()),
+            many => {
+                (format!("the change is refused for {} reasons", many.len()), "see each of them".to_owned())
+            }
         };
         Self { status, error: ApiError { code: code.into(), message, hint, problems } }
     }
@@ -98,7 +106,9 @@ impl From<SiteError> for Fault {
     fn from(error: SiteError) -> Self {
         match error {
             SiteError::Lost { seen } => Self::lost_race(seen, seen),
-            SiteError::Store(_) | SiteError::Unreadable { .. } | SiteError::First(_) => Self::internal(&error),
+            SiteError::Store(_) | SiteError::Unreadable { .. } | SiteError::First(_) => {
+                Self::internal(&error)
+            }
         }
     }
 }

@@ -153,7 +153,8 @@ async fn send(to: &Outgoing, message: controller_message::Message) -> Result<(),
 }
 
 async fn farewell(to: &Outgoing, reason: &str) {
-    let _ = send(to, controller_message::Message::Farewell(agent::Farewell { reason: reason.to_owned() })).await;
+    let _ =
+        send(to, controller_message::Message::Farewell(agent::Farewell { reason: reason.to_owned() })).await;
 }
 
 /// Hears the host.
@@ -198,11 +199,11 @@ async fn read(
                 Ok(port) => engine.drive(|core, now| core.activated(now, id, &port)),
                 Err(error) => tracing::warn!(%host, %error, "a message names no port"),
             },
-            Some(agent_message::Message::Event(event)) => {
-                if budget.spend() {
-                    engine.events.push(line(host, event));
-                }
+            Some(agent_message::Message::Event(event)) if budget.spend() => {
+                engine.events.push(line(host, event))
             }
+            // Too many: what is dropped is in the host's counters.
+            Some(agent_message::Message::Event(_)) => {}
             Some(agent_message::Message::Answer(answer)) => link.answered(answer),
             Some(agent_message::Message::Hello(_)) => {
                 tracing::warn!(%host, "a second hello in one session is ignored");

@@ -148,6 +148,15 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce(Ready) + Send,
 ) -> Result<(), RunError> {
+    // The servers' futures are large; whoever awaits this should not have to carry them.
+    Box::pin(serve(options, shutdown, ready)).await
+}
+
+async fn serve(
+    options: Options,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: impl FnOnce(Ready) + Send,
+) -> Result<(), RunError> {
     let dir = &options.state_dir;
     let file = |path: &Path, source| RunError::File { path: path.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| file(dir, e))?;
@@ -159,7 +168,9 @@ pub async fn run(
     let (rest_listener, rest) = bind(options.rest_addr).await?;
     let (grpc_listener, grpc) = bind(options.grpc_addr).await?;
     let mut names = options.addresses.clone();
-    names.extend([rest, grpc].iter().map(|a| a.ip()).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()));
+    names.extend(
+        [rest, grpc].iter().map(|a| a.ip()).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()),
+    );
     let certificate = Arc::new(ServerCertificate::new(pki.server_key(&names, SystemTime::now())?));
     let (rest_tls, grpc_tls) = pki.server_configs(&certificate)?;
     let (admin_file, admin) = admin_file(dir, rest, &pki)?;
@@ -171,9 +182,12 @@ pub async fn run(
         // The sender lives as long as we serve.
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    let rest_incoming = Incoming::new(rest_listener, rest_tls).map_err(|source| RunError::Listen { addr: rest, source })?;
-    let grpc_incoming = Incoming::new(grpc_listener, grpc_tls).map_err(|source| RunError::Listen { addr: grpc, source })?;
-    let rest_server = axum::serve(rest_incoming, rest::router(app)).with_graceful_shutdown(stopped(stopping.clone()));
+    let rest_incoming =
+        Incoming::new(rest_listener, rest_tls).map_err(|source| RunError::Listen { addr: rest, source })?;
+    let grpc_incoming =
+        Incoming::new(grpc_listener, grpc_tls).map_err(|source| RunError::Listen { addr: grpc, source })?;
+    let rest_server =
+        axum::serve(rest_incoming, rest::router(app)).with_graceful_shutdown(stopped(stopping.clone()));
     let service = AgentServer::new(grpc::Service(Arc::clone(&engine)))
         .max_decoding_message_size(tenet_api::agent::MAX_MESSAGE)
         .max_encoding_message_size(tenet_api::agent::MAX_MESSAGE);
@@ -185,10 +199,9 @@ pub async fn run(
     tracing::info!(%rest, %grpc, state = %dir.display(), "the controller serves");
     ready(Ready { rest, grpc, admin_file });
     let serve = async {
-        tokio::try_join!(
-            async { rest_server.await.map_err(|e| RunError::Serve(e.into())) },
-            async { grpc_server.await.map_err(|e| RunError::Serve(e.into())) },
-        )
+        tokio::try_join!(async { rest_server.await.map_err(|e| RunError::Serve(e.into())) }, async {
+            grpc_server.await.map_err(|e| RunError::Serve(e.into()))
+        },)
     };
     let result = tokio::select! {
         result = serve => result.map(drop),
@@ -226,7 +239,11 @@ fn admin_file(dir: &Path, rest: SocketAddr, pki: &Pki) -> Result<(PathBuf, [u8; 
     };
     let ip = if rest.ip().is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { rest.ip() };
     let hash = Sha256::digest(token.as_bytes()).into();
-    let admin = AdminFile { url: format!("https://{}", SocketAddr::new(ip, rest.port())), ca: "ca.pem".into(), token };
+    let admin = AdminFile {
+        url: format!("https://{}", SocketAddr::new(ip, rest.port())),
+        ca: "ca.pem".into(),
+        token,
+    };
     let text = serde_json::to_vec_pretty(&admin).unwrap_or_default();
     let ca = dir.join("ca.pem");
     for (path, bytes) in [(&ca, pki.ca_pem().as_bytes()), (&path, text.as_slice())] {
@@ -236,7 +253,11 @@ fn admin_file(dir: &Path, rest: SocketAddr, pki: &Pki) -> Result<(PathBuf, [u8; 
 }
 
 /// Makes the server's certificate anew when two thirds of its life are over.
-async fn renew_server_certificate(engine: Arc<Engine>, certificate: Arc<ServerCertificate>, names: Vec<String>) {
+async fn renew_server_certificate(
+    engine: Arc<Engine>,
+    certificate: Arc<ServerCertificate>,
+    names: Vec<String>,
+) {
     loop {
         tokio::time::sleep(pki::SERVER_LIFETIME / 3 * 2).await;
         match engine.pki.server_key(&names, SystemTime::now()) {

@@ -40,7 +40,10 @@ impl Incoming {
 
     /// As the stream that tonic wants.
     pub(crate) fn into_stream(self) -> impl futures::Stream<Item = io::Result<Stream>> {
-        futures::stream::unfold(self, |mut me| async move { me.streams.recv().await.map(|(s, _)| (Ok(s), me)) })
+        futures::stream::unfold(
+            self,
+            |mut me| async move { me.streams.recv().await.map(|(s, _)| (Ok(s), me)) },
+        )
     }
 }
 
@@ -105,13 +108,18 @@ impl Connected for Stream {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        let certificate: Option<&CertificateDer<'_>> = self.0.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let certificate: Option<&CertificateDer<'_>> =
+            self.0.get_ref().1.peer_certificates().and_then(<[_]>::first);
         Peer { host: certificate.and_then(crate::pki::common_name) }
     }
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }

@@ -32,7 +32,12 @@ pub(crate) fn text(engine: &Engine) -> String {
     let events = engine.events.count();
     one(&mut out, "tenet_controller_events_total", "counter", "Events seen.", events);
     let name = "tenet_controller_generation_lag";
-    head(&mut out, name, "gauge", "Revisions by which a host's acknowledged state lies behind its desired one.");
+    head(
+        &mut out,
+        name,
+        "gauge",
+        "Revisions by which a host's acknowledged state lies behind its desired one.",
+    );
     for (host, _, lag) in &lags {
         line(&mut out, name, &[("host", host.as_str())], *lag);
     }

@@ -107,7 +107,12 @@ impl Pki {
     }
 
     /// Signs the key of a request as this host's, whatever else the request asks for.
-    pub(crate) fn sign_host(&self, csr_pem: &str, host: &HostName, now: SystemTime) -> Result<String, PkiError> {
+    pub(crate) fn sign_host(
+        &self,
+        csr_pem: &str,
+        host: &HostName,
+        now: SystemTime,
+    ) -> Result<String, PkiError> {
         let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(PkiError::Request)?;
         let mut params = params(host.as_str(), now, self.host_lifetime)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -214,7 +219,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// Writes a file that only root can read, at once and durably.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
@@ -261,7 +267,11 @@ mod tests {
         let first = Pki::open(&dir, DAY, now).unwrap().fingerprint();
         assert_eq!(Pki::open(&dir, DAY, now).unwrap().fingerprint(), first);
         for file in ["ca.pem", "ca-key.pem"] {
-            assert_eq!(std::fs::metadata(dir.join(file)).unwrap().permissions().mode() & 0o777, 0o600, "{file}");
+            assert_eq!(
+                std::fs::metadata(dir.join(file)).unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{file}"
+            );
         }
         std::fs::remove_file(dir.join("ca-key.pem")).unwrap();
         assert!(matches!(Pki::open(&dir, DAY, now), Err(PkiError::Half { .. })));

@@ -7,7 +7,8 @@ use std::{
 };
 use tenet_api::{
     agent::{
-        self, AgentMessage, ControllerMessage, agent_client::AgentClient, agent_message::Message, controller_message,
+        self, AgentMessage, ControllerMessage, agent_client::AgentClient, agent_message::Message,
+        controller_message,
     },
     client,
 };
@@ -55,7 +56,9 @@ impl Credentials {
             .domain_name("localhost");
         let endpoint = Endpoint::from_shared(format!("https://{grpc}"))?.tls_config(tls)?.tcp_nodelay(true);
         let max = agent::MAX_MESSAGE;
-        Ok(AgentClient::new(endpoint.connect().await?).max_decoding_message_size(max).max_encoding_message_size(max))
+        Ok(AgentClient::new(endpoint.connect().await?)
+            .max_decoding_message_size(max)
+            .max_encoding_message_size(max))
     }
 }
 
@@ -89,10 +92,14 @@ impl PretendAgent {
     ///
     /// # Errors
     /// What connecting and calling fail with.
-    pub async fn start(credentials: &Credentials, grpc: SocketAddr) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub async fn start(
+        credentials: &Credentials,
+        grpc: SocketAddr,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let mut client = credentials.connect(grpc).await?;
         let (to, messages) = mpsc::channel(64);
-        let hello = agent::Hello { version: "pretend".into(), hook: "none".into(), ..agent::Hello::default() };
+        let hello =
+            agent::Hello { version: "pretend".into(), hook: "none".into(), ..agent::Hello::default() };
         to.send(message(Message::Hello(hello))).await?;
         let inbound = client.session(ReceiverStream::new(messages)).await?.into_inner();
         let (sender, held) = watch::channel(Held::default());
@@ -152,10 +159,10 @@ async fn serve(
             Ok(Some(m)) => {
                 let answer = m.message.and_then(|m| take(m, &held));
                 let muted = *muted.lock().unwrap_or_else(PoisonError::into_inner);
-                if let (Some(answer), false) = (answer, muted) {
-                    if to.send(message(answer)).await.is_err() {
-                        break Status::cancelled("stopped");
-                    }
+                if let (Some(answer), false) = (answer, muted)
+                    && to.send(message(answer)).await.is_err()
+                {
+                    break Status::cancelled("stopped");
                 }
             }
             Ok(None) => break Status::ok("the controller ended the session"),
@@ -173,24 +180,34 @@ fn take(m: controller_message::Message, held: &watch::Sender<Held>) -> Option<Me
                 held.send_modify(|h| (h.generation, h.rows, h.fulls) = (generation, rows, h.fulls + 1));
             })
         }
-        controller_message::Message::Delta(delta) => Delta::try_from(delta).map_err(|e| e.to_string()).and_then(|d| {
-            let mut result = Ok(());
-            held.send_modify(|h| {
-                if d.base == h.generation {
-                    h.rows.apply(&d);
-                    (h.generation, h.deltas) = (d.generation, h.deltas + 1);
-                } else {
-                    result = Err(format!("base {} is not {}", d.base, h.generation));
-                }
-            });
-            result
-        }),
+        controller_message::Message::Delta(delta) => {
+            Delta::try_from(delta).map_err(|e| e.to_string()).and_then(|d| {
+                let mut result = Ok(());
+                held.send_modify(|h| {
+                    if d.base == h.generation {
+                        h.rows.apply(&d);
+                        (h.generation, h.deltas) = (d.generation, h.deltas + 1);
+                    } else {
+                        result = Err(format!("base {} is not {}", d.base, h.generation));
+                    }
+                });
+                result
+            })
+        }
         controller_message::Message::Question(q) => {
             let rows = held.borrow().rows.0.values().map(Into::into).collect();
             let counters = ports(&held.borrow().rows)
-                .map(|(port, _)| agent::PortCounters { port: port.to_string(), ..agent::PortCounters::default() })
+                .map(|(port, _)| agent::PortCounters {
+                    port: port.to_string(),
+                    ..agent::PortCounters::default()
+                })
                 .collect();
-            return Some(Message::Answer(agent::Answer { id: q.id, rows, counters, ..agent::Answer::default() }));
+            return Some(Message::Answer(agent::Answer {
+                id: q.id,
+                rows,
+                counters,
+                ..agent::Answer::default()
+            }));
         }
         controller_message::Message::Farewell(_) => {
             held.send_modify(|h| h.farewell = true);
@@ -215,7 +232,9 @@ fn take(m: controller_message::Message, held: &watch::Sender<Held>) -> Option<Me
 fn ports(rows: &Rows) -> impl Iterator<Item = (&PortRef, PortState)> {
     rows.0.values().filter_map(|(row, _)| match row {
         Row::Port(p) => Some((&p.name, p.state)),
-        Row::Host(_) | Row::Peer(_) | Row::Network(_) | Row::Subnet(_) | Row::Record(_) | Row::Route(_) => None,
+        Row::Host(_) | Row::Peer(_) | Row::Network(_) | Row::Subnet(_) | Row::Record(_) | Row::Route(_) => {
+            None
+        }
     })
 }
 

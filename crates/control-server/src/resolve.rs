@@ -4,11 +4,12 @@ use crate::fault::Fault;
 use axum::http::StatusCode;
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_api::rest::{
-    ChangeItem, Changed, Effect, HostSpec, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec, TenantSpec, VmSpec,
+    ChangeItem, Changed, Effect, HostSpec, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec, TenantSpec,
+    VmSpec,
 };
 use tenet_model::{
-    Allocator, Change, Checked, Desired, Exhausted, Host, Key, Network, Object, Operation, Port, Route, Subnet,
-    SubnetRef, Tenant, Vm, default_gateway,
+    Allocator, Change, Checked, Desired, Exhausted, Host, Key, Network, Object, Operation, Port, Route,
+    Subnet, SubnetRef, Tenant, Vm, default_gateway,
 };
 use uuid::Uuid;
 
@@ -34,7 +35,12 @@ pub(crate) fn change(desired: &Desired, items: &[ChangeItem]) -> Result<Change, 
     // Ports last: their subnets may be of this very change. Those that name an address before those that take any.
     later.sort_by_key(|spec| match spec {
         Spec::Port(p) => 1 + u8::from(p.addresses.is_empty()),
-        Spec::Tenant(_) | Spec::Network(_) | Spec::Subnet(_) | Spec::Vm(_) | Spec::Host(_) | Spec::Route(_) => 0,
+        Spec::Tenant(_)
+        | Spec::Network(_)
+        | Spec::Subnet(_)
+        | Spec::Vm(_)
+        | Spec::Host(_)
+        | Spec::Route(_) => 0,
     });
     let mut subnets: BTreeMap<SubnetRef, Subnet> = BTreeMap::new();
     let note = |subnets: &mut BTreeMap<SubnetRef, Subnet>, object: &Object| {
@@ -131,7 +137,8 @@ fn allocated(
 
 fn subnet(s: &SubnetSpec, was: Option<&Subnet>, vsid: tenet_model::Vsid) -> Subnet {
     let kept = was.filter(|w| w.prefix == s.prefix).map(|w| w.gateway);
-    let gateway = s.gateway.or(kept).or_else(|| default_gateway(&s.prefix)).unwrap_or_else(|| s.prefix.addr());
+    let gateway =
+        s.gateway.or(kept).or_else(|| default_gateway(&s.prefix)).unwrap_or_else(|| s.prefix.addr());
     Subnet { name: s.name.clone(), vsid, prefix: s.prefix, gateway }
 }
 
@@ -141,7 +148,15 @@ fn port(s: &PortSpec, was: Option<&Port>, mac: tenet_model::Mac, addresses: Vec<
         (None, None) => was.map_or((None, None), |w| (w.host.clone(), w.device.clone())),
         (host, device) => (host.clone(), device.clone()),
     };
-    Port { name: s.name.clone(), subnet: s.subnet.clone(), mac, addresses, host, device, security: s.security }
+    Port {
+        name: s.name.clone(),
+        subnet: s.subnet.clone(),
+        mac,
+        addresses,
+        host,
+        device,
+        security: s.security,
+    }
 }
 
 fn exhausted(error: Exhausted) -> Fault {
@@ -196,9 +211,12 @@ pub(crate) fn spec(object: &Object) -> Option<Spec> {
             security: o.security,
         }),
         Object::Host(o) => Spec::Host(HostSpec { name: o.name, pa: o.pa }),
-        Object::Route(o) => {
-            Spec::Route(RouteSpec { network: o.network, prefix: o.prefix, next_hop: o.next_hop, metric: o.metric })
-        }
+        Object::Route(o) => Spec::Route(RouteSpec {
+            network: o.network,
+            prefix: o.prefix,
+            next_hop: o.next_hop,
+            metric: o.metric,
+        }),
         Object::Migration(_) => return None,
     })
 }

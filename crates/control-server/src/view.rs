@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use tenet_api::rest::{
     HostStatus, HostView, MigrationView, NetworkSpec, NetworkStatus, NetworkView, PortStatusView, PortView,
-    ReceiptView, RouteSpec, RouteView, Site, SitePort, SiteVm, SubnetSpec, SubnetView, TenantSpec, TenantView, VmView,
+    ReceiptView, RouteSpec, RouteView, Site, SitePort, SiteVm, SubnetSpec, SubnetView, TenantSpec,
+    TenantView, VmView,
 };
 use tenet_compile::PortState;
 use tenet_control::{Control, HostReport};
@@ -22,7 +23,13 @@ pub(crate) fn network(v: &Versioned<Network>) -> NetworkView {
 
 pub(crate) fn subnet(v: &Versioned<Subnet>) -> SubnetView {
     let o = &v.value;
-    SubnetView { name: o.name.clone(), vsid: o.vsid, prefix: o.prefix, gateway: o.gateway, revision: v.revision }
+    SubnetView {
+        name: o.name.clone(),
+        vsid: o.vsid,
+        prefix: o.prefix,
+        gateway: o.gateway,
+        revision: v.revision,
+    }
 }
 
 pub(crate) fn route(v: &Versioned<Route>) -> RouteView {
@@ -136,7 +143,19 @@ pub(crate) fn host_status(core: &mut Control, name: &HostName, now: u64) -> Opti
         detail: report.as_ref().map_or_else(String::new, |p| p.detail.clone()),
     });
     let (networks, ports) = (networks.collect(), ports.collect());
-    let HostReport { connected, since, hello, desired, applied, proven, error, problems, repaired, in_sync, .. } = r;
+    let HostReport {
+        connected,
+        since,
+        hello,
+        desired,
+        applied,
+        proven,
+        error,
+        problems,
+        repaired,
+        in_sync,
+        ..
+    } = r;
     let hello = hello.as_ref();
     Some(HostStatus {
         name: name.clone(),

@@ -139,7 +139,12 @@ impl Control {
     ///
     /// # Errors
     /// [`Refused::NoSuchHost`].
-    pub fn opened(&mut self, now: Micros, host: &HostName, hello: Hello) -> Result<(SessionId, Vec<Output>), Refused> {
+    pub fn opened(
+        &mut self,
+        now: Micros,
+        host: &HostName,
+        hello: Hello,
+    ) -> Result<(SessionId, Vec<Output>), Refused> {
         let state = self.hosts.get_mut(host).ok_or(Refused::NoSuchHost)?;
         let id = SessionId(self.next_session);
         self.next_session += 1;
@@ -164,7 +169,9 @@ impl Control {
     pub fn closed(&mut self, now: Micros, session: SessionId) -> Vec<Output> {
         let mut outputs = Vec::new();
         if let Some(host) = self.end_session(now, session) {
-            outputs.push(Output::Happened(Happening::new("session-closed", "the agent's session ended").host(&host)));
+            outputs.push(Output::Happened(
+                Happening::new("session-closed", "the agent's session ended").host(&host),
+            ));
             self.progress(now, &mut outputs);
         }
         outputs
@@ -444,7 +451,8 @@ impl Control {
         }
         for name in self.plan.desired().hosts.keys() {
             if !self.hosts.contains_key(name) {
-                self.hosts.insert(name.clone(), Host { gone_since: now, target: revision, ..Host::default() });
+                self.hosts
+                    .insert(name.clone(), Host { gone_since: now, target: revision, ..Host::default() });
             }
         }
     }
@@ -515,7 +523,8 @@ impl Control {
                     if fresh {
                         self.count(now, &m.vm, Stage::Before, outputs);
                     }
-                    let happening = Happening::new("migration", text).field("vm", &m.vm).field("migration", m.id);
+                    let happening =
+                        Happening::new("migration", text).field("vm", &m.vm).field("migration", m.id);
                     outputs.push(Output::Happened(happening));
                 }
                 Operation::Delete(Key::Migration(vm)) => drop(self.runs.remove(vm)),
@@ -608,7 +617,8 @@ impl Control {
             }
         });
         for host in late {
-            let text = format!("the migration of {vm} goes on without {host}, which did not acknowledge in time");
+            let text =
+                format!("the migration of {vm} goes on without {host}, which did not acknowledge in time");
             outputs.push(Output::Happened(Happening::new("problem", text).host(&host).field("vm", vm)));
         }
         if run.migration.phase == Phase::Switched {
@@ -633,7 +643,10 @@ impl Control {
         }
         if phase == Phase::Preparing && run.waiting.contains(&to) && now.saturating_sub(since) > PREPARE {
             run.cancelled.get_or_insert_with(|| {
-                format!("host {to} did not answer within {} s: check that its agent runs", PREPARE / 1_000_000)
+                format!(
+                    "host {to} did not answer within {} s: check that its agent runs",
+                    PREPARE / 1_000_000
+                )
             });
         }
         if let (Some(reason), false) = (&run.cancelled, phase == Phase::Switched) {

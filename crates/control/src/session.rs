@@ -163,7 +163,12 @@ impl Session {
     }
 
     /// The next message, if one is due; `state` gives the host's rows.
-    pub(crate) fn next(&mut self, now: Micros, revision: u64, state: impl FnOnce() -> Rows) -> Option<Message> {
+    pub(crate) fn next(
+        &mut self,
+        now: Micros,
+        revision: u64,
+        state: impl FnOnce() -> Rows,
+    ) -> Option<Message> {
         if self.in_flight.is_some() || now < self.not_before {
             return None;
         }

@@ -7,10 +7,12 @@
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_compile::{PortState, Row, Rows, compile, digests};
-use tenet_control::{Ack, Control, Frames, Hello, Message, Micros, NetworkProof, Output, Proof, SessionId, Stage};
+use tenet_control::{
+    Ack, Control, Frames, Hello, Message, Micros, NetworkProof, Output, Proof, SessionId, Stage,
+};
 use tenet_model::{
-    Allocator, Change, Desired, Host, HostName, Key, Migration, Name, Network, Object, Operation, Phase, Port, PortRef,
-    Receipt, Subnet, Tenant, Vm, VmRef,
+    Allocator, Change, Desired, Host, HostName, Key, Migration, Name, Network, Object, Operation, Phase,
+    Port, PortRef, Receipt, Subnet, Tenant, Vm, VmRef,
 };
 use uuid::Uuid;
 
@@ -189,7 +191,8 @@ impl World {
             }
         };
         let rows = &agent.state.as_ref().unwrap().1;
-        let networks = digests(rows).into_iter().map(|(net, digest)| NetworkProof { net, digest, rows: 1 }).collect();
+        let networks =
+            digests(rows).into_iter().map(|(net, digest)| NetworkProof { net, digest, rows: 1 }).collect();
         let error = refuse.then(|| "the kernel is full".to_owned());
         let ack = Ack { generation, error, networks, ports: Vec::new() };
         let outputs = self.control.acked(self.now, session, ack);
@@ -248,7 +251,9 @@ impl World {
                 }
             }
             _ => {
-                let Some(from) = self.store.ports.get(&port).and_then(|p| p.value.host.clone()) else { return };
+                let Some(from) = self.store.ports.get(&port).and_then(|p| p.value.host.clone()) else {
+                    return;
+                };
                 self.next_id += 1;
                 let migration = Migration {
                     vm: vm.clone(),
@@ -275,9 +280,10 @@ impl World {
         let port = PortRef { tenant: m.vm.tenant.clone(), vm: m.vm.vm.clone(), port: name("eth0") };
         let agent = &self.agents[&host];
         let Some(session) = agent.session else { return };
-        let prepared = agent.state.iter().flat_map(|(_, r)| r.0.values()).any(
-            |(row, _)| matches!(row, Row::Port(p) if p.name == port && p.state == PortState::Prepared),
-        );
+        let prepared =
+            agent.state.iter().flat_map(|(_, r)| r.0.values()).any(
+                |(row, _)| matches!(row, Row::Port(p) if p.name == port && p.state == PortState::Prepared),
+            );
         if prepared || liar {
             let before = self.store.migrations[&m.vm].clone();
             let outputs = self.control.activated(self.now, session, &port);
@@ -366,8 +372,10 @@ impl World {
             for (row, _) in have.0.values() {
                 assert!(!matches!(row, Row::Port(p) if p.state != PortState::Active), "{host}: {row:?}");
             }
-            let networks =
-                digests(&have).into_iter().map(|(net, digest)| NetworkProof { net, digest, rows: 1 }).collect();
+            let networks = digests(&have)
+                .into_iter()
+                .map(|(net, digest)| NetworkProof { net, digest, rows: 1 })
+                .collect();
             let session = self.agents[&host].session.unwrap();
             self.control.proved(self.now, session, Proof { generation, networks, ..Proof::default() });
             let report = self.control.host_report(&host).unwrap();

@@ -11,13 +11,13 @@ mod site;
 mod status;
 
 pub use change::{
-    Applied, Attach, ChangeItem, ChangeReply, Changed, ChangesRequest, CreateVm, CreateVmPort, Detach, Effect, Join,
-    Joined, Migrate, Target, Token, TokenRequest, Wait, WaitQuery,
+    Applied, Attach, ChangeItem, ChangeReply, Changed, ChangesRequest, CreateVm, CreateVmPort, Detach,
+    Effect, Join, Joined, Migrate, Target, Token, TokenRequest, Wait, WaitQuery,
 };
 pub use error::{ApiError, Problem};
 pub use object::{
-    HostSpec, HostView, MigrationView, NetworkSpec, NetworkView, PortSpec, PortView, ReceiptOrMigration, ReceiptView, RouteSpec, RouteView,
-    Spec, SubnetSpec, SubnetView, TenantSpec, TenantView, VmSpec, VmView,
+    HostSpec, HostView, MigrationView, NetworkSpec, NetworkView, PortSpec, PortView, ReceiptOrMigration,
+    ReceiptView, RouteSpec, RouteView, Spec, SubnetSpec, SubnetView, TenantSpec, TenantView, VmSpec, VmView,
 };
 pub use site::{Site, SitePort, SiteVm};
 pub use status::{

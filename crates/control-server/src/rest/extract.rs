@@ -76,7 +76,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Wish {
             None => None,
             Some(value) => {
                 let text = value.to_str().unwrap_or_default().trim_matches('"');
-                let wrong = || Fault::bad_request("If-Match is no revision", "give the site's revision, as in If-Match: 42");
+                let wrong = || {
+                    Fault::bad_request(
+                        "If-Match is no revision",
+                        "give the site's revision, as in If-Match: 42",
+                    )
+                };
                 Some(text.parse().map_err(|_| wrong())?)
             }
         };
@@ -93,9 +98,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
         match Query::<T>::from_request_parts(parts, state).await {
             Ok(Query(value)) => Ok(Self(value)),
-            Err(rejection) => {
-                Err(Fault::bad_request(rejection.body_text(), "see /openapi.json for the parameters of this request"))
-            }
+            Err(rejection) => Err(Fault::bad_request(
+                rejection.body_text(),
+                "see /openapi.json for the parameters of this request",
+            )),
         }
     }
 }
@@ -117,15 +123,21 @@ impl<T: FromStr<Err: Display>, S: Send + Sync> FromRequestParts<S> for Named<T> 
 }
 
 /// Lets only holders of the admin token in.
-pub(crate) async fn authorize(State(app): State<App>, request: Request, next: Next) -> Result<Response, Fault> {
+pub(crate) async fn authorize(
+    State(app): State<App>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Fault> {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    let token = given.and_then(|v| v.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let token =
+        given.and_then(|v| v.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
     match token {
         Some((_, token)) if <[u8; 32]>::from(Sha256::digest(token.trim().as_bytes())) == app.admin => {
             Ok(next.run(request).await)
         }
         Some(_) | None => {
-            let message = if given.is_some() { "the token is not the controller's" } else { "a token is needed" };
+            let message =
+                if given.is_some() { "the token is not the controller's" } else { "a token is needed" };
             let hint = "send `authorization: Bearer TOKEN` with the token of <state-dir>/admin.json";
             Err(Fault::new(StatusCode::UNAUTHORIZED, "unauthorized", message, hint))
         }

@@ -7,7 +7,8 @@ use super::{
 use crate::{clock, fault::Fault, token, view};
 use axum::{Json, extract::State};
 use tenet_api::rest::{
-    ApiError, ChangeReply, HostSpec, HostStatus, HostView, Join, Joined, Spec, Target, Token, TokenRequest, WaitQuery,
+    ApiError, ChangeReply, HostSpec, HostStatus, HostView, Join, Joined, Spec, Target, Token, TokenRequest,
+    WaitQuery,
 };
 use tenet_model::{HostName, Key};
 
@@ -20,7 +21,11 @@ pub(super) async fn hosts(State(app): State<App>) -> Json<Vec<HostView>> {
 /// Adds a host.
 #[utoipa::path(post, path = "/v1/hosts", tag = "hosts", params(WaitQuery), request_body = HostSpec,
     responses((status = 200, body = ChangeReply), (status = 422, body = ApiError)))]
-pub(super) async fn create_host(State(app): State<App>, wish: Wish, Body(s): Body<HostSpec>) -> Reply<ChangeReply> {
+pub(super) async fn create_host(
+    State(app): State<App>,
+    wish: Wish,
+    Body(s): Body<HostSpec>,
+) -> Reply<ChangeReply> {
     put(&app, wish, Spec::Host(s)).await
 }
 

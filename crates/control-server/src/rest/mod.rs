@@ -126,7 +126,9 @@ impl Modify for Common {
         let components = api.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
         for item in api.paths.paths.values_mut() {
-            for operation in [&mut item.get, &mut item.post, &mut item.delete, &mut item.put].into_iter().flatten() {
+            for operation in
+                [&mut item.get, &mut item.post, &mut item.delete, &mut item.put].into_iter().flatten()
+            {
                 let error = Content::new(Some(Ref::from_schema_name("ApiError")));
                 let response = ResponseBuilder::new()
                     .description("Anything else: what is wrong and what to do.")

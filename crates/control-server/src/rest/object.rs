@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use std::net::IpAddr;
 use tenet_api::rest::{
-    ApiError, ChangeItem, ChangeReply, NetworkSpec, NetworkView, RouteSpec, RouteView, Spec, SubnetSpec, SubnetView,
-    Target, TenantSpec, TenantView, WaitQuery,
+    ApiError, ChangeItem, ChangeReply, NetworkSpec, NetworkView, RouteSpec, RouteView, Spec, SubnetSpec,
+    SubnetView, Target, TenantSpec, TenantView, WaitQuery,
 };
 use tenet_model::{Desired, Key, NetworkRef, SubnetRef, TenantName};
 use utoipa::IntoParams;
@@ -48,7 +48,11 @@ pub(super) async fn tenants(State(app): State<App>) -> Json<Vec<TenantView>> {
 /// Creates a tenant.
 #[utoipa::path(post, path = "/v1/tenants", tag = "objects", params(WaitQuery), request_body = TenantSpec,
     responses((status = 200, body = ChangeReply), (status = 422, body = ApiError)))]
-pub(super) async fn create_tenant(State(app): State<App>, wish: Wish, Body(s): Body<TenantSpec>) -> Reply<ChangeReply> {
+pub(super) async fn create_tenant(
+    State(app): State<App>,
+    wish: Wish,
+    Body(s): Body<TenantSpec>,
+) -> Reply<ChangeReply> {
     put(&app, wish, Spec::Tenant(s)).await
 }
 
@@ -116,7 +120,11 @@ pub(super) async fn subnets(State(app): State<App>) -> Json<Vec<SubnetView>> {
 /// Creates a subnet.
 #[utoipa::path(post, path = "/v1/subnets", tag = "objects", params(WaitQuery), request_body = SubnetSpec,
     responses((status = 200, body = ChangeReply), (status = 422, body = ApiError)))]
-pub(super) async fn create_subnet(State(app): State<App>, wish: Wish, Body(s): Body<SubnetSpec>) -> Reply<ChangeReply> {
+pub(super) async fn create_subnet(
+    State(app): State<App>,
+    wish: Wish,
+    Body(s): Body<SubnetSpec>,
+) -> Reply<ChangeReply> {
     put(&app, wish, Spec::Subnet(s)).await
 }
 
@@ -149,7 +157,11 @@ pub(super) async fn routes(State(app): State<App>) -> Json<Vec<RouteView>> {
 /// Creates a customer route, or alters its metric.
 #[utoipa::path(post, path = "/v1/routes", tag = "objects", params(WaitQuery), request_body = RouteSpec,
     responses((status = 200, body = ChangeReply), (status = 422, body = ApiError)))]
-pub(super) async fn create_route(State(app): State<App>, wish: Wish, Body(s): Body<RouteSpec>) -> Reply<ChangeReply> {
+pub(super) async fn create_route(
+    State(app): State<App>,
+    wish: Wish,
+    Body(s): Body<RouteSpec>,
+) -> Reply<ChangeReply> {
     put(&app, wish, Spec::Route(s)).await
 }
 

@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 use tenet_api::{
     agent::{self, question::What},
     rest::{
-        ApiError, ChangeReply, ChangesRequest, Counters, EventLine, MigrationView, PortCounters, ReceiptView, Site,
-        Status, Table, TableRow, WaitQuery,
+        ApiError, ChangeReply, ChangesRequest, Counters, EventLine, MigrationView, PortCounters, ReceiptView,
+        Site, Status, Table, TableRow, WaitQuery,
     },
     to_rows,
 };
@@ -31,7 +31,11 @@ use utoipa::IntoParams;
 /// Applies several changes as one.
 #[utoipa::path(post, path = "/v1/changes", tag = "site", params(WaitQuery), request_body = ChangesRequest,
     responses((status = 200, body = ChangeReply), (status = 409, body = ApiError), (status = 422, body = ApiError)))]
-pub(super) async fn changes(State(app): State<App>, wish: Wish, Body(r): Body<ChangesRequest>) -> Reply<ChangeReply> {
+pub(super) async fn changes(
+    State(app): State<App>,
+    wish: Wish,
+    Body(r): Body<ChangesRequest>,
+) -> Reply<ChangeReply> {
     let if_revision = r.if_revision.or(wish.if_match);
     app.engine.change_items(if_revision, r.dry_run, &r.changes, wish.wait).await.map(Json)
 }
@@ -117,7 +121,12 @@ async fn host_table(app: &App, host: HostName) -> Result<Table, Fault> {
     let answer = ask(app, &host, What::Table).await?;
     let kernel = to_rows(answer.rows).map_err(|e| {
         let message = format!("the answer of host {host} is not understood: {e}");
-        Fault::new(StatusCode::BAD_GATEWAY, "unavailable", message, "use the agent of the controller's version")
+        Fault::new(
+            StatusCode::BAD_GATEWAY,
+            "unavailable",
+            message,
+            "use the agent of the controller's version",
+        )
     })?;
     let (wanted, revision) = {
         let core = app.engine.core();
@@ -129,7 +138,9 @@ async fn host_table(app: &App, host: HostName) -> Result<Table, Fault> {
         let Row::Record(record) = row else { continue };
         let detail = match kernel.0.get(key) {
             None => "missing in the kernel".to_owned(),
-            Some((Row::Record(have), have_generation)) => difference(record, *generation, have, *have_generation),
+            Some((Row::Record(have), have_generation)) => {
+                difference(record, *generation, have, *have_generation)
+            }
             Some(_) => "another kind of row in the kernel".to_owned(),
         };
         if let Some(network) = names.get(&record.net) {
@@ -140,7 +151,12 @@ async fn host_table(app: &App, host: HostName) -> Result<Table, Fault> {
         let (Row::Record(record), false) = (row, wanted.0.contains_key(key)) else { continue };
         let network = names.get(&record.net).cloned().or_else(|| network_name(app, record.net));
         if let Some(network) = network {
-            rows.push(table_row(network, record.clone(), *generation, "in the kernel, but not desired".into()));
+            rows.push(table_row(
+                network,
+                record.clone(),
+                *generation,
+                "in the kernel, but not desired".into(),
+            ));
         }
     }
     Ok(Table { host: Some(host), revision, rows })
@@ -223,7 +239,10 @@ async fn ask(app: &App, host: &HostName, what: What) -> Result<agent::Answer, Fa
 /// Shows the counters of all hosts, or of one.
 #[utoipa::path(get, path = "/v1/counters", tag = "site", params(OfHost),
     responses((status = 200, body = Counters), (status = 404, body = ApiError), (status = 503, body = ApiError)))]
-pub(super) async fn counters(State(app): State<App>, Params(OfHost { host }): Params<OfHost>) -> Reply<Counters> {
+pub(super) async fn counters(
+    State(app): State<App>,
+    Params(OfHost { host }): Params<OfHost>,
+) -> Reply<Counters> {
     if let Some(host) = host {
         let answer = ask(&app, &host, What::Counters).await?;
         return Ok(Json(Counters { ports: port_counters(&host, answer), missing: BTreeMap::new() }));

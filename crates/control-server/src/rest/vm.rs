@@ -8,8 +8,8 @@ use crate::{engine, fault::Fault, resolve, view};
 use axum::{Json, extract::State, http::StatusCode};
 use std::time::Duration;
 use tenet_api::rest::{
-    ApiError, Attach, ChangeItem, ChangeReply, CreateVm, Detach, Migrate, MigrationView, PortSpec, ReceiptOrMigration,
-    ReceiptView, Spec, Target, VmSpec, VmView, Wait, WaitQuery,
+    ApiError, Attach, ChangeItem, ChangeReply, CreateVm, Detach, Migrate, MigrationView, PortSpec,
+    ReceiptOrMigration, ReceiptView, Spec, Target, VmSpec, VmView, Wait, WaitQuery,
 };
 use tenet_control::Refused;
 use tenet_model::{
@@ -40,7 +40,11 @@ pub(super) async fn vms(State(app): State<App>) -> Json<Vec<VmView>> {
 /// Creates a VM, optionally with a port.
 #[utoipa::path(post, path = "/v1/vms", tag = "vms", params(WaitQuery), request_body = CreateVm,
     responses((status = 200, body = ChangeReply), (status = 422, body = ApiError)))]
-pub(super) async fn create_vm(State(app): State<App>, wish: Wish, Body(s): Body<CreateVm>) -> Reply<ChangeReply> {
+pub(super) async fn create_vm(
+    State(app): State<App>,
+    wish: Wish,
+    Body(s): Body<CreateVm>,
+) -> Reply<ChangeReply> {
     let mut items = vec![ChangeItem::Put { object: Spec::Vm(VmSpec { name: s.name.clone() }) }];
     if let Some(port) = s.port {
         let name = match port.name {
@@ -76,7 +80,11 @@ pub(super) async fn vm(State(app): State<App>, Named(name): Named<VmRef>) -> Rep
 #[utoipa::path(delete, path = "/v1/vms/{tenant}/{vm}", tag = "vms",
     params(("tenant" = String, Path), ("vm" = String, Path), WaitQuery),
     responses((status = 200, body = ChangeReply), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
-pub(super) async fn delete_vm(State(app): State<App>, wish: Wish, Named(name): Named<VmRef>) -> Reply<ChangeReply> {
+pub(super) async fn delete_vm(
+    State(app): State<App>,
+    wish: Wish,
+    Named(name): Named<VmRef>,
+) -> Reply<ChangeReply> {
     delete(&app, wish, Target::Vm { name }).await
 }
 
@@ -147,7 +155,8 @@ pub(super) async fn detach(
                 return Err(Fault::not_found(&Key::Port(name)));
             }
         }
-        let wanted = desired.ports_of(&vm).filter(|(name, _)| d.port.as_ref().is_none_or(|p| *p == name.port));
+        let wanted =
+            desired.ports_of(&vm).filter(|(name, _)| d.port.as_ref().is_none_or(|p| *p == name.port));
         Ok(wanted
             .map(|(_, p)| Operation::Put(Object::Port(Port { host: None, device: None, ..p.value.clone() })))
             .collect())
@@ -169,7 +178,11 @@ pub(super) async fn migrate(
     let plan = |desired: &Desired| Ok(Change::put(Object::Migration(migration(desired, &vm, &m, id)?)));
     let committed = app.engine.change(wish.if_match, false, plan).await?;
     let show = |core: &tenet_control::Control| {
-        core.desired().migrations.get(&vm).filter(|r| r.value.id == id).map(|r| view::migration(core, &r.value))
+        core.desired()
+            .migrations
+            .get(&vm)
+            .filter(|r| r.value.id == id)
+            .map(|r| view::migration(core, &r.value))
     };
     let gone = || {
         let message = format!("the move of {vm} ended before it could be shown");
@@ -244,10 +257,12 @@ pub(super) async fn switch(
 ) -> Reply<ReceiptOrMigration> {
     let before = running(&app, &vm)?;
     let mut refused = None;
-    app.engine.drive(|core, now| core.switch(now, &vm).unwrap_or_else(|r| {
-        refused = Some(r);
-        Vec::new()
-    }));
+    app.engine.drive(|core, now| {
+        core.switch(now, &vm).unwrap_or_else(|r| {
+            refused = Some(r);
+            Vec::new()
+        })
+    });
     if let Some(refused) = refused {
         return Err(refusal(&vm, &refused));
     }
@@ -266,13 +281,19 @@ pub(super) async fn switch(
 #[utoipa::path(post, path = "/v1/vms/{tenant}/{vm}/cancel", tag = "vms",
     params(("tenant" = String, Path), ("vm" = String, Path), WaitQuery),
     responses((status = 200, body = ReceiptView), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
-pub(super) async fn cancel(State(app): State<App>, wish: Wish, Named(vm): Named<VmRef>) -> Reply<ReceiptView> {
+pub(super) async fn cancel(
+    State(app): State<App>,
+    wish: Wish,
+    Named(vm): Named<VmRef>,
+) -> Reply<ReceiptView> {
     let before = running(&app, &vm)?;
     let mut refused = None;
-    app.engine.drive(|core, now| core.cancel(now, &vm, "it was cancelled").unwrap_or_else(|r| {
-        refused = Some(r);
-        Vec::new()
-    }));
+    app.engine.drive(|core, now| {
+        core.cancel(now, &vm, "it was cancelled").unwrap_or_else(|r| {
+            refused = Some(r);
+            Vec::new()
+        })
+    });
     if let Some(refused) = refused {
         return Err(refusal(&vm, &refused));
     }
@@ -281,7 +302,12 @@ pub(super) async fn cancel(State(app): State<App>, wish: Wish, Named(vm): Named<
         Some(receipt) => Ok(Json(view::receipt(receipt))),
         None => {
             let message = format!("the move of {vm} is not yet rolled back");
-            Err(Fault::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message, "look at `tenet status` in a moment"))
+            Err(Fault::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "timeout",
+                message,
+                "look at `tenet status` in a moment",
+            ))
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The controller over real TLS on loopback.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
+mod scale;
 mod support;
 
 use futures::StreamExt as _;
@@ -11,7 +12,8 @@ use tenet_api::{
     agent::{AgentMessage, Hello, RenewRequest, agent_message::Message},
     client::{Client, ClientError},
     rest::{
-        Attach, ChangeItem, ChangesRequest, Join, Migrate, ReceiptOrMigration, Spec, TenantSpec, TokenRequest, Wait,
+        Attach, ChangeItem, ChangesRequest, Join, Migrate, ReceiptOrMigration, Spec, TenantSpec,
+        TokenRequest, Wait,
     },
 };
 use tenet_compile::{PortState, Row};
@@ -90,7 +92,9 @@ async fn a_site_is_programmed_moved_and_shown() {
     let cancelled = c.client.migrate_cancel(&sql).await.unwrap();
     assert!(!cancelled.moved && cancelled.reason.is_some());
     c.client.migrate(&sql, &back).await.unwrap();
-    let ReceiptOrMigration::Receipt(done) = c.client.migrate_switch(&sql).await.unwrap() else { panic!("not done") };
+    let ReceiptOrMigration::Receipt(done) = c.client.migrate_switch(&sql).await.unwrap() else {
+        panic!("not done")
+    };
     assert!(done.moved);
     let metrics = c.client.metrics().await.unwrap();
     for line in ["tenet_controller_sessions 2", "tenet_controller_migrations_total{result=\"moved\"} 2"] {
@@ -143,15 +147,19 @@ async fn a_lost_race_is_said_and_unconditional_changes_all_win() {
         let object = Spec::Tenant(TenantSpec { name: name.parse().unwrap() });
         vec![ChangeItem::Put { object }]
     };
-    let with = |name: &str| ChangesRequest { changes: tenant(name), dry_run: false, if_revision: Some(revision) };
+    let with =
+        |name: &str| ChangesRequest { changes: tenant(name), dry_run: false, if_revision: Some(revision) };
     c.client.changes(&with("a")).await.unwrap();
     let error = c.client.changes(&with("b")).await.unwrap_err();
     assert_eq!(refused(&error), (409, "lost-race"));
     assert!(error.to_string().contains("lost race"), "{error}");
-    let all = (0..20).map(|n| {
-        let client = c.client.clone();
-        async move { client.create_tenant(&TenantSpec { name: format!("t{n}").parse().unwrap() }).await.unwrap() }
-    });
+    let all =
+        (0..20).map(|n| {
+            let client = c.client.clone();
+            async move {
+                client.create_tenant(&TenantSpec { name: format!("t{n}").parse().unwrap() }).await.unwrap()
+            }
+        });
     futures::future::join_all(all).await;
     assert_eq!(c.client.tenants().await.unwrap().len(), 22);
     let dry = ChangesRequest { changes: tenant("dry"), dry_run: true, if_revision: None };
@@ -196,7 +204,8 @@ async fn join_tokens_are_for_one_host_once_and_not_for_ever() {
 }
 
 fn now_ms() -> u64 {
-    u64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis()).unwrap()
+    u64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis())
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,7 +239,7 @@ async fn sessions_need_a_good_certificate_of_a_host() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, expired).await.expect("an expired certificate is refused");
+    tokio::time::timeout(DEADLINE, expired).await.unwrap();
 }
 
 struct PretendAgentStart;
@@ -302,7 +311,8 @@ async fn garbage_to_rest_gets_clear_answers() {
     for (method, path, kind, body, want) in cases {
         let (status, text) = raw(&c, &ca, token, method, path, kind, body).await;
         assert_eq!(status, want, "{method} {path}: {text}");
-        let error: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{method} {path}: {text}"));
+        let error: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|_| panic!("{method} {path}: {text}"));
         for field in ["code", "message", "hint"] {
             assert!(!error[field].as_str().unwrap().is_empty(), "{method} {path}: {text}");
         }
@@ -366,7 +376,8 @@ async fn raw(
     };
     tokio::time::timeout(DEADLINE, async { tokio::join!(send, receive) }).await.unwrap();
     let text = String::from_utf8(answer).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer to {method} {path}: {text}"));
+    let (head, body) =
+        text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer to {method} {path}: {text}"));
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
@@ -420,4 +431,78 @@ async fn a_silent_host_does_not_hold_a_change_longer_than_asked() {
     };
     assert!(state(&h2.held(), PortState::Blocked));
     held(&h2, |h| state(h, PortState::Active)).await;
+}
+
+/// The controller as a process of its own, so that it can be killed: this test binary, told to be one.
+#[test]
+#[ignore = "run by kill_minus_nine_loses_no_acknowledged_change"]
+fn controller_process() {
+    let Some(dir) = std::env::var_os("TENET_TEST_STATE") else { return };
+    let mut options = tenet_control_server::Options::new(dir);
+    options.rest_addr = "127.0.0.1:0".parse().unwrap();
+    options.grpc_addr = "127.0.0.1:0".parse().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(tenet_control_server::run(options, std::future::pending(), |_| ())).unwrap();
+}
+
+struct Process(std::process::Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_minus_nine_loses_no_acknowledged_change() {
+    let dir = support::folder();
+    let admin = dir.join("admin.json");
+    let mut done = Vec::new();
+    for round in 0..4 {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "controller_process", "--nocapture"])
+            .env("TENET_TEST_STATE", &dir)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut process = Process(child);
+        let up = async {
+            loop {
+                // The address is another one after each start.
+                if let Ok(client) = Client::from_admin_file(&admin)
+                    && client.healthz().await.is_ok()
+                {
+                    return client.with_wait(Wait::Stored, None);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let client = tokio::time::timeout(DEADLINE, up).await.unwrap();
+        let there: Vec<String> = client.tenants().await.unwrap().iter().map(|t| t.name.to_string()).collect();
+        for name in &done {
+            assert!(there.contains(name), "{name} was acknowledged and is gone: {there:?}");
+        }
+        let (to, mut acknowledged) = tokio::sync::mpsc::unbounded_channel();
+        let writer = tokio::spawn(async move {
+            for n in 0.. {
+                let name = format!("r{round}-{n}");
+                if client.create_tenant(&TenantSpec { name: name.parse().unwrap() }).await.is_err() {
+                    return;
+                }
+                to.send(name).unwrap();
+            }
+        });
+        for _ in 0..10 {
+            done.push(acknowledged.recv().await.unwrap());
+        }
+        process.0.kill().unwrap();
+        process.0.wait().unwrap();
+        writer.await.unwrap();
+        while let Some(name) = acknowledged.recv().await {
+            done.push(name);
+        }
+    }
+    std::fs::remove_dir_all(dir).unwrap();
 }
