@@ -14,3 +14,8 @@ pub(crate) fn micros() -> Micros {
 pub(crate) fn ms() -> u64 {
     micros() / 1000
 }
+
+/// A random id (RFC 9562 §5.4): randomness is the shell's business, the pure crates take ids as arguments.
+pub(crate) fn random_id() -> uuid::Uuid {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid()
+}

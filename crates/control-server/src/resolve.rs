@@ -11,7 +11,6 @@ use tenet_model::{
     Allocator, Change, Checked, Desired, Exhausted, Host, Key, Network, Object, Operation, Port, Route,
     Subnet, SubnetRef, Tenant, Vm, default_gateway,
 };
-use uuid::Uuid;
 
 /// The change that a list of items asks for.
 ///
@@ -107,7 +106,7 @@ fn allocated(
     match spec {
         Spec::Network(s) => Ok(Object::Network(Network {
             name: s.name.clone(),
-            rdid: s.rdid.unwrap_or_else(Uuid::new_v4),
+            rdid: s.rdid.unwrap_or_else(crate::clock::random_id),
             id: allocator.net_id().map_err(exhausted)?,
             method: s.method.unwrap_or_default(),
         })),

@@ -174,7 +174,7 @@ pub(super) async fn migrate(
     Named(vm): Named<VmRef>,
     Body(m): Body<Migrate>,
 ) -> Reply<MigrationView> {
-    let id = Uuid::new_v4();
+    let id = crate::clock::random_id();
     let plan = |desired: &Desired| Ok(Change::put(Object::Migration(migration(desired, &vm, &m, id)?)));
     let committed = app.engine.change(wish.if_match, false, plan).await?;
     let show = |core: &tenet_control::Control| {

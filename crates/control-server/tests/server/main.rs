@@ -30,6 +30,12 @@ fn refused(error: &ClientError) -> (u16, &str) {
     (error.status().unwrap(), &api.code)
 }
 
+/// Kinds of the events so far.
+async fn kinds(c: &Controller) -> Vec<String> {
+    let events = c.client.events(false).await.unwrap();
+    events.map(|event| event.unwrap().kind).collect().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_site_is_programmed_moved_and_shown() {
     let c = Controller::memory().await;
@@ -65,6 +71,9 @@ async fn a_site_is_programmed_moved_and_shown() {
     // The source cannot claim the port; the destination's first frame switches.
     let port = "contoso/sql/eth0".parse().unwrap();
     h1.activate(&port).await;
+    let claim = async { while !kinds(&c).await.iter().any(|k| k == "refused") {} };
+    tokio::time::timeout(DEADLINE, claim).await.unwrap();
+    assert_eq!(c.client.migrations().await.unwrap()[0].phase, "prepared");
     h2.activate(&port).await;
     let receipts = tokio::time::timeout(DEADLINE, async {
         loop {
@@ -78,11 +87,7 @@ async fn a_site_is_programmed_moved_and_shown() {
     let receipt = receipts.await.unwrap().remove(0);
     assert!(receipt.moved && receipt.acks_us.len() == 2, "{receipt:?}");
     assert_eq!(c.client.vm(&sql).await.unwrap().ports[0].host.as_ref().unwrap().as_str(), "h2");
-    let mut events = c.client.events(false).await.unwrap().boxed();
-    let mut kinds = Vec::new();
-    while let Some(event) = events.next().await {
-        kinds.push(event.unwrap().kind);
-    }
+    let kinds = kinds(&c).await;
     for kind in ["refused", "migration", "session-opened", "change", "joined"] {
         assert!(kinds.iter().any(|k| k == kind), "{kind} in {kinds:?}");
     }
