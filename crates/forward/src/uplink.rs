@@ -48,6 +48,10 @@ pub fn uplink_ingress<F: Frame, T: Tables>(frame: &F, meta: &Meta, tables: &T, w
     if work.outer.ip.dst.word() != own {
         return Verdict::Pass;
     }
+    // Nobody else may speak for us, and we send ourselves nothing.
+    if work.outer.ip.src.word() == own {
+        return Verdict::Drop(DropReason::Loop);
+    }
     let call = Call { frame, meta, tables, config };
     if work.outer.ip.version_ihl != Ipv4::PLAIN || work.outer.ip.is_fragment() {
         return call.odd(work);
@@ -60,6 +64,10 @@ pub fn uplink_ingress<F: Frame, T: Tables>(frame: &F, meta: &Meta, tables: &T, w
     }
     if !work.inner.gre.is_nvgre() {
         return call.refuse(work, DropReason::BadTunnelHeader);
+    }
+    // The other way round is padding. A kernel that joins more than 64 KB says 0.
+    if work.outer.ip.total_len.get() as u32 > meta.len.wrapping_sub(Ethernet::LEN) {
+        return call.refuse(work, DropReason::Truncated);
     }
     call.tunnelled(work)
 }

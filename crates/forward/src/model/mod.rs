@@ -1,5 +1,6 @@
 //! A frame and tables in ordinary memory: the reference that the kernel's programs are compared with.
 
+pub mod fuzz;
 pub mod site;
 pub mod traffic;
 

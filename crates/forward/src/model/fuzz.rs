@@ -1,0 +1,55 @@
+//! One function per fuzz target; the stable tests run the same ones over the corpora.
+//!
+//! The first byte of an input for [`port_ingress`] and [`uplink_ingress`] chooses what stands beside the
+//! frame: its low four bits the port, bit 4 a large frame, bit 5 our mark, bit 6 a tag.
+
+use super::{Outcome, port_in, site, uplink_in};
+use crate::{Action, Meta, SEND_MARK};
+use tenet_tables::{Bucket, DropReason};
+use tenet_wire::parse;
+
+/// Takes any bytes apart.
+pub fn wire(bytes: &[u8]) {
+    let _ = parse::frame(bytes);
+    let _ = parse::ipv4(bytes);
+    if let Ok(Some(found)) = parse::nvgre(bytes) {
+        assert!(found.gre.is_nvgre() && found.gre.vsid() < 1 << 24);
+    }
+}
+
+fn meta(choice: u8, frame: &[u8], ifindex: u32) -> Meta {
+    Meta {
+        ifindex,
+        len: u32::try_from(frame.len()).unwrap_or(u32::MAX),
+        gso_size: if choice & 0x10 != 0 { 1000 } else { 0 },
+        mark: if choice & 0x20 != 0 { SEND_MARK } else { 0 },
+        tagged: choice & 0x40 != 0,
+    }
+}
+
+/// Judges and edits any bytes as a VM's frame.
+pub fn port_ingress(bytes: &[u8]) {
+    let Some((choice, frame)) = bytes.split_first() else { return };
+    let site = site::site(core::array::from_fn(|i| 100 + i as u32), 99);
+    let mut image = site.image;
+    let mut bucket = Bucket { flood_tokens: 1_000_000, ..Bucket::default() };
+    let meta = meta(*choice, frame, 100 + u32::from(choice & 0xf));
+    let outcome = port_in(frame, &meta, &mut image, &mut bucket, 1);
+    assert!(outcome.action != Action::Pass, "a VM's frame must not reach the host's stack");
+    check(&outcome);
+}
+
+/// Judges and edits any bytes as a frame from the provider network.
+pub fn uplink_ingress(bytes: &[u8]) {
+    let Some((choice, frame)) = bytes.split_first() else { return };
+    let site = site::site(core::array::from_fn(|i| 100 + i as u32), 99);
+    let outcome = uplink_in(frame, &meta(*choice, frame, site.uplink), &site.image);
+    if outcome.action == Action::Pass {
+        assert!(outcome.frame.bytes == frame, "what is not ours must not be touched");
+    }
+    check(&outcome);
+}
+
+fn check(outcome: &Outcome) {
+    assert!(outcome.action != Action::Drop(DropReason::KernelRefused), "an edit beyond the frame's end");
+}

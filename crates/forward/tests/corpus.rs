@@ -1,0 +1,80 @@
+//! The fuzz targets on stable Rust: every file of the corpora, and many mutations of them.
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::path::Path;
+use tenet_forward::model::traffic::{self, Dice};
+use tenet_forward::model::{fuzz, site};
+
+const MUTATIONS: usize = 35_000;
+
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
+    if std::env::var_os("UPDATE").is_some() {
+        write(target, &folder);
+    }
+    let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "{} is empty; UPDATE=1 fills it", folder.display());
+    files.iter().map(|f| std::fs::read(f).unwrap()).collect()
+}
+
+/// Fills a corpus with frames of the example site.
+fn write(target: &str, folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    let site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+    let mut dice = Dice::new(9);
+    let mut n = 0;
+    while n < 40 {
+        let sample = traffic::sample(&mut dice, &site);
+        if sample.bytes.len() > 200 || sample.from_wire != (target == "uplink_ingress") {
+            continue;
+        }
+        let choice = if target == "port_ingress" { sample.meta.ifindex.wrapping_sub(100) as u8 & 0xf } else { 0 };
+        let first: &[u8] = if target == "wire" { &[] } else { &[choice] };
+        std::fs::write(folder.join(format!("site-{n:02}")), [first, &sample.bytes].concat()).unwrap();
+        n += 1;
+    }
+}
+
+fn check(target: &str, run: fn(&[u8])) {
+    let corpus = corpus(target);
+    corpus.iter().for_each(|input| run(input));
+    let seed = std::env::var("TENET_FUZZ_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    println!("seed {seed}");
+    let mut dice = Dice::new(seed);
+    for _ in 0..MUTATIONS {
+        let mut input = corpus[dice.below(corpus.len())].clone();
+        for _ in 0..dice.below(6) {
+            let at = dice.below(input.len());
+            match dice.below(5) {
+                0 => input[at] = dice.roll() as u8,
+                1 => input[at] ^= 1 << dice.below(8),
+                2 => input.truncate(at.max(1)),
+                3 => input.insert(at, dice.roll() as u8),
+                _ => {
+                    let more = input.len() + dice.below(40);
+                    input.resize(more, 0);
+                }
+            }
+        }
+        let kept = input.clone();
+        if std::panic::catch_unwind(|| run(&input)).is_err() {
+            panic!("seed {seed}, input {kept:02x?}");
+        }
+    }
+}
+
+#[test]
+fn parsers_survive_their_corpus() {
+    check("wire", fuzz::wire);
+}
+
+#[test]
+fn ports_survive_their_corpus() {
+    check("port_ingress", fuzz::port_ingress);
+}
+
+#[test]
+fn uplinks_survive_their_corpus() {
+    check("uplink_ingress", fuzz::uplink_ingress);
+}

@@ -1,0 +1,180 @@
+//! What holds for every frame and every table.
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use tenet_forward::model::{self, Outcome, site, traffic, truncate};
+use tenet_forward::{Action, Tables as _, Verdict, bucket};
+use tenet_tables::image::{Image, Prefix};
+use tenet_tables::{Addr, Bucket, DropReason, Route};
+use tenet_wire::{Be32, Mac, checksum, parse};
+
+const FRAMES: usize = 60_000;
+
+fn play(sample: &traffic::Sample, site: &site::Site) -> Outcome {
+    if sample.from_wire {
+        return model::uplink_in(&sample.bytes, &sample.meta, &site.image);
+    }
+    let mut bucket = Bucket { flood_tokens: 1_000_000, ..Bucket::default() };
+    model::port_in(&sample.bytes, &sample.meta, &mut site.image.clone(), &mut bucket, 0)
+}
+
+#[test]
+fn every_frame_ends_where_it_may() {
+    let site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+    let known = [site::OTHER, site::THIRD].map(Be32::from_octets);
+    let mut dice = traffic::Dice::new(20);
+    let mut reasons = BTreeSet::new();
+    for n in 0..FRAMES {
+        let sample = traffic::sample(&mut dice, &site);
+        let outcome = play(&sample, &site);
+        let context = || format!("frame {n}: {sample:02x?}\n{outcome:02x?}");
+        match outcome.action {
+            Action::Pass => {
+                assert!(sample.from_wire, "what a VM sends reached the host's stack: {}", context());
+                assert_eq!(outcome.frame.bytes, sample.bytes, "not ours, but touched: {}", context());
+            }
+            Action::Drop(reason) | Action::Back(Some(reason)) => {
+                reasons.insert(reason);
+            }
+            Action::Port { ifindex, .. } => {
+                let port = &site.image.ports[&ifindex];
+                let to = Mac::new(*outcome.frame.bytes.first_chunk().unwrap());
+                assert_eq!(to, port.mac, "{}", context());
+            }
+            Action::Back(None) => assert!(!sample.from_wire, "{}", context()),
+            Action::Wire | Action::WireByMark => {
+                let sent_by_us = sample.meta.mark == tenet_forward::SEND_MARK;
+                if !sent_by_us {
+                    check_tunnel(&outcome.frame.bytes, &known, &context);
+                }
+            }
+        }
+        for copy in &outcome.frame.to_wire {
+            check_tunnel(copy, &known, &context);
+        }
+        assert!(sample.from_wire || outcome.frame.to_ports.iter().all(|(i, _)| *i != sample.meta.ifindex));
+    }
+    // What the example site cannot make: a kernel that refuses, a host without configuration, an empty bucket.
+    let impossible = [DropReason::KernelRefused, DropReason::NotConfigured, DropReason::FloodLimited];
+    for reason in DropReason::ALL.iter().filter(|r| !impossible.contains(r)) {
+        assert!(reasons.contains(reason), "no frame was dropped for {}", reason.name());
+    }
+}
+
+fn check_tunnel(bytes: &[u8], known: &[Be32], context: &dyn Fn() -> String) {
+    let ip = tenet_wire::Ipv4::read(bytes);
+    assert_eq!(checksum::finish(checksum::sum_bytes(&bytes[14..34])), 0, "{}", context());
+    assert!(ip.dont_fragment() && !ip.is_fragment(), "{}", context());
+    assert_eq!(ip.src, Be32::from_octets(site::OWN), "{}", context());
+    assert!(known.contains(&ip.dst), "{}", context());
+    assert!(usize::from(ip.total_len.get()) + 14 <= bytes.len(), "{}", context());
+}
+
+/// Reads the outer header wherever it stands.
+trait Read {
+    fn read(bytes: &[u8]) -> Self;
+}
+
+impl Read for tenet_wire::Ipv4 {
+    fn read(bytes: &[u8]) -> Self {
+        use zerocopy::FromBytes as _;
+        Self::read_from_prefix(&bytes[14..]).unwrap().0
+    }
+}
+
+#[test]
+fn nothing_happens_before_the_host_is_configured() {
+    let mut site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+    site.image.config = None;
+    let mut dice = traffic::Dice::new(3);
+    for _ in 0..2000 {
+        let sample = traffic::sample(&mut dice, &site);
+        let action = play(&sample, &site).action;
+        let wanted = if sample.from_wire {
+            Action::Pass
+        } else if sample.meta.ifindex == site.uplink {
+            Action::Drop(DropReason::UnknownPort)
+        } else {
+            Action::Drop(DropReason::NotConfigured)
+        };
+        assert_eq!(action, wanted, "{sample:02x?}");
+    }
+}
+
+#[test]
+fn a_port_floods_no_more_than_its_limit() {
+    let mut site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+    let port = site.image.ports.get_mut(&100).unwrap();
+    (port.flood_rate, port.flood_burst) = (10, 5);
+    let me = site.machines[0];
+    let mut frame = vec![0xff; 6];
+    frame.extend(me.mac);
+    frame.extend([8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0]);
+    frame.extend(me.ca);
+    frame.extend([10, 1, 1, 255, 0, 1, 0, 2, 0, 8, 0, 0]);
+    assert!(parse::frame(&frame).is_ok());
+    let mut bucket = Bucket { flood_tokens: bucket::full(5), ..Bucket::default() };
+    let mut passed = 0;
+    // A frame each millisecond for ten seconds.
+    for now in (0..10_000u64).map(|ms| ms * 1_000_000) {
+        let meta = model::meta(&frame, 100);
+        match model::port_in(&frame, &meta, &mut site.image, &mut bucket, now).action {
+            Action::Drop(DropReason::Replicated) => passed += 1,
+            other => assert_eq!(other, Action::Drop(DropReason::FloodLimited)),
+        }
+    }
+    assert!((100..=105).contains(&passed), "{passed}");
+}
+
+fn prefix() -> impl Strategy<Value = (Prefix, [u8; 4])> {
+    (0u32..3, any::<[u8; 4]>(), 0u32..=32, any::<[u8; 4]>()).prop_map(|(net, ca, len, hop)| {
+        // Few networks and few first bytes, so that prefixes nest.
+        let ca = [ca[0] & 3, ca[1] & 1, ca[2], ca[3]];
+        (Prefix { net, ca: truncate(Addr::v4(ca), 96 + len), len: 96 + len }, hop)
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_longest_prefix_wins(routes in proptest::collection::vec(prefix(), 0..30), net in 0u32..3, ca in any::<[u8; 4]>()) {
+        let ca = Addr::v4([ca[0] & 3, ca[1] & 1, ca[2], ca[3]]);
+        let mut image = Image::default();
+        for (key, hop) in &routes {
+            image.routes.insert(*key, Route { next_hop: Addr::v4(*hop), ..Route::default() });
+        }
+        let scan = image
+            .routes
+            .iter()
+            .filter(|(key, _)| key.net == net && truncate(ca, key.len) == key.ca)
+            .max_by_key(|(key, _)| key.len)
+            .map(|(_, route)| *route);
+        prop_assert_eq!(image.route(net, ca).copied(), scan);
+    }
+
+    #[test]
+    fn verdicts_survive_a_map(words in any::<[u32; 3]>(), tag in 0u32..12) {
+        let verdict = Verdict::from_words([tag, words[1], words[2]]);
+        prop_assert_eq!(Verdict::from_words(verdict.to_words()), verdict);
+        // Answers and what is above them go to the functions for rare verdicts.
+        let rare = matches!(
+            verdict,
+            Verdict::AnswerArp { .. } | Verdict::AnswerEcho | Verdict::Error { .. } | Verdict::Flood { .. }
+        );
+        prop_assert_eq!(verdict.to_words()[0] >= Verdict::FIRST_RARE, rare);
+    }
+
+    #[test]
+    fn buckets_give_no_more_than_rate_and_burst(
+        rate in 0u32..100_000,
+        burst in 0u32..1000,
+        steps in proptest::collection::vec(0u64..50_000_000, 1..200),
+    ) {
+        let (mut at, mut tokens, mut now, mut granted) = (0, bucket::full(burst), 0, 0u64);
+        for step in steps {
+            now += step;
+            granted += u64::from(bucket::take(&mut at, &mut tokens, now, rate, burst));
+        }
+        prop_assert!(granted <= u64::from(burst) + now * u64::from(rate) / 1_000_000_000 + 1);
+    }
+}
