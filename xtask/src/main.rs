@@ -72,7 +72,8 @@ fn run_bench(root: &Path, args: &[String]) -> Result<()> {
 /// Starts this program again, optimised and with the part that measures.
 #[cfg(not(feature = "bench"))]
 fn run_bench(root: &Path, args: &[String]) -> Result<()> {
-    let mut command = vec!["run", "--quiet", "--release", "--package", "xtask", "--features", "bench", "--", "bench"];
+    let mut command =
+        vec!["run", "--quiet", "--release", "--package", "xtask", "--features", "bench", "--", "bench"];
     command.extend(args.iter().map(String::as_str));
     cargo(root, &command)
 }
