@@ -20,7 +20,9 @@ use aya_ebpf::{
 use maps::Maps;
 use sheets::{PortSheet, UplinkSheet};
 use skb::Skb;
-use tenet_forward::{Action, Meta, PortWork, Tables as _, UplinkWork, Verdict, edit, flood, port_ingress, uplink_ingress};
+use tenet_forward::{
+    Action, Meta, PortWork, Tables as _, UplinkWork, Verdict, edit, flood, port_ingress, uplink_ingress,
+};
 use tenet_tables::{DropReason, FLOOD_LIMIT};
 
 /// `bpf_redirect`: to the ingress of the interface instead of out of it.
@@ -93,14 +95,19 @@ fn tell_port(frame: Skb, sheet: &PortSheet) {
 
 #[inline(always)]
 fn act_port(frame: Skb, sheet: &PortSheet) -> i32 {
-    if sheet.verdict[0] >= Verdict::FIRST_RARE { answer_port(frame, sheet) } else { forward_port(frame, sheet) }
+    if sheet.verdict[0] >= Verdict::FIRST_RARE {
+        answer_port(frame, sheet)
+    } else {
+        forward_port(frame, sheet)
+    }
 }
 
 /// The hot verdicts.
 #[inline(never)]
 fn forward_port(mut frame: Skb, sheet: &PortSheet) -> i32 {
     let meta = frame.meta();
-    let action = edit::port_forward(&mut frame, meta.len, Verdict::from_words(sheet.verdict), &Maps, &sheet.work);
+    let action =
+        edit::port_forward(&mut frame, meta.len, Verdict::from_words(sheet.verdict), &Maps, &sheet.work);
     act(&mut frame, &meta, action)
 }
 
@@ -108,7 +115,8 @@ fn forward_port(mut frame: Skb, sheet: &PortSheet) -> i32 {
 #[inline(never)]
 fn answer_port(mut frame: Skb, sheet: &PortSheet) -> i32 {
     let meta = frame.meta();
-    let action = edit::port_answer(&mut frame, Verdict::from_words(sheet.verdict), &Maps, meta.ifindex, &sheet.work);
+    let action =
+        edit::port_answer(&mut frame, Verdict::from_words(sheet.verdict), &Maps, meta.ifindex, &sheet.work);
     match action {
         Action::Back(error) => {
             tell::answered(&meta, error);

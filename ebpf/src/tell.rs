@@ -151,7 +151,13 @@ fn may_tell(ifindex: u32) -> u32 {
         None => 0,
     };
     let Some(b) = buckets(ifindex, burst) else { return 0 };
-    u32::from(bucket::take(&mut b.event_at, &mut b.event_tokens, now(), bucket::EVENT_RATE, bucket::EVENT_BURST))
+    u32::from(bucket::take(
+        &mut b.event_at,
+        &mut b.event_tokens,
+        now(),
+        bucket::EVENT_RATE,
+        bucket::EVENT_BURST,
+    ))
 }
 
 #[inline(always)]

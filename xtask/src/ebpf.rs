@@ -167,7 +167,11 @@ fn build(root: &Path) -> Result<Vec<u8>> {
     let built = root.join("ebpf/target/bpfel-unknown-none/release/tenet-ebpf");
     let object = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     let object = elf::without_debug(&object).context("take the debug information out of the object")?;
-    ensure!(object.len() <= LARGEST, "the object has {} bytes, more than the {LARGEST} allowed", object.len());
+    ensure!(
+        object.len() <= LARGEST,
+        "the object has {} bytes, more than the {LARGEST} allowed",
+        object.len()
+    );
     let root_name = root.display().to_string();
     ensure!(
         !contains(&object, root_name.as_bytes()) && !contains(&object, home.display().to_string().as_bytes()),

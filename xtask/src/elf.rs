@@ -81,7 +81,10 @@ pub fn without_debug(object: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn read(object: &[u8]) -> Result<Vec<Section>> {
-    ensure!(object.len() >= HEADER && object.starts_with(b"\x7fELF\x02\x01"), "not a little-endian ELF64 object");
+    ensure!(
+        object.len() >= HEADER && object.starts_with(b"\x7fELF\x02\x01"),
+        "not a little-endian ELF64 object"
+    );
     let at = u64_at(object, 40) as usize;
     let count = usize::from(u16_at(object, 60));
     let names_at = usize::from(u16_at(object, 62));

@@ -172,9 +172,8 @@ impl<'a> Kernel<'a> {
             pad: 0,
         };
         // SAFETY: all addresses are of live buffers as long as said.
-        let result = unsafe {
-            libc::syscall(libc::SYS_bpf, TEST_RUN, &raw mut attributes, size_of::<TestRun>())
-        };
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, TEST_RUN, &raw mut attributes, size_of::<TestRun>()) };
         if result != 0 {
             let error = std::io::Error::last_os_error();
             // Newer kernels run no program on a frame that ends before its network header does.
@@ -192,7 +191,8 @@ fn reference(sample: &traffic::Sample, site: &site::Site) -> Outcome {
     if sample.from_wire {
         return model::uplink_in(&sample.bytes, &sample.meta, &site.image);
     }
-    let prepared = site.image.ports.get(&sample.meta.ifindex).is_some_and(|p| p.state == tenet_tables::PORT_PREPARED);
+    let prepared =
+        site.image.ports.get(&sample.meta.ifindex).is_some_and(|p| p.state == tenet_tables::PORT_PREPARED);
     let mut bucket = Bucket { flood_tokens: u64::from(u32::MAX), ..Bucket::default() };
     if prepared {
         return model::port_in(&sample.bytes, &sample.meta, &mut site.image.clone(), &mut bucket, 0);
@@ -243,8 +243,13 @@ fn element(command: i64, map: RawFd, key: &[u8], value: &mut [u8]) -> std::io::R
         value: u64,
         flags: u64,
     }
-    let element =
-        Element { map: map as u32, pad: 0, key: key.as_ptr() as u64, value: value.as_mut_ptr() as u64, flags: 0 };
+    let element = Element {
+        map: map as u32,
+        pad: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
     // SAFETY: key and value are live and as long as the map says.
     match unsafe { libc::syscall(libc::SYS_bpf, command, &raw const element, size_of::<Element>()) } {
         0 => Ok(()),

@@ -1,7 +1,8 @@
 //! What the decision may touch: a frame, and the host's tables.
 
 use tenet_tables::{
-    Addr, Config, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey, Route, Subnet,
+    Addr, Config, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey, Route,
+    Subnet,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

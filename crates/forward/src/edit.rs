@@ -3,8 +3,8 @@
 use crate::{Action, FrameMut, PortWork, Refused, Tables, UplinkWork, Verdict};
 use tenet_tables::{Config, DropReason, Port};
 use tenet_wire::{
-    Arp, Be16, Be32, Ethernet, Icmp, IcmpErrorFrame, Ipv4, Ipv4Frame, Mac, NVGRE_OVERHEAD, NvgreOuter,
-    EtherType, Gre, checksum, outer_ipv4,
+    Arp, Be16, Be32, EtherType, Ethernet, Gre, Icmp, IcmpErrorFrame, Ipv4, Ipv4Frame, Mac, NVGRE_OVERHEAD,
+    NvgreOuter, checksum, outer_ipv4,
 };
 
 /// Carries out a verdict on a VM's frame. [`Verdict::Flood`] is not for here: see [`crate::flood`].
@@ -79,7 +79,12 @@ pub fn port_answer<F: FrameMut, T: Tables>(
 
 /// Carries out a verdict on a frame from the provider network, [`Verdict::Flood`] apart.
 #[inline(always)]
-pub fn uplink<F: FrameMut, T: Tables>(frame: &mut F, verdict: Verdict, tables: &T, work: &UplinkWork) -> Action {
+pub fn uplink<F: FrameMut, T: Tables>(
+    frame: &mut F,
+    verdict: Verdict,
+    tables: &T,
+    work: &UplinkWork,
+) -> Action {
     match verdict {
         Verdict::Pass => Action::Pass,
         Verdict::Drop(reason) => Action::Drop(reason),
@@ -151,7 +156,12 @@ pub fn decapsulate<F: FrameMut>(frame: &mut F, work: &UplinkWork) -> Result<(), 
 
 /// Sends a tunnelled frame from this host to another, the outer hop count less one.
 #[inline(always)]
-fn readdress<F: FrameMut>(frame: &mut F, work: &UplinkWork, config: &Config, pa: Be32) -> Result<(), Refused> {
+fn readdress<F: FrameMut>(
+    frame: &mut F,
+    work: &UplinkWork,
+    config: &Config,
+    pa: Be32,
+) -> Result<(), Refused> {
     let mut ip = work.outer.ip;
     ip.src = Be32::from_word(config.pa.words[3]);
     ip.dst = pa;
@@ -207,5 +217,3 @@ fn error<F: FrameMut>(
     error.complete(gateway, (work.head.eth.src, work.head.ip.src), ty, code, mtu);
     frame.store(0, &error)
 }
-
-

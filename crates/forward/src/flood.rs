@@ -12,16 +12,23 @@ use tenet_wire::{Be32, Ethernet, Ipv4};
 ///
 /// A port that migrates gets no copy until it is active: a broadcast is repeated by whoever needs it.
 #[inline(always)]
-pub fn local_step<F: FrameMut, T: Tables>(frame: &mut F, tables: &T, vsid: u32, index: u32, sender: u32) -> bool {
+pub fn local_step<F: FrameMut, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    vsid: u32,
+    index: u32,
+    sender: u32,
+) -> bool {
     let Some(entry) = tables.flood(&FloodKey { vsid, index }) else { return false };
     let ifindex = entry.ifindex;
     if ifindex == 0 || ifindex == sender {
         return true;
     }
-    if let Some(port) = tables.port(ifindex) {
-        if port.state == PORT_ACTIVE && port.flags & PORT_FLAG_DOWN == 0 {
-            frame.clone_to_port(ifindex);
-        }
+    if let Some(port) = tables.port(ifindex)
+        && port.state == PORT_ACTIVE
+        && port.flags & PORT_FLAG_DOWN == 0
+    {
+        frame.clone_to_port(ifindex);
     }
     true
 }
@@ -43,7 +50,13 @@ pub fn encapsulate<F: FrameMut>(
 
 /// Copies an encapsulated frame to the `index`-th receiver, if that is another host. False: the list has ended.
 #[inline(always)]
-pub fn remote_step<F: FrameMut, T: Tables>(frame: &mut F, tables: &T, vsid: u32, index: u32, uplink: u32) -> bool {
+pub fn remote_step<F: FrameMut, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    vsid: u32,
+    index: u32,
+    uplink: u32,
+) -> bool {
     let Some(entry) = tables.flood(&FloodKey { vsid, index }) else { return false };
     if entry.ifindex != 0 {
         return true;

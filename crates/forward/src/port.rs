@@ -5,8 +5,8 @@ use crate::{
     reach::{Place, towards},
 };
 use tenet_tables::{
-    Addr, Config, DropReason, EventKind, LAYOUT_VERSION, METHOD_GATEWAY, MacKey, PORT_ACTIVE, PORT_FLAG_SECURITY,
-    PORT_PREPARED, Port, RecordKey,
+    Addr, Config, DropReason, EventKind, LAYOUT_VERSION, METHOD_GATEWAY, MacKey, PORT_ACTIVE,
+    PORT_FLAG_SECURITY, PORT_PREPARED, Port, RecordKey,
 };
 use tenet_wire::{
     Arp, Be16, Be32, EtherType, Ethernet, Icmp, Ipv4, Ipv4Frame, NVGRE_OVERHEAD, Ports, ProtocolNumber,
@@ -235,7 +235,8 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         if work.head.ip.protocol != ProtocolNumber::ICMP {
             return self.error(work, DropReason::Consumed, Icmp::UNREACHABLE, Icmp::PORT);
         }
-        if work.head.ip.is_fragment() || work.head.ip.total_len.get() as u32 <= work.head.ip.header_len() + Icmp::LEN - 1
+        if work.head.ip.is_fragment()
+            || (work.head.ip.total_len.get() as u32) < work.head.ip.header_len() + Icmp::LEN
         {
             return Verdict::Drop(DropReason::Consumed);
         }
@@ -243,7 +244,11 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         if self.frame.load(Ethernet::LEN + work.head.ip.header_len(), &mut ty).is_err() {
             return Verdict::Drop(DropReason::Truncated);
         }
-        if ty == Be16::new((Icmp::ECHO as u16) << 8) { Verdict::AnswerEcho } else { Verdict::Drop(DropReason::Consumed) }
+        if ty == Be16::new((Icmp::ECHO as u16) << 8) {
+            Verdict::AnswerEcho
+        } else {
+            Verdict::Drop(DropReason::Consumed)
+        }
     }
 
     /// An ICMP error, where one may be sent at all (RFC 1122 §3.2.2, RFC 1812 §4.3.2.7); else a plain drop.

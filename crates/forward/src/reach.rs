@@ -63,7 +63,13 @@ pub(crate) struct Place<'t> {
 
 /// Sends a VM's frame to a place. Returns the port that has moved, if it is one of ours, beside the verdict.
 #[inline(always)]
-pub(crate) fn towards<T: Tables>(tables: &T, place: Place<'_>, ip: bool, flow: u32, own: &Addr) -> (Verdict, u32) {
+pub(crate) fn towards<T: Tables>(
+    tables: &T,
+    place: Place<'_>,
+    ip: bool,
+    flow: u32,
+    own: &Addr,
+) -> (Verdict, u32) {
     let mut pa = place.pa;
     let mut moved = 0;
     if place.ifindex != 0 {

@@ -28,7 +28,12 @@ pub struct UplinkWork {
 
 /// Judges a frame from the provider network: [`Verdict::Pass`] for all that is not a tunnel of ours.
 #[inline(always)]
-pub fn uplink_ingress<F: Frame, T: Tables>(frame: &F, meta: &Meta, tables: &T, work: &mut UplinkWork) -> Verdict {
+pub fn uplink_ingress<F: Frame, T: Tables>(
+    frame: &F,
+    meta: &Meta,
+    tables: &T,
+    work: &mut UplinkWork,
+) -> Verdict {
     // A tagged frame belongs to a VLAN device above this one.
     if meta.tagged || frame.load(0, &mut work.outer).is_err() {
         return Verdict::Pass;
@@ -137,7 +142,12 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             Fate::StillThere(pa) => self.onward(work, pa),
             Fate::Moved(pa) => {
                 work.moved = entry.ifindex;
-                self.note(work, EventKind::Redirected, port.net, if ip { work.inner.ip.dst.word() } else { 0 });
+                self.note(
+                    work,
+                    EventKind::Redirected,
+                    port.net,
+                    if ip { work.inner.ip.dst.word() } else { 0 },
+                );
                 work.note.mac = eth.dst;
                 self.onward(work, pa)
             }
@@ -148,7 +158,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
     #[inline(always)]
     fn onward(&self, work: &UplinkWork, pa: &Addr) -> Verdict {
         let Some(pa) = pa.as_v4_word() else { return Verdict::Drop(DropReason::NoRecord) };
-        if work.outer.ip.ttl <= 1 || *self.config.pa.words.last().unwrap_or(&0) == pa {
+        if work.outer.ip.ttl <= 1 || self.config.pa.words[3] == pa {
             return Verdict::Drop(DropReason::Loop);
         }
         Verdict::Onward { pa }
@@ -232,7 +242,8 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             return Verdict::Pass;
         }
         let mut gre = Gre::default();
-        if self.frame.load(Ethernet::LEN + work.outer.ip.header_len(), &mut gre).is_err() || !gre.is_bridged() {
+        if self.frame.load(Ethernet::LEN + work.outer.ip.header_len(), &mut gre).is_err() || !gre.is_bridged()
+        {
             return Verdict::Pass;
         }
         let fragment = work.outer.ip.is_fragment();

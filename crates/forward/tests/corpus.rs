@@ -29,7 +29,8 @@ fn write(target: &str, folder: &Path) {
         if sample.bytes.len() > 200 || sample.from_wire != (target == "uplink_ingress") {
             continue;
         }
-        let choice = if target == "port_ingress" { sample.meta.ifindex.wrapping_sub(100) as u8 & 0xf } else { 0 };
+        let choice =
+            if target == "port_ingress" { sample.meta.ifindex.wrapping_sub(100) as u8 & 0xf } else { 0 };
         let first: &[u8] = if target == "wire" { &[] } else { &[choice] };
         std::fs::write(folder.join(format!("site-{n:02}")), [first, &sample.bytes].concat()).unwrap();
         n += 1;

@@ -109,7 +109,8 @@ fn inner(words: &Words<'_>, site: &site::Site, vsid: u32, own: [u8; 4], mac: Mac
     }
     if arp {
         eth.ty = EtherType::ARP;
-        let question = Arp { operation: Arp::REQUEST, sender_mac: eth.src, sender: src, target: dst, ..Arp::default() };
+        let question =
+            Arp { operation: Arp::REQUEST, sender_mac: eth.src, sender: src, target: dst, ..Arp::default() };
         let arp = Arp { operation: Arp::REQUEST, target_mac: Mac::default(), ..question.reply(eth.src).arp };
         return ArpFrame { eth, arp: Arp { sender: src, target: dst, ..arp } }.as_bytes().to_vec();
     }

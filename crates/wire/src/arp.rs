@@ -45,7 +45,9 @@ impl Arp {
     #[inline(always)]
     #[must_use]
     pub fn is_ipv4(&self) -> bool {
-        self.hardware == Self::ETHERNET && self.protocol == EtherType::IPV4 && self.lengths == Self::SIX_AND_FOUR
+        self.hardware == Self::ETHERNET
+            && self.protocol == EtherType::IPV4
+            && self.lengths == Self::SIX_AND_FOUR
     }
 
     /// The answer to this request: the target address is at `mac`.

@@ -11,7 +11,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// An Ethernet address in wire order, as halves so that eBPF copies it without byte loads.
 #[repr(C)]
 #[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Debug,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
 )]
 pub struct Mac {
     /// Each half holds two wire bytes in memory order.
@@ -38,7 +50,8 @@ impl Mac {
     /// The six wire bytes.
     #[must_use]
     pub const fn octets(&self) -> [u8; 6] {
-        let (a, b, c) = (self.halves[0].to_ne_bytes(), self.halves[1].to_ne_bytes(), self.halves[2].to_ne_bytes());
+        let (a, b, c) =
+            (self.halves[0].to_ne_bytes(), self.halves[1].to_ne_bytes(), self.halves[2].to_ne_bytes());
         [a[0], a[1], b[0], b[1], c[0], c[1]]
     }
 

@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 use tenet_wire::parse::{self, ParseError, Payload};
 use tenet_wire::{
-    Arp, ArpFrame, Be16, Be32, EtherType, Ethernet, Gre, Icmp, IcmpErrorFrame, Ipv4, Ipv4Frame, Mac, NvgreFrame,
-    NvgreOuter, Ports, QUOTE, checksum, outer_ipv4,
+    Arp, ArpFrame, Be16, Be32, EtherType, Ethernet, Gre, Icmp, IcmpErrorFrame, Ipv4, Ipv4Frame, Mac,
+    NvgreFrame, NvgreOuter, Ports, QUOTE, checksum, outer_ipv4,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

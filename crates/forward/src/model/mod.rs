@@ -10,8 +10,8 @@ use crate::{
 };
 use alloc::vec::Vec;
 use tenet_tables::{
-    Addr, Bucket, Config, DropReason, FloodEntry, FloodKey, MacEntry, MacKey, PORT_ACTIVE, Peer, PeerKey, Port,
-    Record, RecordKey, Route, Subnet,
+    Addr, Bucket, Config, DropReason, FloodEntry, FloodKey, MacEntry, MacKey, PORT_ACTIVE, Peer, PeerKey,
+    Port, Record, RecordKey, Route, Subnet,
     image::{Image, Prefix},
 };
 use tenet_wire::NVGRE_OVERHEAD;
@@ -82,8 +82,13 @@ impl FrameMut for MemoryFrame {
 impl Tables for Image {
     fn config(&self) -> Option<&Config> {
         // The kernel's array always has its entry.
-        const NONE: Config =
-            Config { layout: 0, uplink: 0, pa: Addr::UNSET, gateway_mac: tenet_wire::Mac { halves: [0; 3] }, reserved: 0 };
+        const NONE: Config = Config {
+            layout: 0,
+            uplink: 0,
+            pa: Addr::UNSET,
+            gateway_mac: tenet_wire::Mac { halves: [0; 3] },
+            reserved: 0,
+        };
         Some(self.config.as_ref().unwrap_or(&NONE))
     }
     fn port(&self, ifindex: u32) -> Option<&Port> {

@@ -2,9 +2,10 @@
 
 use alloc::vec::Vec;
 use tenet_tables::{
-    Addr, Config, DEVICE_PLAIN, DEVICE_VETH, FloodEntry, FloodKey, GATEWAY_MAC, LAYOUT_VERSION, METHOD_GATEWAY,
-    METHOD_NVGRE, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_DOWN,
-    PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey, Route, Subnet,
+    Addr, Config, DEVICE_PLAIN, DEVICE_VETH, FloodEntry, FloodKey, GATEWAY_MAC, LAYOUT_VERSION,
+    METHOD_GATEWAY, METHOD_NVGRE, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED,
+    PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey,
+    Route, Subnet,
     image::{Image, Prefix},
 };
 use tenet_wire::Mac;
@@ -208,7 +209,10 @@ fn floods(image: &mut Image, interfaces: [u32; PORTS]) {
             image.flood.insert(FloodKey { vsid, index: index as u32 }, entry);
         }
     };
-    flood(5001, &[(Some(0), OWN), (None, OTHER), (Some(1), OWN), (Some(3), OWN), (Some(6), OWN), (None, THIRD)]);
+    flood(
+        5001,
+        &[(Some(0), OWN), (None, OTHER), (Some(1), OWN), (Some(3), OWN), (Some(6), OWN), (None, THIRD)],
+    );
     flood(5002, &[(None, OTHER), (Some(2), OWN)]);
     flood(6001, &[(Some(8), OWN)]);
 }

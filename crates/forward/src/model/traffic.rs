@@ -5,7 +5,8 @@ use crate::{Meta, SEND_MARK};
 use alloc::vec::Vec;
 use tenet_tables::GATEWAY_MAC;
 use tenet_wire::{
-    Arp, ArpFrame, Be16, Be32, EtherType, Ethernet, Gre, Icmp, Ipv4, Mac, Ports, ProtocolNumber, checksum, outer_ipv4,
+    Arp, ArpFrame, Be16, Be32, EtherType, Ethernet, Gre, Icmp, Ipv4, Mac, Ports, ProtocolNumber, checksum,
+    outer_ipv4,
 };
 use zerocopy::IntoBytes;
 
@@ -74,7 +75,8 @@ pub fn sample(dice: &mut Dice, site: &Site) -> Sample {
     spoil(dice, &mut bytes);
     let len = bytes.len() as u32;
     let ip = bytes.get(12..14) == Some(&[8, 0]);
-    let gso_size = if !from_wire && ip && len > 200 && dice.one_in(10) { 1 + dice.below(1500) as u32 } else { 0 };
+    let gso_size =
+        if !from_wire && ip && len > 200 && dice.one_in(10) { 1 + dice.below(1500) as u32 } else { 0 };
     Sample { from_wire, bytes, meta: Meta { ifindex, len, gso_size, mark, tagged: false } }
 }
 
@@ -158,7 +160,8 @@ fn arp(dice: &mut Dice, mut eth: Ethernet, mut sender: [u8; 4], mut target: [u8;
     if dice.one_in(10) {
         target = sender;
     }
-    let operation = if dice.one_in(4) { Arp::REPLY } else { dice.pick(&[Arp::REQUEST, Arp::REQUEST, Be16::new(7)]) };
+    let operation =
+        if dice.one_in(4) { Arp::REPLY } else { dice.pick(&[Arp::REQUEST, Arp::REQUEST, Be16::new(7)]) };
     let arp = Arp {
         hardware: Be16::new(if dice.one_in(30) { 6 } else { 1 }),
         protocol: EtherType::IPV4,
@@ -217,11 +220,19 @@ fn transport(dice: &mut Dice, protocol: u8) -> Vec<u8> {
     };
     let mut bytes = Vec::new();
     if protocol == ProtocolNumber::ICMP {
-        let ty = dice.pick(&[Icmp::ECHO, Icmp::ECHO, Icmp::ECHO_REPLY, Icmp::UNREACHABLE, Icmp::TIME_EXCEEDED, 13]);
+        let ty = dice.pick(&[
+            Icmp::ECHO,
+            Icmp::ECHO,
+            Icmp::ECHO_REPLY,
+            Icmp::UNREACHABLE,
+            Icmp::TIME_EXCEEDED,
+            13,
+        ]);
         let icmp = Icmp { ty, code: 0, checksum: Be16::new(0), id: Be16::new(7), rest: Be16::new(1) };
         bytes.extend_from_slice(icmp.as_bytes());
     } else {
-        let ports = Ports { src: Be16::new(dice.roll() as u16), dst: Be16::new(dice.pick(&[53, 80, 443, 4789])) };
+        let ports =
+            Ports { src: Be16::new(dice.roll() as u16), dst: Be16::new(dice.pick(&[53, 80, 443, 4789])) };
         bytes.extend_from_slice(ports.as_bytes());
         // Data offset 5 where TCP has it.
         bytes.extend_from_slice(&[0, 8, 0, 0, 0, 0, 0, 0, 0x50, 0x10]);
@@ -257,7 +268,8 @@ fn tunnelled(dice: &mut Dice, site: &Site) -> Vec<u8> {
         gre.protocol = Be16::new(dice.pick(&[0x0800, 0x6559, 0x88be]));
     }
     let total = 20 + 8 + inner.len();
-    let mut ip = outer_ipv4(Be32::from_octets(from), Be32::from_octets(to), total as u16, dice.pick(&[0, 1, 2, 3]));
+    let mut ip =
+        outer_ipv4(Be32::from_octets(from), Be32::from_octets(to), total as u16, dice.pick(&[0, 1, 2, 3]));
     if dice.one_in(15) {
         ip.ttl = dice.pick(&[0, 1, 2]);
     }
@@ -267,7 +279,11 @@ fn tunnelled(dice: &mut Dice, site: &Site) -> Vec<u8> {
     if dice.one_in(30) {
         ip.version_ihl = dice.pick(&[0x46, 0x4f, 0x44, 0x65]);
     }
-    let eth = Ethernet { dst: Mac::new([2, 0, 0, 0, 0, 1]), src: Mac::new([2, 0, 0, 0, 0, 2]), ty: EtherType::IPV4 };
+    let eth = Ethernet {
+        dst: Mac::new([2, 0, 0, 0, 0, 1]),
+        src: Mac::new([2, 0, 0, 0, 0, 2]),
+        ty: EtherType::IPV4,
+    };
     let mut bytes = eth.as_bytes().to_vec();
     bytes.extend_from_slice(ip.with_checksum().as_bytes());
     bytes.extend_from_slice(gre.as_bytes());
