@@ -317,6 +317,8 @@ mod tests {
 
     #[test]
     fn deep_nesting_is_refused() {
-        assert!(wrong(&"[".repeat(100_000)).contains("nested deeper"));
+        assert!(wrong(&"[".repeat(40)).contains("nested deeper"));
+        // The parser itself has a limit too, whichever comes first.
+        assert!(wrong(&"[".repeat(100_000)).starts_with("site.yaml:1:"));
     }
 }
