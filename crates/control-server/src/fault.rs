@@ -46,6 +46,13 @@ impl Fault {
         Self::new(StatusCode::NOT_FOUND, "not-found", format!("{} does not exist", key.title()), hint)
     }
 
+    /// Something else of that name is there.
+    pub(crate) fn exists(key: &Key) -> Self {
+        let message = format!("{} exists already and is not as asked for", key.title());
+        let hint = "choose another name, or alter what is there with `tenet apply`";
+        Self::new(StatusCode::CONFLICT, "exists", message, hint)
+    }
+
     pub(crate) fn lost_race(asked: u64, now: u64) -> Self {
         let message =
             format!("lost race: the change was made for revision {asked}, but the site is at {now}");

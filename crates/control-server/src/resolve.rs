@@ -61,6 +61,20 @@ pub(crate) fn change(desired: &Desired, items: &[ChangeItem]) -> Result<Change, 
     Ok(change)
 }
 
+/// The change that creates what a list of items asks for; what is there already may only be as asked for.
+pub(crate) fn create(desired: &Desired, items: &[ChangeItem]) -> Result<Change, Fault> {
+    let change = change(desired, items)?;
+    for operation in &change.operations {
+        if let Operation::Put(object) = operation
+            && !desired.holds(object)
+            && desired.get(&object.key()).is_some()
+        {
+            return Err(Fault::exists(&object.key()));
+        }
+    }
+    Ok(change)
+}
+
 /// The object of a spec that leaves nothing to be chosen.
 fn explicit(desired: &Desired, spec: &Spec) -> Option<Object> {
     Some(match spec {

@@ -2,13 +2,13 @@
 
 use super::{
     extract::{App, Body, Named, Wish},
-    object::{Reply, delete, put},
+    object::{Reply, create, delete},
 };
 use crate::{clock, fault::Fault, token, view};
 use axum::{Json, extract::State};
 use tenet_api::rest::{
-    ApiError, ChangeReply, HostSpec, HostStatus, HostView, Join, Joined, Spec, Target, Token, TokenRequest,
-    WaitQuery,
+    ApiError, ChangeItem, ChangeReply, HostSpec, HostStatus, HostView, Join, Joined, Spec, Target, Token,
+    TokenRequest, WaitQuery,
 };
 use tenet_model::{HostName, Key};
 
@@ -26,7 +26,7 @@ pub(super) async fn create_host(
     wish: Wish,
     Body(s): Body<HostSpec>,
 ) -> Reply<ChangeReply> {
-    put(&app, wish, Spec::Host(s)).await
+    create(&app, wish, &[ChangeItem::Put { object: Spec::Host(s) }]).await
 }
 
 /// Shows a host with all that is known of it.

@@ -1,7 +1,7 @@
 //! Tenants, networks, subnets, routes.
 
 use super::extract::{App, Body, Named, Params, Wish};
-use crate::{fault::Fault, view};
+use crate::{fault::Fault, resolve, view};
 use axum::{Json, extract::State};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -15,9 +15,15 @@ use utoipa::IntoParams;
 
 pub(super) type Reply<T> = Result<Json<T>, Fault>;
 
-pub(super) async fn put(app: &App, wish: Wish, object: Spec) -> Reply<ChangeReply> {
+async fn put(app: &App, wish: Wish, object: Spec) -> Reply<ChangeReply> {
     let items = [ChangeItem::Put { object }];
     app.engine.change_items(wish.if_match, false, &items, wish.wait).await.map(Json)
+}
+
+/// Creates objects; what is there already must be as asked for, and stays.
+pub(super) async fn create(app: &App, wish: Wish, items: &[ChangeItem]) -> Reply<ChangeReply> {
+    let plan = |desired: &Desired| resolve::create(desired, items);
+    app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)
 }
 
 /// Deletes what is named; it must be there.
@@ -53,7 +59,7 @@ pub(super) async fn create_tenant(
     wish: Wish,
     Body(s): Body<TenantSpec>,
 ) -> Reply<ChangeReply> {
-    put(&app, wish, Spec::Tenant(s)).await
+    create(&app, wish, &[ChangeItem::Put { object: Spec::Tenant(s) }]).await
 }
 
 /// Shows a tenant.
@@ -88,7 +94,7 @@ pub(super) async fn create_network(
     wish: Wish,
     Body(s): Body<NetworkSpec>,
 ) -> Reply<ChangeReply> {
-    put(&app, wish, Spec::Network(s)).await
+    create(&app, wish, &[ChangeItem::Put { object: Spec::Network(s) }]).await
 }
 
 /// Shows a network.
@@ -125,7 +131,7 @@ pub(super) async fn create_subnet(
     wish: Wish,
     Body(s): Body<SubnetSpec>,
 ) -> Reply<ChangeReply> {
-    put(&app, wish, Spec::Subnet(s)).await
+    create(&app, wish, &[ChangeItem::Put { object: Spec::Subnet(s) }]).await
 }
 
 /// Shows a subnet.

@@ -2,7 +2,7 @@
 
 use super::{
     extract::{App, Body, Named, Wish},
-    object::{Reply, delete},
+    object::{Reply, create, delete},
 };
 use crate::{engine, fault::Fault, resolve, view};
 use axum::{Json, extract::State, http::StatusCode};
@@ -63,7 +63,7 @@ pub(super) async fn create_vm(
             }),
         });
     }
-    app.engine.change_items(wish.if_match, false, &items, wish.wait).await.map(Json)
+    create(&app, wish, &items).await
 }
 
 /// Shows a VM.
