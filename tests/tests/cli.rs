@@ -149,7 +149,15 @@ fn errors_say_what_to_do_next_with_documented_exit_codes() {
     let next = "next:";
     fails(&world, "vm show contoso/nobody", 1, &["contoso/nobody", next]);
     fails(&world, "network create nobody/blue", 1, &["nobody", next]);
-    fails(&world, "vm create contoso/sql", 4, &["contoso/sql", next]);
+    for line in [
+        "vm create contoso/sql --subnet contoso/prod/apps",
+        "network create contoso/prod --rdid 11111111-1111-4111-8111-111111111111",
+        "subnet create contoso/prod/data --prefix 10.99.0.0/24",
+        "host add h1 --pa 192.168.9.9",
+    ] {
+        fails(&world, line, 4, &["exists already", next]);
+    }
+    assert!(tenet(&world, "vm create contoso/sql").contains("already so"), "the same again is no error");
     fails(
         &world,
         "subnet create contoso/prod/twice --prefix 10.1.1.128/25",

@@ -67,7 +67,10 @@ fn second_migration_of_a_vm_is_refused_and_the_first_can_be_cancelled() {
         let error = block_on(world.client.migrate(&vm, &again)).unwrap_err();
         println!("{error} / {}", error.hint());
         let all = format!("{:?}", error.api().unwrap());
-        assert!(all.contains(SQL) && all.contains("already being moved") && !error.hint().is_empty(), "{all}");
+        assert!(
+            all.contains(SQL) && all.contains("already being moved") && !error.hint().is_empty(),
+            "{all}"
+        );
         // Where it is already is a second reason.
         if to != "h1" {
             assert_eq!(error.status(), Some(409), "{error}");

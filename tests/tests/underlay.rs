@@ -130,9 +130,8 @@ fn smaller_uplink_mtu_makes_smaller_ports() {
         host.set_mtu("eth0", mtu).unwrap();
         router.set_mtu(&device, mtu).unwrap();
         until(&format!("ports of h2 have {} bytes", mtu - 42), PATIENCE, || {
-            let status = world.host_status("h2");
-            let all = status.ports.iter().all(|p| p.mtu == mtu - 42);
-            (status.uplink_mtu == Some(mtu) && all && !status.ports.is_empty()).then_some(())
+            let ports = world.host_status("h2").ports;
+            (!ports.is_empty() && ports.iter().all(|p| p.mtu == mtu - 42)).then_some(())
         });
     };
     set(1400);
