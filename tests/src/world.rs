@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 use std::future::Future;
-use std::io::Write as _;
-use std::net::Ipv4Addr;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -170,6 +170,24 @@ impl World {
         let found = counters.ports.iter().find(|p| p.port == port && p.host.as_str() == host);
         let names: Vec<_> = counters.ports.iter().map(|p| &p.port).collect();
         found.unwrap_or_else(|| panic!("{host} has no counters of {port}, only of {names:?}")).clone()
+    }
+
+    /// The sum of a host's metrics whose line begins with this name and holds this text, asked on the host itself.
+    ///
+    /// # Panics
+    /// If its agent does not answer.
+    #[must_use]
+    pub fn metric(&self, host: &str, name: &str, holds: &str) -> u64 {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 7445))?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        let text = self.lab.host(host).unwrap().netns().run(ask).unwrap().unwrap();
+        let lines = text.lines().filter(|l| l.starts_with(name) && l.contains(holds));
+        lines.filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).sum()
     }
 
     /// Counters of a VM's first port where it is now.
