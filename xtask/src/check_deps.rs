@@ -25,8 +25,28 @@ const PURE: &[(&str, &[&str])] = &[
 
 /// Crates that do I/O, whatever they are used for.
 const IMPURE: &[&str] = &[
-    "tokio", "aya", "aya-obj", "mio", "socket2", "rtnetlink", "netlink-sys", "netlink-proto", "hyper", "tonic", "axum",
-    "reqwest", "rustls", "redb", "rand", "getrandom", "chrono", "time", "tracing", "log", "nix", "rustix",
+    "tokio",
+    "aya",
+    "aya-obj",
+    "mio",
+    "socket2",
+    "rtnetlink",
+    "netlink-sys",
+    "netlink-proto",
+    "hyper",
+    "tonic",
+    "axum",
+    "reqwest",
+    "rustls",
+    "redb",
+    "rand",
+    "getrandom",
+    "chrono",
+    "time",
+    "tracing",
+    "log",
+    "nix",
+    "rustix",
 ];
 
 /// Crates that a pure crate must not use itself; a library under it may (`cpufeatures` asks libc for the CPU's kind).
@@ -34,8 +54,21 @@ const IMPURE_DIRECT: &[&str] = &["libc"];
 
 /// What a pure crate's source must not name (tests may).
 const FORBIDDEN: &[&str] = &[
-    "std::time::Instant", "SystemTime", "Instant::now", "std::fs", "std::net::Tcp", "std::net::Udp", "TcpStream",
-    "UdpSocket", "std::thread", "std::process", "std::env", "thread_rng", "Uuid::new_v4", "println!", "eprintln!",
+    "std::time::Instant",
+    "SystemTime",
+    "Instant::now",
+    "std::fs",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "TcpStream",
+    "UdpSocket",
+    "std::thread",
+    "std::process",
+    "std::env",
+    "thread_rng",
+    "Uuid::new_v4",
+    "println!",
+    "eprintln!",
 ];
 
 /// Runs both checks on the workspace at `root`; prints what it looked at.
@@ -61,7 +94,10 @@ pub fn run(root: &Path) -> Result<()> {
     if !wrong.is_empty() {
         bail!("pure crates must stay pure:\n  {}", wrong.join("\n  "));
     }
-    println!("check-deps: {} pure crates, {files} source files: no wrong edge, no forbidden name", PURE.len());
+    println!(
+        "check-deps: {} pure crates, {files} source files: no wrong edge, no forbidden name",
+        PURE.len()
+    );
     Ok(())
 }
 
@@ -108,7 +144,9 @@ fn wrong_edges(graph: &Graph) -> Vec<String> {
         if !graph.0.contains_key(*name) {
             wrong.push(format!("{name} is not in the workspace: mend the list in xtask/src/check_deps.rs"));
         }
-        for dependency in graph.0.get(*name).into_iter().flatten().filter(|d| IMPURE_DIRECT.contains(&d.as_str())) {
+        for dependency in
+            graph.0.get(*name).into_iter().flatten().filter(|d| IMPURE_DIRECT.contains(&d.as_str()))
+        {
             wrong.push(format!("{name} uses {dependency}, which does I/O"));
         }
         for dependency in graph.reachable(name) {

@@ -23,8 +23,11 @@ pub const IPROUTE2: Package = Package {
 pub const PING: Package =
     Package { name: "iputils-ping", provides: "/bin/ping", reason: "`ping` from inside the lab's VMs" };
 /// The independent judge of what Tenet emits.
-pub const TSHARK: Package =
-    Package { name: "tshark", provides: "/usr/bin/tshark", reason: "decodes and judges the frames on the wire" };
+pub const TSHARK: Package = Package {
+    name: "tshark",
+    provides: "/usr/bin/tshark",
+    reason: "decodes and judges the frames on the wire",
+};
 /// Turns the underlay's offloads off for captures and benches.
 pub const ETHTOOL: Package =
     Package { name: "ethtool", provides: "/sbin/ethtool", reason: "switches offloads of the test networks" };

@@ -19,7 +19,9 @@ impl Datapath {
         for id in self.port_in.info.map_ids.iter().chain(&self.uplink_in.info.map_ids) {
             let map = sys::map_by_id(*id).map_err(Error::system("open a map of the programs"))?;
             let name = sys::map_name(map.as_fd()).map_err(Error::system("read a map's name"))?;
-            let Some(shape) = SHAPES.iter().find(|shape| shape.name == name && gone(shape.name)) else { continue };
+            let Some(shape) = SHAPES.iter().find(|shape| shape.name == name && gone(shape.name)) else {
+                continue;
+            };
             let path = self.pins.maps().join(shape.name);
             sys::obj_pin(map.as_fd(), &path).map_err(Error::system(format!("pin {}", path.display())))?;
             restored.push(shape.name);

@@ -218,7 +218,9 @@ impl Agent {
                 self.feed(Input::Disconnected);
             }
             Heard::Farewell => {
-                tracing::warn!("this host was removed from the site; forwarding stays as it is until `--detach`");
+                tracing::warn!(
+                    "this host was removed from the site; forwarding stays as it is until `--detach`"
+                );
                 self.session = None;
                 self.feed(Input::Disconnected);
             }
@@ -252,7 +254,13 @@ impl Agent {
                 self.save(|cache| cache.write_full(generation, &rows));
                 let (from, before, count) = (self.core.generation(), self.applied, rows.0.len());
                 self.feed(Input::Full { generation, rows });
-                tracing::info!(generation, from, rows = count, writes = self.applied - before, "full state applied");
+                tracing::info!(
+                    generation,
+                    from,
+                    rows = count,
+                    writes = self.applied - before,
+                    "full state applied"
+                );
             }
             Err(cause) => {
                 tracing::error!(generation, %cause, "the full state is not understood");
@@ -271,10 +279,12 @@ impl Agent {
                 if fits {
                     self.save(|cache| cache.append(&delta).map(|a| afresh = a));
                 }
-                let (base, rows, before) = (delta.base, delta.upserts.len() + delta.deletes.len(), self.applied);
+                let (base, rows, before) =
+                    (delta.base, delta.upserts.len() + delta.deletes.len(), self.applied);
                 self.feed(Input::Delta(delta));
                 if afresh {
-                    let (generation, rows) = (self.core.generation(), self.core.rows().cloned().unwrap_or_default());
+                    let (generation, rows) =
+                        (self.core.generation(), self.core.rows().cloned().unwrap_or_default());
                     self.save(|cache| cache.write_full(generation, &rows));
                 }
                 tracing::info!(generation, base, rows, writes = self.applied - before, "change applied");
@@ -288,7 +298,11 @@ impl Agent {
 
     fn refuse(&mut self, generation: u64, cause: &dyn std::fmt::Display) {
         let error = format!("the state is not understood by this version of the agent: {cause}");
-        self.send(convert::wrap(agent_message::Message::Ack(agent::Ack { generation, error, ..Default::default() })));
+        self.send(convert::wrap(agent_message::Message::Ack(agent::Ack {
+            generation,
+            error,
+            ..Default::default()
+        })));
     }
 
     fn foresee(&mut self, rows: &mut dyn Iterator<Item = &Row>) {
@@ -371,7 +385,9 @@ impl Agent {
                 }
             }
             M::PortActivated(port) => tracing::info!(%port, "the VM runs here now"),
-            M::Event(event) => tracing::info!(kind = event.kind, port = event.port, text = event.text, "event"),
+            M::Event(event) => {
+                tracing::info!(kind = event.kind, port = event.port, text = event.text, "event")
+            }
             M::Resync { reason } => tracing::warn!(reason, "asking for the full state"),
             M::Ack(_) => {}
         }
@@ -407,7 +423,12 @@ impl Agent {
     fn counters(&mut self) -> Result<Vec<agent::PortCounters>, KernelError> {
         let counters = self.kernel.counters()?;
         // The kernel counts from an interface's first frame on; a silent port is told of, too.
-        let names = self.kernel.devices()?.into_values().map(|d| self.core.name_of(d.ifindex)).filter(|n| !n.is_empty());
+        let names = self
+            .kernel
+            .devices()?
+            .into_values()
+            .map(|d| self.core.name_of(d.ifindex))
+            .filter(|n| !n.is_empty());
         let mut by_name: BTreeMap<String, agent::PortCounters> =
             names.map(|port| (port.clone(), agent::PortCounters { port, ..Default::default() })).collect();
         for (ifindex, c) in counters {
@@ -431,8 +452,12 @@ impl Agent {
         }
         for (key, frames) in self.kernel.drops()? {
             let port = self.core.name_of(key.ifindex);
-            let Some(reason) = DropReason::from_number(key.reason).filter(|_| !port.is_empty()) else { continue };
-            let entry = by_name.entry(port.clone()).or_insert_with(|| agent::PortCounters { port, ..Default::default() });
+            let Some(reason) = DropReason::from_number(key.reason).filter(|_| !port.is_empty()) else {
+                continue;
+            };
+            let entry = by_name
+                .entry(port.clone())
+                .or_insert_with(|| agent::PortCounters { port, ..Default::default() });
             entry.drops.insert(reason.name().to_owned(), frames);
         }
         Ok(by_name.into_values().collect())
@@ -445,11 +470,26 @@ impl Agent {
             text.value(name, &[], value);
         };
         let stats = self.core.stats().clone();
-        one("tenet_agent_generation", "gauge", "Generation of the state that the agent has.", self.core.generation());
-        one("tenet_agent_session", "gauge", "1 while there is a session with a controller.", self.session.is_some().into());
+        one(
+            "tenet_agent_generation",
+            "gauge",
+            "Generation of the state that the agent has.",
+            self.core.generation(),
+        );
+        one(
+            "tenet_agent_session",
+            "gauge",
+            "1 while there is a session with a controller.",
+            self.session.is_some().into(),
+        );
         one("tenet_agent_changes_total", "counter", "Full states and changes taken.", stats.changes);
         one("tenet_agent_writes_total", "counter", "Writes to the kernel's tables.", self.applied);
-        one("tenet_agent_repairs_total", "counter", "Differences in the kernel that were put right.", stats.repairs);
+        one(
+            "tenet_agent_repairs_total",
+            "counter",
+            "Differences in the kernel that were put right.",
+            stats.repairs,
+        );
         text.metric("tenet_agent_events_total", "counter", "Events of the data plane, by kind.");
         for (kind, count) in &stats.events {
             text.value("tenet_agent_events_total", &[("kind", kind)], *count);
@@ -491,7 +531,9 @@ fn port_metrics(text: &mut Text, ports: &[agent::PortCounters]) {
 fn device_names<'a>(rows: impl Iterator<Item = &'a Row>) -> impl Iterator<Item = &'a str> {
     rows.filter_map(|row| match row {
         Row::Port(p) => Some(p.device.as_str()),
-        Row::Host(_) | Row::Peer(_) | Row::Network(_) | Row::Subnet(_) | Row::Record(_) | Row::Route(_) => None,
+        Row::Host(_) | Row::Peer(_) | Row::Network(_) | Row::Subnet(_) | Row::Record(_) | Row::Route(_) => {
+            None
+        }
     })
 }
 

@@ -59,7 +59,8 @@ impl Cache {
         let full = agent::Full::new(generation, rows);
         let record = record(agent::controller_message::Message::Full(full));
         let temporary = self.path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&record)?;
         fs::rename(&temporary, &self.path)?;
         self.full_size = record.len() as u64;

@@ -55,7 +55,10 @@ impl IdentityError {
             Self::Join { source, .. } => match **source {
                 ClientError::Unreachable { .. } => true,
                 ClientError::Refused { status, .. } => status >= 500 || status == 429,
-                ClientError::Answer(_) | ClientError::Tls(_) | ClientError::AdminFile { .. } | ClientError::Token => false,
+                ClientError::Answer(_)
+                | ClientError::Tls(_)
+                | ClientError::AdminFile { .. }
+                | ClientError::Token => false,
             },
             Self::File { .. } | Self::Key(_) | Self::Certificate(_) | Self::NotJoined => false,
         }
@@ -127,10 +130,13 @@ impl Identity {
     /// Begin and end of the certificate's life.
     pub(crate) fn validity(&self) -> Result<(SystemTime, SystemTime), IdentityError> {
         let bad = || IdentityError::Certificate(FILE.to_owned());
-        let (_, pem) = x509_parser::pem::parse_x509_pem(self.certificate_pem.as_bytes()).map_err(|_| bad())?;
+        let (_, pem) =
+            x509_parser::pem::parse_x509_pem(self.certificate_pem.as_bytes()).map_err(|_| bad())?;
         let certificate = pem.parse_x509().map_err(|_| bad())?;
         let time = |t: x509_parser::time::ASN1Time| {
-            u64::try_from(t.timestamp()).map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s)).map_err(|_| bad())
+            u64::try_from(t.timestamp())
+                .map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s))
+                .map_err(|_| bad())
         };
         Ok((time(certificate.validity().not_before)?, time(certificate.validity().not_after)?))
     }

@@ -65,7 +65,8 @@ impl RealKernel {
             && self.prepared.contains(ifindex)
             && let Ok(Some(now)) = self.datapath.port(*ifindex)
         {
-            let same = (now.net, now.vsid, now.mac, now.peer_pa) == (port.net, port.vsid, port.mac, port.peer_pa);
+            let same =
+                (now.net, now.vsid, now.mac, now.peer_pa) == (port.net, port.vsid, port.mac, port.peer_pa);
             if same && now.state == PORT_ACTIVE {
                 return Operation::Port(*ifindex, Some(Port { state: PORT_ACTIVE, ..*port }));
             }
@@ -105,7 +106,8 @@ impl Kernel for RealKernel {
 
     fn read(&mut self) -> Result<(Image, BTreeMap<u32, Role>)> {
         let image = self.datapath.read().map_err(error)?;
-        self.prepared = image.ports.iter().filter(|(_, p)| p.state == PORT_PREPARED).map(|(i, _)| *i).collect();
+        self.prepared =
+            image.ports.iter().filter(|(_, p)| p.state == PORT_PREPARED).map(|(i, _)| *i).collect();
         let wanted: Vec<_> = self.programs.iter().map(|(i, r)| (*i, to_datapath(*r))).collect();
         let there = self.datapath.verify_attached(&wanted).map_err(error)?;
         Ok((image, there.into_iter().map(|a| (a.ifindex, from_datapath(a.role))).collect()))

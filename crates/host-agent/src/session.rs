@@ -150,10 +150,16 @@ impl Session {
     }
 
     /// One session; `Ok` is the controller's farewell.
-    async fn session(&self, identity: &mut Identity, url: &str, opened: &mut bool) -> Result<(), SessionError> {
+    async fn session(
+        &self,
+        identity: &mut Identity,
+        url: &str,
+        opened: &mut bool,
+    ) -> Result<(), SessionError> {
         let channel = connect(identity, url).await?;
-        let mut client =
-            AgentClient::new(channel).max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX);
+        let mut client = AgentClient::new(channel)
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX);
         let (tx, rx) = mpsc::channel(OUTGOING);
         // The controller may wait for the first message before it opens its side.
         self.heard.send(Heard::Open(tx)).await.map_err(|_| SessionError::Gone)?;

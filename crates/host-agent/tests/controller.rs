@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tenet_api::client::Client;
 use tenet_api::rest::{
-    ChangeItem, ChangesRequest, HostSpec, HostStatus, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec, TenantSpec,
-    TokenRequest, VmSpec,
+    ChangeItem, ChangesRequest, HostSpec, HostStatus, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec,
+    TenantSpec, TokenRequest, VmSpec,
 };
 use tenet_control_server::{Options as ControllerOptions, Ready, StoreKind};
 use tenet_host_agent::{Kernel as _, KernelPart, Options};
@@ -68,7 +68,9 @@ fn put(object: Spec) -> ChangeItem {
 
 /// A host h1 with contoso/sql on device tap1, a host h2 without agent.
 async fn site(client: &Client) {
-    let host = |name: &str, pa: &str| put(Spec::Host(HostSpec { name: name.parse().unwrap(), pa: pa.parse().unwrap() }));
+    let host = |name: &str, pa: &str| {
+        put(Spec::Host(HostSpec { name: name.parse().unwrap(), pa: pa.parse().unwrap() }))
+    };
     let changes = vec![
         host("h1", "192.168.1.10"),
         host("h2", "192.168.2.20"),
@@ -135,7 +137,10 @@ async fn agent_joins_applies_proves_repairs_and_survives_both_restarts() {
     let client = controller.client();
     site(&client).await;
     let running = agent(&dir, &controller, Some(token(&client).await), &kernel);
-    let s = status(&client, "first proof", |s| proven(s) && s.ports.iter().all(|p| p.state.as_deref() == Some("active"))).await;
+    let s = status(&client, "first proof", |s| {
+        proven(s) && s.ports.iter().all(|p| p.state.as_deref() == Some("active"))
+    })
+    .await;
     assert_eq!((s.ports.len(), s.networks.len(), s.error), (1, 1, None));
     assert_eq!(s.networks[0].proven_digest.as_ref(), Some(&s.networks[0].desired_digest));
 

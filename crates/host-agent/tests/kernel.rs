@@ -63,7 +63,8 @@ impl Host {
             Hook::Auto | Hook::Tcx => tenet_datapath::Hook::Auto,
         };
         let lock = Some(self.dir.0.join("other.lock"));
-        Datapath::open(&tenet_datapath::Options { bpffs: self.bpffs.clone(), hook, object: None, lock }).unwrap()
+        Datapath::open(&tenet_datapath::Options { bpffs: self.bpffs.clone(), hook, object: None, lock })
+            .unwrap()
     }
 }
 
@@ -117,7 +118,10 @@ async fn lives(hook: Hook) {
     let first = site(7);
     session.say(C::Full(agent::Full::new(7, &first))).await;
     let a = session.hear(ack).await;
-    assert_eq!((a.error.as_str(), a.ports[0].detail.as_str()), ("", "device tap1 does not exist on this host yet"));
+    assert_eq!(
+        (a.error.as_str(), a.ports[0].detail.as_str()),
+        ("", "device tap1 does not exist on this host yet")
+    );
 
     // The VM's device comes.
     host.plug_vm();
@@ -133,7 +137,11 @@ async fn lives(hook: Hook) {
 
     // Somebody tampers with entries.
     let record = good.records.keys().next().copied().unwrap();
-    for damage in [Operation::Record(record, None), Operation::Port(tap.index, None), Operation::Subnet(9999, good.subnets.values().next().copied())] {
+    for damage in [
+        Operation::Record(record, None),
+        Operation::Port(tap.index, None),
+        Operation::Subnet(9999, good.subnets.values().next().copied()),
+    ] {
         hand.apply(&[damage]).unwrap();
         let p = session.hear(|m| proof(m).filter(|p| !p.repaired.is_empty())).await;
         assert_eq!(p.repaired.len(), 1, "{p:?}");
@@ -157,9 +165,11 @@ async fn lives(hook: Hook) {
     // The VM's side goes down and up again: the port says so without the controller.
     let vm = Links::in_netns(&host.vm).unwrap();
     vm.set_down("eth0").unwrap();
-    until("down flag", || only_port(&hand.read().unwrap()).filter(|(_, p)| p.flags & PORT_FLAG_DOWN != 0)).await;
+    until("down flag", || only_port(&hand.read().unwrap()).filter(|(_, p)| p.flags & PORT_FLAG_DOWN != 0))
+        .await;
     vm.set_up("eth0").unwrap();
-    until("up again", || only_port(&hand.read().unwrap()).filter(|(_, p)| p.flags & PORT_FLAG_DOWN == 0)).await;
+    until("up again", || only_port(&hand.read().unwrap()).filter(|(_, p)| p.flags & PORT_FLAG_DOWN == 0))
+        .await;
 
     // The uplink's MTU changes.
     host.links.set_mtu("up0", 1400).unwrap();

@@ -39,14 +39,20 @@ async fn joins_applies_and_proves() {
     let running = Running::start(Options { ready, ..options(&dir.0, &controller) });
     let mut session = controller.session().await;
     let h = session.hear(hello).await;
-    assert_eq!((h.generation, h.uplink_mtu, h.hook.as_str(), h.uplinks), (0, 1500, "none", vec!["eth0".to_owned()]));
+    assert_eq!(
+        (h.generation, h.uplink_mtu, h.hook.as_str(), h.uplinks),
+        (0, 1500, "none", vec!["eth0".to_owned()])
+    );
     tokio::time::timeout(PATIENCE, called).await.unwrap().unwrap();
     let first = site(7);
     session.say(full(7, &first)).await;
     let a = session.hear(ack).await;
     assert_eq!((a.generation, a.error.as_str()), (7, ""));
     assert_eq!(a.networks[0].digest, digests(&first)[&NetId(1)]);
-    assert_eq!((a.ports[0].port.as_str(), a.ports[0].state.as_str(), a.ports[0].mtu), ("contoso/sql/eth0", "active", 1458));
+    assert_eq!(
+        (a.ports[0].port.as_str(), a.ports[0].state.as_str(), a.ports[0].mtu),
+        ("contoso/sql/eth0", "active", 1458)
+    );
     let next = more(&first, 8);
     session.say(delta(&first, 7, &next, 8)).await;
     let a = session.hear(ack).await;
@@ -196,9 +202,11 @@ async fn removed_host_stops_asking_and_keeps_its_tables() {
     session.hear(ack).await;
     let good = kernel.image();
     session.say(C::Farewell(agent::Farewell::default())).await;
-    tokio::time::timeout(PATIENCE, async { while session.from.message().await.is_ok_and(|m| m.is_some()) {} })
-        .await
-        .unwrap();
+    tokio::time::timeout(PATIENCE, async {
+        while session.from.message().await.is_ok_and(|m| m.is_some()) {}
+    })
+    .await
+    .unwrap();
     assert_eq!(kernel.image(), good);
     running.stop().await;
 }
@@ -208,7 +216,8 @@ async fn metrics_name_ports_and_drop_reasons() {
     let (dir, mut controller) = (Dir::new(), Controller::start().await);
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let kernel_part = KernelPart::Other(Box::new(Shared::new()));
-    let _running = Running::start(Options { kernel: kernel_part, metrics: Some(free), ..options(&dir.0, &controller) });
+    let _running =
+        Running::start(Options { kernel: kernel_part, metrics: Some(free), ..options(&dir.0, &controller) });
     let mut session = controller.session().await;
     session.say(full(7, &site(7))).await;
     session.hear(ack).await;

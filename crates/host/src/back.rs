@@ -16,8 +16,11 @@ pub fn rows_back(image: &Image, names: &Rows) -> Rows {
     let subnets = image.subnets.iter().filter_map(|(vsid, s)| subnet(*vsid, s, names));
     let records = image.records.iter().filter_map(|(key, r)| record(key, r, names));
     let routes = image.routes.iter().filter_map(|(prefix, r)| route(prefix, r));
-    let all: BTreeMap<RowKey, (Row, u64)> =
-        subnets.chain(records).chain(routes).map(|(row, generation)| (row.key(), (row, generation))).collect();
+    let all: BTreeMap<RowKey, (Row, u64)> = subnets
+        .chain(records)
+        .chain(routes)
+        .map(|(row, generation)| (row.key(), (row, generation)))
+        .collect();
     Rows(all)
 }
 
@@ -28,7 +31,11 @@ fn subnet(vsid: u32, s: &Subnet, names: &Rows) -> Option<(Row, u64)> {
     let prefix = IpNet::new(gateway, row_len(s.gateway, s.prefix_len)?).ok()?.trunc();
     let name = match names.0.get(&RowKey::Subnet(net, vsid)) {
         Some((Row::Subnet(s), _)) => s.name.clone(),
-        _ => SubnetRef { tenant: unknown()?, network: unknown()?, subnet: Name::new(format!("vsid-{vsid}")).ok()? },
+        _ => SubnetRef {
+            tenant: unknown()?,
+            network: unknown()?,
+            subnet: Name::new(format!("vsid-{vsid}")).ok()?,
+        },
     };
     Some((Row::Subnet(SubnetRow { net, vsid, name, prefix, gateway }), s.generation))
 }

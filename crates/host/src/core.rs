@@ -290,9 +290,13 @@ impl HostCore {
         let rows = self.rows().unwrap_or(&empty);
         let mut table = rows_back(image, rows);
         for (port, _) in plan::ports(rows) {
-            let Some(entry) = self.devices.get(&port.device).and_then(|d| image.ports.get(&d.ifindex)) else { continue };
+            let Some(entry) = self.devices.get(&port.device).and_then(|d| image.ports.get(&d.ifindex)) else {
+                continue;
+            };
             let states = [PortState::Blocked, PortState::Active, PortState::Prepared, PortState::Moved];
-            let Some(state) = states.into_iter().find(|s| plan::state_number(*s) == entry.state) else { continue };
+            let Some(state) = states.into_iter().find(|s| plan::state_number(*s) == entry.state) else {
+                continue;
+            };
             let row = Row::Port(PortRow { state, ..port.clone() });
             table.0.insert(row.key(), (row, entry.generation));
         }
@@ -339,7 +343,8 @@ impl HostCore {
         // MTUs of port devices are ours to set and say nothing.
         let seen = |d: Option<&Device>| d.map(|d| (d.ifindex, d.carrier, d.kind));
         let changed = |name: &String| seen(old.get(name)) != seen(self.devices.get(name));
-        let nets: BTreeSet<NetId> = plan::ports(rows).filter(|(p, _)| changed(&p.device)).map(|(p, _)| p.net).collect();
+        let nets: BTreeSet<NetId> =
+            plan::ports(rows).filter(|(p, _)| changed(&p.device)).map(|(p, _)| p.net).collect();
         let host_wide = before != self.uplink();
         if host_wide || !nets.is_empty() {
             self.owed.proof = true;
@@ -416,7 +421,12 @@ impl HostCore {
         }
         if let Some((generation, nets)) = self.owed.ack.take() {
             self.refused = (!error.is_empty()).then_some(generation);
-            let ack = Ack { generation, error, networks: self.proofs(nets.as_ref()), ports: self.statuses(nets.as_ref()) };
+            let ack = Ack {
+                generation,
+                error,
+                networks: self.proofs(nets.as_ref()),
+                ports: self.statuses(nets.as_ref()),
+            };
             outputs.push(Output::Send(Message::Ack(ack)));
         }
         if std::mem::take(&mut self.owed.proof) && self.connected {
@@ -507,12 +517,18 @@ impl HostCore {
             Some(row) => row.state == PortState::Prepared && row.peer_pa == *peer,
             None => false,
         };
-        let stale: Vec<PortRef> = self.activated.iter().filter(|(p, peer)| !still(p, peer)).map(|(p, _)| p.clone()).collect();
+        let stale: Vec<PortRef> =
+            self.activated.iter().filter(|(p, peer)| !still(p, peer)).map(|(p, _)| p.clone()).collect();
         let mut found = Vec::new();
-        for (row, _) in plan::ports(rows).filter(|(p, _)| p.state == PortState::Prepared && planned.contains(&p.net)) {
+        for (row, _) in
+            plan::ports(rows).filter(|(p, _)| p.state == PortState::Prepared && planned.contains(&p.net))
+        {
             let Some(ifindex) = devices.get(&row.device).map(|d| d.ifindex) else { continue };
-            let (Some(want), Some(have)) = (new.ports.get_mut(&ifindex), actual.ports.get(&ifindex)) else { continue };
-            let same = (want.net, want.vsid, want.mac, want.peer_pa) == (have.net, have.vsid, have.mac, have.peer_pa);
+            let (Some(want), Some(have)) = (new.ports.get_mut(&ifindex), actual.ports.get(&ifindex)) else {
+                continue;
+            };
+            let same = (want.net, want.vsid, want.mac, want.peer_pa)
+                == (have.net, have.vsid, have.mac, have.peer_pa);
             let known = self.activated.get(&row.name) == Some(&row.peer_pa);
             // The generation tells an activation from an active port that was told to prepare.
             let ours = have.generation == want.generation || self.prepared.contains(&row.name);
@@ -523,16 +539,26 @@ impl HostCore {
                 }
             }
         }
-        self.prepared =
-            plan::ports(rows).filter(|(p, _)| p.state == PortState::Prepared).map(|(p, _)| p.name.clone()).collect();
+        self.prepared = plan::ports(rows)
+            .filter(|(p, _)| p.state == PortState::Prepared)
+            .map(|(p, _)| p.name.clone())
+            .collect();
 
         let operations = if let Some(nets) = &nets {
             let nets: BTreeSet<u32> = nets.iter().map(|n| n.0).collect();
             let mut vsids = part::vsids(&new, &nets);
             vsids.extend(part::vsids(&self.wanted, &nets));
             vsids.extend(part::vsids(actual, &nets));
-            let old = Image { peers: self.wanted.peers.clone(), config: self.wanted.config, ..part::part(&self.wanted, &nets, &vsids) };
-            let have = Image { peers: actual.peers.clone(), config: actual.config, ..part::part(actual, &nets, &vsids) };
+            let old = Image {
+                peers: self.wanted.peers.clone(),
+                config: self.wanted.config,
+                ..part::part(&self.wanted, &nets, &vsids)
+            };
+            let have = Image {
+                peers: actual.peers.clone(),
+                config: actual.config,
+                ..part::part(actual, &nets, &vsids)
+            };
             let operations = have.operations_to(&new);
             part::replace(&mut self.wanted, &old, &new);
             operations
@@ -557,7 +583,9 @@ impl HostCore {
         let Some(actual) = &self.actual else { return outputs };
         let turned: Vec<u32> = (self.wanted.ports.iter())
             .filter(|(i, _)| only.is_none_or(|o| o == **i))
-            .filter(|(i, p)| p.state == PORT_PREPARED && actual.ports.get(i).is_some_and(|a| a.state == PORT_ACTIVE))
+            .filter(|(i, p)| {
+                p.state == PORT_PREPARED && actual.ports.get(i).is_some_and(|a| a.state == PORT_ACTIVE)
+            })
             .map(|(i, _)| *i)
             .collect();
         for ifindex in turned {
@@ -607,7 +635,9 @@ impl HostCore {
         }
         nets.extend(digests.keys());
         let number = |map: &BTreeMap<NetId, u64>, net| map.get(net).copied().unwrap_or(0);
-        nets.iter().map(|n| NetworkProof { net: *n, digest: number(&digests, n), rows: number(&counts, n) }).collect()
+        nets.iter()
+            .map(|n| NetworkProof { net: *n, digest: number(&digests, n), rows: number(&counts, n) })
+            .collect()
     }
 
     fn statuses(&self, nets: Option<&BTreeSet<NetId>>) -> Vec<PortStatus> {
@@ -628,9 +658,15 @@ impl HostCore {
         let detail = match (device, attach) {
             (None, _) => format!("device {name} does not exist on this host yet"),
             (Some(_), _) if self.uplinks.contains(name) => format!("device {name} is an uplink of this host"),
-            (Some(_), None | Some(AttachState::Pending)) => format!("the program on {name} is not attached yet"),
-            (Some(_), Some(AttachState::Failed(why))) => format!("the program cannot be attached to {name}: {why}"),
-            (Some(_), Some(AttachState::Attached)) if entry.is_none() => format!("port table has no entry for {name}"),
+            (Some(_), None | Some(AttachState::Pending)) => {
+                format!("the program on {name} is not attached yet")
+            }
+            (Some(_), Some(AttachState::Failed(why))) => {
+                format!("the program cannot be attached to {name}: {why}")
+            }
+            (Some(_), Some(AttachState::Attached)) if entry.is_none() => {
+                format!("port table has no entry for {name}")
+            }
             (Some(d), Some(AttachState::Attached)) if !d.carrier => format!("device {name} has no carrier"),
             (Some(_), Some(AttachState::Attached)) => String::new(),
         };

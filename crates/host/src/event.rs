@@ -63,7 +63,9 @@ pub(crate) fn report(event: &Event, port: String, held_back: u64) -> Option<Even
     let mut text = match kind {
         EventKind::UnknownDestination => format!("{at} sends to {ca_text}, which no VM of its network has"),
         EventKind::Spoof => format!("{at} sends with MAC {mac} and {ca_text}, which are not its own"),
-        EventKind::UnknownPa => format!("{at} received an encapsulated frame from {pa_text}, which is no host of this site"),
+        EventKind::UnknownPa => {
+            format!("{at} received an encapsulated frame from {pa_text}, which is no host of this site")
+        }
         EventKind::MovedAddress => format!("{at} received {ca_text} from {pa_text}, but it lives elsewhere"),
         EventKind::DuplicateAddress => format!("{at} announces {ca_text}, which another port has"),
         EventKind::PortActivated => format!("{at} sent its first frame on this host"),

@@ -18,7 +18,9 @@ pub(crate) fn explain(operation: &Operation, actual: &Image, rows: &Rows) -> Str
             let scope = if k.net == 0 { String::new() } else { format!(" in {}", network(k.net)) };
             (format!("the peer {}{scope}", ip(k.pa)), actual.peers.contains_key(k), v.is_some())
         }
-        Operation::Subnet(k, v) => (format!("virtual subnet {k}"), actual.subnets.contains_key(k), v.is_some()),
+        Operation::Subnet(k, v) => {
+            (format!("virtual subnet {k}"), actual.subnets.contains_key(k), v.is_some())
+        }
         Operation::Record(k, v) => (
             format!("the lookup record of {} in {}", ip(k.ca), network(k.net)),
             actual.records.contains_key(k),
@@ -38,7 +40,9 @@ pub(crate) fn explain(operation: &Operation, actual: &Image, rows: &Rows) -> Str
             let what = format!("the route to {}/{len} in {}", ip(k.ca), network(k.net));
             (what, actual.routes.contains_key(k), v.is_some())
         }
-        Operation::Port(k, v) => (format!("the port at interface {k}"), actual.ports.contains_key(k), v.is_some()),
+        Operation::Port(k, v) => {
+            (format!("the port at interface {k}"), actual.ports.contains_key(k), v.is_some())
+        }
     };
     match (had, wants) {
         (false, _) => format!("{what} was missing: written again"),

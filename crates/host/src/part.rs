@@ -18,16 +18,20 @@ pub(crate) fn part(image: &Image, nets: &BTreeSet<u32>, vsids: &BTreeSet<u32>) -
     for net in nets {
         part.records.extend(records(image, *net).map(|(k, v)| (*k, *v)));
         let first = Prefix { net: *net, ca: Addr::UNSET, len: 0 };
-        part.routes.extend(image.routes.range(first..).take_while(|(k, _)| k.net == *net).map(|(k, v)| (*k, *v)));
+        part.routes
+            .extend(image.routes.range(first..).take_while(|(k, _)| k.net == *net).map(|(k, v)| (*k, *v)));
     }
     for vsid in vsids {
         let first = MacKey { vsid: *vsid, mac: Mac::default(), reserved: 0 };
-        part.macs.extend(image.macs.range(first..).take_while(|(k, _)| k.vsid == *vsid).map(|(k, v)| (*k, *v)));
+        part.macs
+            .extend(image.macs.range(first..).take_while(|(k, _)| k.vsid == *vsid).map(|(k, v)| (*k, *v)));
         let first = FloodKey { vsid: *vsid, index: 0 };
-        part.flood.extend(image.flood.range(first..).take_while(|(k, _)| k.vsid == *vsid).map(|(k, v)| (*k, *v)));
+        part.flood
+            .extend(image.flood.range(first..).take_while(|(k, _)| k.vsid == *vsid).map(|(k, v)| (*k, *v)));
     }
     let concerned = |vsid: &u32, net: u32| vsids.contains(vsid) || nets.contains(&net);
-    part.subnets.extend(image.subnets.iter().filter(|(vsid, s)| concerned(vsid, s.net)).map(|(k, v)| (*k, *v)));
+    part.subnets
+        .extend(image.subnets.iter().filter(|(vsid, s)| concerned(vsid, s.net)).map(|(k, v)| (*k, *v)));
     part.ports.extend(image.ports.iter().filter(|(_, p)| nets.contains(&p.net)).map(|(k, v)| (*k, *v)));
     part
 }

@@ -4,13 +4,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
-use tenet_compile::{HostRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, RowKey, Rows, SubnetRow};
+use tenet_compile::{
+    HostRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, RowKey, Rows, SubnetRow,
+};
 use tenet_model::{Method, NetId, PortRef, Vsid};
 use tenet_tables::image::{Image, Prefix};
 use tenet_tables::{
     Addr, Config, DEVICE_PLAIN, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, GATEWAY_MAC, LAYOUT_VERSION,
-    METHOD_GATEWAY, METHOD_NVGRE, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_DOWN,
-    PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey, Route, Subnet,
+    METHOD_GATEWAY, METHOD_NVGRE, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED,
+    PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey,
+    Route, Subnet,
 };
 
 /// Broadcast and multicast frames per second that a port may send.
@@ -140,7 +143,9 @@ fn plan_peer(peer: &PeerRow, own: IpAddr, plan: &mut Plan) {
     let pa = peer.pa.into();
     plan.image.peers.insert(PeerKey { net: 0, pa }, Peer::default());
     for net in &peer.any_source {
-        plan.image.peers.insert(PeerKey { net: net.0, pa }, Peer { flags: PEER_FLAG_ANY_SOURCE, reserved: 0 });
+        plan.image
+            .peers
+            .insert(PeerKey { net: net.0, pa }, Peer { flags: PEER_FLAG_ANY_SOURCE, reserved: 0 });
     }
 }
 
@@ -164,13 +169,17 @@ pub(crate) fn plan_network(
     for (port, generation) in ports_of(rows, net) {
         let Some(device) = devices.get(&port.device) else { continue };
         if let Some(other) = users.insert(device.ifindex, port) {
-            plan.problems.push(format!("{} and {} name the same device {}", other.name, port.name, port.device));
+            plan.problems
+                .push(format!("{} and {} name the same device {}", other.name, port.name, port.device));
         }
         local.insert(&port.name, device.ifindex);
         plan.image.ports.insert(device.ifindex, kernel_port(port, generation, *device, mtu));
         // Broadcasts reach a moved port through its new host, which is on the list by the record.
         if port.state != PortState::Moved {
-            flood.entry(port.vsid).or_default().insert(FloodEntry { pa: Addr::UNSET, ifindex: device.ifindex });
+            flood
+                .entry(port.vsid)
+                .or_default()
+                .insert(FloodEntry { pa: Addr::UNSET, ifindex: device.ifindex });
         }
     }
 
@@ -181,7 +190,9 @@ pub(crate) fn plan_network(
             break;
         }
         plan.image.subnets.insert(s.vsid.number(), kernel_subnet(s, *generation));
-        plan.image.records.insert(RecordKey { net: net.0, ca: s.gateway.into() }, gateway_record(s, *generation));
+        plan.image
+            .records
+            .insert(RecordKey { net: net.0, ca: s.gateway.into() }, gateway_record(s, *generation));
     }
 
     for (record, generation) in records_of(rows, net) {
@@ -191,9 +202,11 @@ pub(crate) fn plan_network(
             kernel_record(record, generation, ifindex),
         );
         let key = MacKey { vsid: record.vsid.number(), mac: Mac::new(record.mac.octets()), reserved: 0 };
-        let entry = MacEntry { pa: record.pa.into(), ifindex, method: u32::from(method_number(record.method)) };
+        let entry =
+            MacEntry { pa: record.pa.into(), ifindex, method: u32::from(method_number(record.method)) };
         if plan.image.macs.insert(key, entry).is_some_and(|old| old != entry) {
-            plan.problems.push(format!("MAC {} has two places in virtual subnet {}", record.mac, record.vsid));
+            plan.problems
+                .push(format!("MAC {} has two places in virtual subnet {}", record.mac, record.vsid));
         }
         for pa in [Some(record.pa), record.alt_pa].into_iter().flatten().filter(|pa| *pa != own) {
             flood.entry(record.vsid).or_default().insert(FloodEntry { pa: pa.into(), ifindex: 0 });
@@ -236,17 +249,21 @@ fn plan_flood(vsid: Vsid, receivers: BTreeSet<FloodEntry>, plan: &mut Plan) {
 }
 
 pub(crate) fn records_of(rows: &Rows, net: NetId) -> impl Iterator<Item = (&RecordRow, u64)> {
-    rows.0.range(RowKey::Record(net, IpAddr::from([0, 0, 0, 0]))..).map_while(move |(_, (row, generation))| match row {
-        Row::Record(r) if r.net == net => Some((r, *generation)),
-        _ => None,
-    })
+    rows.0.range(RowKey::Record(net, IpAddr::from([0, 0, 0, 0]))..).map_while(
+        move |(_, (row, generation))| match row {
+            Row::Record(r) if r.net == net => Some((r, *generation)),
+            _ => None,
+        },
+    )
 }
 
 fn routes_of(rows: &Rows, net: NetId) -> impl Iterator<Item = (&RouteRow, u64)> {
-    rows.0.range(RowKey::Route(net, ipnet::Ipv4Net::default().into())..).map_while(move |(_, (row, generation))| match row {
-        Row::Route(r) if r.net == net => Some((r, *generation)),
-        _ => None,
-    })
+    rows.0.range(RowKey::Route(net, ipnet::Ipv4Net::default().into())..).map_while(
+        move |(_, (row, generation))| match row {
+            Row::Route(r) if r.net == net => Some((r, *generation)),
+            _ => None,
+        },
+    )
 }
 
 /// Prefix length in the `Addr` form, where IPv4 is mapped.

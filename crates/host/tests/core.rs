@@ -27,7 +27,12 @@ fn activations(said: &[Message]) -> usize {
 }
 
 /// Rows after one more row of a generation, and the change to them.
-fn step(from: &Rows, base: u64, generation: u64, change: impl FnOnce(&mut Rows)) -> (Rows, tenet_compile::Delta) {
+fn step(
+    from: &Rows,
+    base: u64,
+    generation: u64,
+    change: impl FnOnce(&mut Rows),
+) -> (Rows, tenet_compile::Delta) {
     let mut next = from.clone();
     change(&mut next);
     let delta = from.delta_to(base, &next, generation);
@@ -49,7 +54,10 @@ fn full_state_is_written_read_back_and_acknowledged_with_its_digest() {
     assert_eq!((ack.generation, ack.error.as_str()), (7, ""));
     assert_eq!(ack.networks[0].digest, digests(&small(7))[&NetId(1)]);
     assert_eq!(ack.networks[0].rows, 4);
-    assert_eq!((ack.ports[0].present, ack.ports[0].state, ack.ports[0].detail.as_str()), (true, "active", ""));
+    assert_eq!(
+        (ack.ports[0].present, ack.ports[0].state, ack.ports[0].detail.as_str()),
+        (true, "active", "")
+    );
     assert_eq!(sim.attached, [(2, Role::Uplink), (11, Role::Port)].into());
     assert_eq!(sim.core.stats().repairs, 0);
 }
@@ -97,7 +105,10 @@ fn agent_without_controller_repairs_towards_its_cache() {
     again.feed(Input::Connected);
     again.look();
     let said = again.said();
-    assert_eq!(proofs(&said)[0].repaired, ["the lookup record of 10.1.1.12 in t1/blue was missing: written again"]);
+    assert_eq!(
+        proofs(&said)[0].repaired,
+        ["the lookup record of 10.1.1.12 in t1/blue was missing: written again"]
+    );
 }
 
 #[test]
@@ -278,7 +289,8 @@ fn activation_by_the_data_plane_is_reported_once_and_never_undone() {
         sim.full(7, prepared(7));
     }
     // Other changes of the row's own network, and of the row.
-    let (next, delta) = step(&prepared(7), 7, 8, |r| put(r, port(1, 12, PortState::Prepared, Some(OTHER)), 8));
+    let (next, delta) =
+        step(&prepared(7), 7, 8, |r| put(r, port(1, 12, PortState::Prepared, Some(OTHER)), 8));
     sim.feed(Input::Delta(delta));
     assert_eq!(sim.image.ports[&12], Port { state: PORT_ACTIVE, generation: 8, ..sim.image.ports[&12] });
     let said = sim.said();

@@ -11,8 +11,8 @@ use tenet_host::{Device, Uplink, plan, rows_back};
 use tenet_model::NetId;
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{
-    Addr, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, METHOD_GATEWAY, PEER_FLAG_ANY_SOURCE, PORT_FLAG_DOWN,
-    PORT_FLAG_SECURITY, PeerKey, RecordKey,
+    Addr, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, METHOD_GATEWAY, PEER_FLAG_ANY_SOURCE,
+    PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PeerKey, RecordKey,
 };
 
 const UPLINK: Option<Uplink> = Some(Uplink { ifindex: 2, mtu: 1500 });
@@ -43,7 +43,10 @@ fn small_site_fills_every_table() {
     assert_eq!((here.ifindex, here.pa), (11, addr(OWN)));
     assert_eq!((there.ifindex, there.pa, there.generation), (0, addr(OTHER), 7));
     let gateway = i.records[&RecordKey { net: 1, ca: addr(ca(1)) }];
-    assert_eq!((gateway.method, gateway.pa, gateway.mac), (METHOD_GATEWAY, Addr::UNSET, tenet_tables::GATEWAY_MAC));
+    assert_eq!(
+        (gateway.method, gateway.pa, gateway.mac),
+        (METHOD_GATEWAY, Addr::UNSET, tenet_tables::GATEWAY_MAC)
+    );
     assert_eq!(i.macs.values().map(|m| m.ifindex).collect::<Vec<_>>(), [11, 0]);
     assert_eq!(i.subnets[&5001].prefix_len, 96 + 24);
     assert_eq!(i.routes.keys().map(|p| (p.net, p.len)).collect::<Vec<_>>(), [(1, 96 + 24)]);
@@ -65,7 +68,10 @@ fn no_carrier_sets_the_flag_and_jumbo_uplink_the_mtu() {
     let down: BTreeMap<_, _> = [("tap1-11".to_owned(), Device { carrier: false, ..device(11) })].into();
     let i = plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 9000 })).image;
     assert_eq!((i.ports[&11].flags, i.ports[&11].mtu), (PORT_FLAG_SECURITY | PORT_FLAG_DOWN, 8958));
-    assert_eq!(plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 70_000 })).image.ports[&11].mtu, u16::MAX);
+    assert_eq!(
+        plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 70_000 })).image.ports[&11].mtu,
+        u16::MAX
+    );
     assert_eq!(plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 20 })).image.ports[&11].mtu, 0);
 }
 

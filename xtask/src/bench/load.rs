@@ -182,7 +182,8 @@ pub fn round_trips(a: &Vm, b: &Vm, time: Duration) -> Result<RoundTrips> {
         }
         let elapsed = begin.elapsed().as_secs_f64();
         took.sort_by(f64::total_cmp);
-        let at = |q: f64| took.get(((took.len() as f64 * q) as usize).min(took.len().saturating_sub(1))).copied();
+        let at =
+            |q: f64| took.get(((took.len() as f64 * q) as usize).min(took.len().saturating_sub(1))).copied();
         match (at(0.5), at(0.99)) {
             (Some(p50), Some(p99)) => Ok(RoundTrips { rate: took.len() as f64 / elapsed, p50, p99 }),
             _ => bail!("no round trip in {elapsed:.1} s"),
@@ -260,7 +261,8 @@ fn send_many(socket: RawFd, payload: usize) {
 fn receive_many(socket: RawFd) -> u64 {
     let mut data = [[0u8; 64]; BATCH];
     // SAFETY: iovec and mmsghdr are plain data for which all zeroes is valid.
-    let (mut parts, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) = unsafe { std::mem::zeroed() };
+    let (mut parts, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
+        unsafe { std::mem::zeroed() };
     for ((m, part), d) in messages.iter_mut().zip(&mut parts).zip(&mut data) {
         *part = libc::iovec { iov_base: d.as_mut_ptr().cast(), iov_len: d.len() };
         m.msg_hdr.msg_iov = part;

@@ -54,7 +54,9 @@ fn dataplane(tenet: &Path, quick: bool) -> Result<Vec<Measurement>> {
     let probes: [(&str, Option<f64>, Probe); 4] = [
         ("TCP, 1 stream (Gbit/s)", Some(1.0), |[a, b], t| load::tcp_bulk(a, b, 1, t)),
         ("TCP, 4 streams (Gbit/s)", None, |[a, b], t| load::tcp_bulk(a, b, 4, t)),
-        ("UDP, 18-byte payload (kpps received)", Some(1.5), |[a, b], t| Ok(load::udp_small(a, b, 18, t)? / 1e3)),
+        ("UDP, 18-byte payload (kpps received)", Some(1.5), |[a, b], t| {
+            Ok(load::udp_small(a, b, 18, t)? / 1e3)
+        }),
         ("TCP 1-byte round trips (per ms)", None, |[a, b], t| {
             let r = load::round_trips(a, b, t)?;
             eprintln!("    p50 {:.1} µs, p99 {:.1} µs", r.p50, r.p99);

@@ -11,7 +11,10 @@ use std::{
 };
 use tenet_api::{
     client::Client,
-    rest::{ChangeItem, ChangesRequest, HostSpec, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec, TenantSpec, VmSpec},
+    rest::{
+        ChangeItem, ChangesRequest, HostSpec, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec, TenantSpec,
+        VmSpec,
+    },
 };
 use tenet_host_agent::{KernelPart, Options};
 
@@ -52,7 +55,9 @@ impl Controller {
             .spawn()
             .with_context(|| format!("start {}", tenet.display()))?;
         let controller = Self { child, folder, url: format!("https://127.0.0.1:{rest}") };
-        wait(Duration::from_secs(20), "the controller to write admin.json", || Ok(controller.admin().exists()))?;
+        wait(Duration::from_secs(20), "the controller to write admin.json", || {
+            Ok(controller.admin().exists())
+        })?;
         Ok(controller)
     }
 
@@ -89,7 +94,10 @@ async fn measure(tenet: &Path, out: &Path) -> Result<()> {
         agents.push(tokio::spawn(agent(&controller, &client, h, stop.subscribe()).await?));
     }
     connected(&client).await?;
-    println!("{HOSTS} agents connected; controller {} MB resident", resident_kb(controller.child.id())? / 1024);
+    println!(
+        "{HOSTS} agents connected; controller {} MB resident",
+        resident_kb(controller.child.id())? / 1024
+    );
 
     let begin = Instant::now();
     let reply = client.changes(&request(site()?)).await?;
@@ -162,7 +170,11 @@ async fn agent(
     mut stop: tokio::sync::watch::Receiver<bool>,
 ) -> Result<impl Future<Output = ()> + use<>> {
     let token = client
-        .host_token(&tenet_api::rest::TokenRequest { name: format!("h{h}").parse()?, pa: None, ttl_s: Some(600) })
+        .host_token(&tenet_api::rest::TokenRequest {
+            name: format!("h{h}").parse()?,
+            pa: None,
+            ttl_s: Some(600),
+        })
         .await?;
     let options = Options {
         state_dir: controller.folder.join(format!("agent{h}")),
@@ -190,7 +202,11 @@ fn site() -> Result<Vec<ChangeItem>> {
     for n in 0..NETWORKS {
         let tenant = format!("t{n}");
         specs.push(Spec::Tenant(TenantSpec { name: tenant.parse()? }));
-        specs.push(Spec::Network(NetworkSpec { name: format!("{tenant}/n").parse()?, rdid: None, method: None }));
+        specs.push(Spec::Network(NetworkSpec {
+            name: format!("{tenant}/n").parse()?,
+            rdid: None,
+            method: None,
+        }));
         specs.push(Spec::Subnet(SubnetSpec {
             name: format!("{tenant}/n/s").parse()?,
             vsid: None,

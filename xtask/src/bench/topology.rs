@@ -74,7 +74,14 @@ impl Topology {
             let ns = self.ns(name);
             ip(&format!("netns add {ns}"))?;
             ip(&format!("-n {ns} link set lo up"))?;
-            run(Command::new("ip").args(["netns", "exec", &ns, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"]))?;
+            run(Command::new("ip").args([
+                "netns",
+                "exec",
+                &ns,
+                "sysctl",
+                "-qw",
+                "net.ipv6.conf.all.disable_ipv6=1",
+            ]))?;
         }
         let (h1, h2) = (self.ns("h1"), self.ns("h2"));
         ip(&format!("link add u1 netns {h1} type veth peer name u2 netns {h2}"))?;
@@ -96,7 +103,9 @@ impl Topology {
     fn bridges(&self) -> Result<()> {
         for (i, pa) in PA.iter().enumerate() {
             let (h, u, other) = (self.ns(&format!("h{}", i + 1)), i + 1, PA[1 - i]);
-            ip(&format!("-n {h} link add vx type vxlan id 5002 remote {other} local {pa} dstport 4789 dev u{u}"))?;
+            ip(&format!(
+                "-n {h} link add vx type vxlan id 5002 remote {other} local {pa} dstport 4789 dev u{u}"
+            ))?;
             ip(&format!("-n {h} link add br0 type bridge"))?;
             ip(&format!("-n {h} link set vx mtu 1500 master br0 up"))?;
             ip(&format!("-n {h} link set bvm mtu 1500 master br0 up"))?;
@@ -109,7 +118,9 @@ impl Topology {
         let state = self.folder.join("controller");
         let (h1, state_text) = (self.ns("h1"), state.display().to_string());
         self.spawn(&h1, &["controller", "--state-dir", &state_text, "--address", PA[0]])?;
-        wait(Duration::from_secs(20), "the controller to write admin.json", || Ok(state.join("admin.json").exists()))?;
+        wait(Duration::from_secs(20), "the controller to write admin.json", || {
+            Ok(state.join("admin.json").exists())
+        })?;
         let site = self.folder.join("site.yaml");
         std::fs::write(
             &site,
@@ -132,8 +143,17 @@ impl Topology {
             self.spawn(
                 &h,
                 &[
-                    "agent", "--state-dir", &folder, "--controller", &controller, "--join", token.trim(), "--uplink",
-                    &uplink, "--bpffs", &bpffs,
+                    "agent",
+                    "--state-dir",
+                    &folder,
+                    "--controller",
+                    &controller,
+                    "--join",
+                    token.trim(),
+                    "--uplink",
+                    &uplink,
+                    "--bpffs",
+                    &bpffs,
                 ],
             )?;
         }
@@ -174,13 +194,17 @@ impl Topology {
     }
 
     fn wait_ping(&self, [a, b]: &[Vm; 2]) -> Result<()> {
-        wait(Duration::from_secs(20), &format!("{} to reach {} (logs in {})", a.netns, b.address, self.folder.display()), || {
-            Ok(Command::new("ip")
-                .args(["netns", "exec", &a.netns, "ping", "-c1", "-W1", "-q", &b.address.to_string()])
-                .output()?
-                .status
-                .success())
-        })
+        wait(
+            Duration::from_secs(20),
+            &format!("{} to reach {} (logs in {})", a.netns, b.address, self.folder.display()),
+            || {
+                Ok(Command::new("ip")
+                    .args(["netns", "exec", &a.netns, "ping", "-c1", "-W1", "-q", &b.address.to_string()])
+                    .output()?
+                    .status
+                    .success())
+            },
+        )
     }
 }
 
@@ -193,7 +217,12 @@ impl Drop for Topology {
         for (i, _) in PA.iter().enumerate() {
             let bpffs = format!("/sys/fs/bpf/tenet-bench-{}/h{}", self.prefix, i + 1);
             let h = format!("--net=/run/netns/{}", self.ns(&format!("h{}", i + 1)));
-            Command::new("nsenter").arg(h).arg(&self.tenet).args(["agent", "--detach", "--bpffs", &bpffs]).output().ok();
+            Command::new("nsenter")
+                .arg(h)
+                .arg(&self.tenet)
+                .args(["agent", "--detach", "--bpffs", &bpffs])
+                .output()
+                .ok();
         }
         for name in ["h1", "h2", "t1", "t2", "b1", "b2"] {
             ip(&format!("netns del {}", self.ns(name))).ok();

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends there")]
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -66,12 +66,14 @@ impl Ca {
         csr.params.distinguished_name.push(DnType::CommonName, "h1");
         csr.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         csr.params.not_before = SystemTime::now().into();
-        csr.params.not_after = (SystemTime::now() + Duration::from_secs(self.lifetime.load(Ordering::SeqCst))).into();
+        csr.params.not_after =
+            (SystemTime::now() + Duration::from_secs(self.lifetime.load(Ordering::SeqCst))).into();
         csr.signed_by(&self.issuer).unwrap().pem()
     }
 
     pub fn token(&self) -> String {
-        let hex: String = tenet_api::client::fingerprint(&self.der).iter().map(|b| format!("{b:02x}")).collect();
+        let hex: String =
+            tenet_api::client::fingerprint(&self.der).iter().map(|b| format!("{b:02x}")).collect();
         format!("tenet1.{hex}.secret")
     }
 }
@@ -111,7 +113,10 @@ struct Service {
 impl Agent for Service {
     type SessionStream = ReceiverStream<Result<ControllerMessage, Status>>;
 
-    async fn session(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::SessionStream>, Status> {
+    async fn session(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
         let (to, rx) = mpsc::channel(16);
         let session = Session { to, from: request.into_inner() };
         self.sessions.send(session).await.map_err(|_| Status::unavailable("over"))?;
@@ -185,12 +190,13 @@ async fn serve_joins(listener: TcpListener, ca: Arc<Ca>, cert: String, key: Stri
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
     let chain = CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
+    let config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     loop {
         let (stream, _) = listener.accept().await.unwrap();
@@ -215,10 +221,14 @@ async fn serve_joins(listener: TcpListener, ca: Arc<Ca>, cert: String, key: Stri
             });
             ("200 OK", reply)
         } else {
-            ("403 Forbidden", serde_json::json!({"code": "token", "message": "used", "hint": "", "problems": []}))
+            (
+                "403 Forbidden",
+                serde_json::json!({"code": "token", "message": "used", "hint": "", "problems": []}),
+            )
         };
         let reply = reply.to_string();
-        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", reply.len());
+        let head =
+            format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", reply.len());
         stream.write_all((head + &reply).as_bytes()).await.unwrap();
         let _ = stream.shutdown().await;
     }
@@ -349,12 +359,17 @@ pub fn site(generation: u64) -> Rows {
 /// The site with one more record of a generation.
 pub fn more(rows: &Rows, generation: u64) -> Rows {
     let mut next = rows.clone();
-    let Some((Row::Record(r), _)) = rows.0.values().find(|(r, _)| matches!(r, Row::Record(r) if r.port.vm == name("web")))
+    let Some((Row::Record(r), _)) =
+        rows.0.values().find(|(r, _)| matches!(r, Row::Record(r) if r.port.vm == name("web")))
     else {
         unreachable!()
     };
     let last = u8::try_from(generation % 100).unwrap() + 100;
-    let row = Row::Record(RecordRow { ca: [10, 1, 1, last].into(), mac: Mac::new([2, 0, 0, 0, 0, last]).unwrap(), ..r.clone() });
+    let row = Row::Record(RecordRow {
+        ca: [10, 1, 1, last].into(),
+        mac: Mac::new([2, 0, 0, 0, 0, last]).unwrap(),
+        ..r.clone()
+    });
     next.0.insert(row.key(), (row, generation));
     next
 }
@@ -377,7 +392,9 @@ impl tenet_host_agent::Kernel for Shared {
     fn hook(&self) -> &'static str {
         "none"
     }
-    fn devices(&mut self) -> Result<std::collections::BTreeMap<String, tenet_host::Device>, tenet_host_agent::KernelError> {
+    fn devices(
+        &mut self,
+    ) -> Result<std::collections::BTreeMap<String, tenet_host::Device>, tenet_host_agent::KernelError> {
         self.0.lock().unwrap().devices()
     }
     fn foresee(&mut self, devices: &mut dyn Iterator<Item = &str>) -> bool {

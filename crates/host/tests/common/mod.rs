@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
-use tenet_compile::{HostRow, NetworkRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, Rows, SubnetRow};
+use tenet_compile::{
+    HostRow, NetworkRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, Rows, SubnetRow,
+};
 use tenet_host::{Device, DeviceKind, HostCore, Input, Message, Output, Role};
 use tenet_model::{Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, Vsid};
 use tenet_tables::image::{Image, Operation};
@@ -62,7 +64,12 @@ pub fn subnet(net: u32) -> Row {
 }
 
 pub fn on_link(net: u32) -> Row {
-    Row::Route(RouteRow { net: NetId(net), prefix: "10.1.1.0/24".parse().unwrap(), next_hop: None, metric: 0 })
+    Row::Route(RouteRow {
+        net: NetId(net),
+        prefix: "10.1.1.0/24".parse().unwrap(),
+        next_hop: None,
+        metric: 0,
+    })
 }
 
 pub fn record(net: u32, n: u8, pa: [u8; 4], alt: Option<[u8; 4]>) -> Row {
@@ -98,16 +105,19 @@ pub fn rows(generation: u64, all: impl IntoIterator<Item = Row>) -> Rows {
 
 /// One network with `sql` here (11) and `web` there (12).
 pub fn small(generation: u64) -> Rows {
-    rows(generation, [
-        host(OWN),
-        peer(OTHER, vec![]),
-        network(1),
-        subnet(1),
-        on_link(1),
-        record(1, 11, OWN, None),
-        record(1, 12, OTHER, None),
-        port(1, 11, PortState::Active, None),
-    ])
+    rows(
+        generation,
+        [
+            host(OWN),
+            peer(OTHER, vec![]),
+            network(1),
+            subnet(1),
+            on_link(1),
+            record(1, 11, OWN, None),
+            record(1, 12, OTHER, None),
+            port(1, 11, PortState::Active, None),
+        ],
+    )
 }
 
 pub fn device(ifindex: u32) -> Device {
@@ -215,10 +225,12 @@ pub fn at_key(image: &Image, operation: &Operation) -> Operation {
 pub fn any_rows() -> impl Strategy<Value = Rows> {
     let port = (2u8..60, 0u8..4, prop::option::weighted(0.2, 0u8..4), any::<bool>(), 1u64..50);
     let nets = prop::collection::btree_map(1u32..5, prop::collection::vec(port, 0..12), 0..4);
-    let routes = prop::collection::vec((1u32..5, any::<[u8; 4]>(), 0u8..=32, 2u8..60, any::<u32>(), 1u64..50), 0..6);
+    let routes =
+        prop::collection::vec((1u32..5, any::<[u8; 4]>(), 0u8..=32, 2u8..60, any::<u32>(), 1u64..50), 0..6);
     (nets, routes).prop_map(|(nets, routes)| {
         let pa = |n: u8| [192, 168, 1, 10 + n];
-        let mut all = rows(1, [host(pa(0)), peer(pa(1), vec![]), peer(pa(2), vec![NetId(1)]), peer(pa(3), vec![])]);
+        let mut all =
+            rows(1, [host(pa(0)), peer(pa(1), vec![]), peer(pa(2), vec![NetId(1)]), peer(pa(3), vec![])]);
         let mut put = |row: Row, generation| all.0.insert(row.key(), (row, generation));
         for (net, ports) in &nets {
             put(network(*net), 1);
@@ -235,7 +247,10 @@ pub fn any_rows() -> impl Strategy<Value = Rows> {
         for (net, address, len, hop, metric, generation) in routes {
             if nets.contains_key(&net) {
                 let prefix = ipnet::Ipv4Net::new(address.into(), len).unwrap().trunc().into();
-                put(Row::Route(RouteRow { net: NetId(net), prefix, next_hop: Some(ca(hop)), metric }), generation);
+                put(
+                    Row::Route(RouteRow { net: NetId(net), prefix, next_hop: Some(ca(hop)), metric }),
+                    generation,
+                );
             }
         }
         all
