@@ -1,0 +1,285 @@
+//! The core's part in migrations: what is said of them, and each next step.
+
+use super::{Control, Output, Refused, open_id};
+use crate::{
+    DISCONNECTED, Micros, PREPARE, SETTLE, SessionId,
+    happening::Happening,
+    migration::{ASK, COMMIT, Frames, Run, Stage},
+};
+use std::collections::{BTreeMap, BTreeSet};
+use tenet_model::{HostName, Key, Object, Operation, Phase, PortRef, VmRef};
+use uuid::Uuid;
+
+impl Control {
+    /// A prepared port sent its first frame. Only the destination of its VM's migration can say so.
+    pub fn activated(&mut self, now: Micros, session: SessionId, port: &PortRef) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let Some(host) = self.sessions.get(&session).cloned() else { return outputs };
+        let lives_here = self.lives_on(port, &host);
+        match self.runs.get_mut(&port.vm_ref()) {
+            Some(run) if run.migration.to == host && run.migration.devices.contains_key(&port.port) => {
+                if run.switched.is_none() && run.cancelled.is_none() {
+                    run.switched = Some(now);
+                    let text = format!("port {port} sent its first frame on {host}");
+                    outputs.push(Output::Happened(Happening::new("migration", text).host(&host).port(port)));
+                }
+                self.progress(now, &mut outputs);
+            }
+            // The end of a migration and a repeated report may cross.
+            None if lives_here => {}
+            Some(_) | None => {
+                let text = format!("host {host} claims port {port}, which does not move there");
+                outputs.push(Output::Happened(Happening::new("refused", text).host(&host).port(port)));
+            }
+        }
+        outputs
+    }
+
+    /// The VM runs on the destination, says its operator.
+    ///
+    /// # Errors
+    /// [`Refused::NoMigration`]; [`Refused::Phase`] unless it is prepared or already switched.
+    pub fn switch(&mut self, now: Micros, vm: &VmRef) -> Result<Vec<Output>, Refused> {
+        let run = self.runs.get_mut(vm).ok_or(Refused::NoMigration)?;
+        match run.migration.phase {
+            Phase::Preparing if run.switched.is_none() => return Err(Refused::Phase(Phase::Preparing)),
+            Phase::Preparing | Phase::Prepared | Phase::Switched => {}
+        }
+        run.switched.get_or_insert(now);
+        let mut outputs = Vec::new();
+        self.progress(now, &mut outputs);
+        Ok(outputs)
+    }
+
+    /// The migration shall be given up.
+    ///
+    /// # Errors
+    /// [`Refused::NoMigration`]; [`Refused::Phase`] once it is switched.
+    pub fn cancel(&mut self, now: Micros, vm: &VmRef, reason: &str) -> Result<Vec<Output>, Refused> {
+        let run = self.runs.get_mut(vm).ok_or(Refused::NoMigration)?;
+        if run.switched.is_some() || run.migration.phase == Phase::Switched {
+            return Err(Refused::Phase(Phase::Switched));
+        }
+        run.cancelled.get_or_insert_with(|| reason.to_owned());
+        let mut outputs = Vec::new();
+        self.progress(now, &mut outputs);
+        Ok(outputs)
+    }
+
+    /// A host's counters (none: it gave no answer).
+    pub fn counted(
+        &mut self,
+        now: Micros,
+        migration: Uuid,
+        vm: &VmRef,
+        host: &HostName,
+        stage: Stage,
+        frames: Option<Frames>,
+    ) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let Some(run) = self.runs.get_mut(vm).filter(|r| r.migration.id == migration) else { return outputs };
+        let kept = match stage {
+            Stage::Before => &mut run.before,
+            Stage::After => {
+                run.answers.remove(host);
+                &mut run.after
+            }
+        };
+        if let Some(frames) = frames {
+            kept.insert(host.clone(), frames);
+        }
+        self.progress(now, &mut outputs);
+        outputs
+    }
+
+    /// A commit came to nothing; it is tried again at a later tick if it still makes sense.
+    pub fn commit_failed(&mut self, vm: &VmRef, reason: &str) -> Vec<Output> {
+        let Some(run) = self.runs.get_mut(vm) else { return Vec::new() };
+        run.committing = None;
+        let text = format!("the migration of {vm} cannot go on yet: {reason}");
+        vec![Output::Happened(Happening::new("migration", text).field("vm", vm))]
+    }
+
+    /// Hosts that a migration waits for.
+    #[must_use]
+    pub fn migration_waits_for(&self, vm: &VmRef) -> BTreeSet<HostName> {
+        self.runs.get(vm).map(|r| r.waiting.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn hosts_of_vm(&self, vm: &VmRef) -> BTreeSet<HostName> {
+        let mut hosts = BTreeSet::new();
+        for network in self.plan.networks_of(vm) {
+            hosts.extend(self.plan.hosts_of(&network));
+        }
+        if let Some(m) = self.desired().migrations.get(vm) {
+            hosts.extend([m.value.from.clone(), m.value.to.clone()]);
+        }
+        hosts
+    }
+
+    /// Brings the runs in line with the stored migrations.
+    pub(super) fn follow_migrations(
+        &mut self,
+        now: Micros,
+        revision: u64,
+        operations: &[Operation],
+        before: &BTreeMap<VmRef, BTreeSet<HostName>>,
+        outputs: &mut Vec<Output>,
+    ) {
+        for operation in operations {
+            match operation {
+                Operation::Put(Object::Migration(m)) => {
+                    let mut waiting = self.hosts_of_vm(&m.vm);
+                    waiting.extend(before.get(&m.vm).into_iter().flatten().cloned());
+                    let text = match m.phase {
+                        Phase::Preparing => format!("{} begins to move from {} to {}", m.vm, m.from, m.to),
+                        Phase::Prepared => format!("{} may move from {} to {}", m.vm, m.from, m.to),
+                        Phase::Switched => format!("{} runs on {}", m.vm, m.to),
+                    };
+                    let fresh = !self.runs.contains_key(&m.vm);
+                    let run = self
+                        .runs
+                        .entry(m.vm.clone())
+                        .or_insert_with(|| Run::new(m.clone(), revision, now, true));
+                    run.advance(m.clone(), revision, now);
+                    run.waiting = waiting;
+                    if fresh {
+                        self.count(now, &m.vm, Stage::Before, outputs);
+                    }
+                    let happening =
+                        Happening::new("migration", text).field("vm", &m.vm).field("migration", m.id);
+                    outputs.push(Output::Happened(happening));
+                }
+                Operation::Delete(Key::Migration(vm)) => drop(self.runs.remove(vm)),
+                Operation::Put(_) | Operation::Delete(_) => {}
+            }
+        }
+    }
+
+    /// Asks both hosts of a migration for their counters.
+    fn count(&mut self, now: Micros, vm: &VmRef, stage: Stage, outputs: &mut Vec<Output>) {
+        let Some(run) = self.runs.get_mut(vm) else { return };
+        for host in [&run.migration.from, &run.migration.to] {
+            let Some(session) = self.hosts.get(host).and_then(open_id) else { continue };
+            if stage == Stage::After {
+                run.answers.insert(host.clone());
+            }
+            let (migration, host) = (run.migration.id, host.clone());
+            outputs.push(Output::Count { migration, vm: vm.clone(), host, session, stage });
+        }
+        if stage == Stage::After {
+            run.asked = Some(now);
+        }
+    }
+
+    /// Takes one step of a migration if it is due.
+    pub(super) fn step(&mut self, now: Micros, vm: &VmRef, outputs: &mut Vec<Output>) {
+        let hosts = &self.hosts;
+        let Some(run) = self.runs.get_mut(vm) else { return };
+        let (to, revision, since) = (run.migration.to.clone(), run.revision, run.since);
+        let mut done = Vec::new();
+        let mut late = Vec::new();
+        run.waiting.retain(|name| {
+            let Some(host) = hosts.get(name) else { return false };
+            match &host.session {
+                Some(s) if s.has(revision) => {
+                    done.push(name.clone());
+                    false
+                }
+                Some(_) if *name != to && now.saturating_sub(since) > SETTLE => {
+                    late.push(name.clone());
+                    false
+                }
+                None if *name != to || run.migration.phase == Phase::Switched => {
+                    now.saturating_sub(host.gone_since) <= DISCONNECTED
+                }
+                Some(_) | None => true,
+            }
+        });
+        for host in late {
+            let text =
+                format!("the migration of {vm} goes on without {host}, which did not acknowledge in time");
+            outputs.push(Output::Happened(Happening::new("problem", text).host(&host).field("vm", vm)));
+        }
+        if run.migration.phase == Phase::Switched {
+            let switched = run.switched.unwrap_or(since);
+            for name in done {
+                run.acks_us.entry(name).or_insert_with(|| now.saturating_sub(switched));
+            }
+        }
+        if run.committing.is_some_and(|at| now.saturating_sub(at) < COMMIT) {
+            return;
+        }
+        let put = |run: &mut Run, phase, outputs: &mut Vec<Output>| {
+            run.committing = Some(now);
+            let operations = vec![run.to_phase(phase, now)];
+            outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: None });
+        };
+        let phase = run.migration.phase;
+        if phase != Phase::Switched && run.switched.is_some() {
+            run.prepare_us.get_or_insert(now.saturating_sub(run.begun));
+            put(run, Phase::Switched, outputs);
+            return;
+        }
+        if phase == Phase::Preparing && run.waiting.contains(&to) && now.saturating_sub(since) > PREPARE {
+            run.cancelled.get_or_insert_with(|| {
+                format!(
+                    "host {to} did not answer within {} s: check that its agent runs",
+                    PREPARE / 1_000_000
+                )
+            });
+        }
+        if let (Some(reason), false) = (&run.cancelled, phase == Phase::Switched) {
+            let receipt = run.receipt(false, Some(reason.clone()));
+            let text = format!("the move of {vm} to {to} was rolled back: {reason}");
+            run.committing = Some(now);
+            let operations = vec![Operation::Delete(Key::Migration(vm.clone()))];
+            outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(receipt) });
+            outputs.push(Output::Happened(Happening::new("migration", text).field("vm", vm)));
+            return;
+        }
+        if !run.waiting.is_empty() {
+            if phase == Phase::Switched && now.saturating_sub(since) > SETTLE + DISCONNECTED {
+                run.waiting.clear();
+            } else {
+                return;
+            }
+        }
+        match phase {
+            Phase::Preparing => {
+                run.prepare_us = Some(now.saturating_sub(run.begun));
+                put(run, Phase::Prepared, outputs);
+            }
+            Phase::Prepared => {}
+            Phase::Switched => match run.asked {
+                None => {
+                    self.count(now, vm, Stage::After, outputs);
+                    self.finish_if_counted(now, vm, outputs);
+                }
+                Some(_) => self.finish_if_counted(now, vm, outputs),
+            },
+        }
+    }
+
+    fn finish_if_counted(&mut self, now: Micros, vm: &VmRef, outputs: &mut Vec<Output>) {
+        let desired = self.plan.desired();
+        let Some(run) = self.runs.get_mut(vm) else { return };
+        let waited = run.asked.is_some_and(|at| now.saturating_sub(at) > ASK);
+        if !run.answers.is_empty() && !waited {
+            return;
+        }
+        run.committing = Some(now);
+        let ports = desired.ports.values().filter(|p| p.value.name.vm_ref() == *vm).map(|p| p.value.clone());
+        let operations = run.finish(ports);
+        let receipt = run.receipt(true, None);
+        let text = format!(
+            "{vm} moved to {}: {} frames redirected, {} lost, last host after {} ms",
+            run.migration.to,
+            receipt.redirected,
+            receipt.lost,
+            receipt.last_ack_us / 1000
+        );
+        outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(receipt) });
+        outputs.push(Output::Happened(Happening::new("migration", text).field("vm", vm)));
+    }
+}
