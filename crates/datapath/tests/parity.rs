@@ -1,7 +1,7 @@
 //! The programs in the kernel and the same decision in user space give the same verdict and the same bytes.
 //!
 //! `TENET_PARITY_SEED` and `TENET_PARITY_FRAMES` choose other frames; a failure prints the seed.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the first surprise")]
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 mod common;
 
