@@ -172,12 +172,12 @@ impl World {
         found.unwrap_or_else(|| panic!("{host} has no counters of {port}, only of {names:?}")).clone()
     }
 
-    /// The sum of a host's metrics whose line begins with this name and holds this text, asked on the host itself.
+    /// A host's metrics, asked on the host itself.
     ///
     /// # Panics
     /// If its agent does not answer.
     #[must_use]
-    pub fn metric(&self, host: &str, name: &str, holds: &str) -> u64 {
+    pub fn metric_text(&self, host: &str) -> String {
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 7445))?;
             stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
@@ -185,7 +185,16 @@ impl World {
             stream.read_to_string(&mut text)?;
             Ok(text)
         };
-        let text = self.lab.host(host).unwrap().netns().run(ask).unwrap().unwrap();
+        self.lab.host(host).unwrap().netns().run(ask).unwrap().unwrap()
+    }
+
+    /// The sum of a host's metrics whose line begins with this name and holds this text.
+    ///
+    /// # Panics
+    /// If its agent does not answer.
+    #[must_use]
+    pub fn metric(&self, host: &str, name: &str, holds: &str) -> u64 {
+        let text = self.metric_text(host);
         let lines = text.lines().filter(|l| l.starts_with(name) && l.contains(holds));
         lines.filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).sum()
     }

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use tenet_api::rest::{Migrate, ReceiptView};
+use tenet_hostnet::Links;
 use tenet_lab::Process;
 use tenet_lab::tool::ask;
 use tenet_tests::{Fixture, Load, THREE_HOSTS, World, block_on, check_moves, until};
@@ -164,12 +165,17 @@ fn controller_killed_between_prepare_and_switch_finishes_when_it_is_back() {
     let before = redirected(&world);
     world.lab.kill_controller().unwrap();
     let pause = moving.switch().unwrap();
-    far.run(Duration::from_millis(500));
+    // The lab's VM listens on its old leg until it is told that all is done. Here it must not: the source's agent
+    // sees the carrier go (the kernel may hold that back for a second) and redirects without a word from anybody.
+    let netns = world.lab.vm(SQL).unwrap().netns().clone();
+    Links::in_netns(&netns).unwrap().set_down("eth0").unwrap();
+    let after = until("frames follow without a controller", PATIENCE, || {
+        let now = redirected(&world);
+        (now > before + 100).then_some(now)
+    });
     let answer =
         ask(world.lab.vm("contoso/app").unwrap().netns(), IpAddr::V4(world.ip(SQL)), PATIENCE).unwrap();
-    assert_eq!(answer.as_deref(), Some(SQL), "frames follow without a controller");
-    let after = redirected(&world);
-    assert!(after > before + 100, "{before} to {after} frames redirected while nobody else knew");
+    assert_eq!(answer.as_deref(), Some(SQL));
     block_on(world.lab.start_controller()).unwrap();
     let moved = block_on(world.lab.finish_move(moving, pause)).unwrap();
     // What the old controller had measured is lost with it, so the receipt's figures are a lower bound.
@@ -179,7 +185,7 @@ fn controller_killed_between_prepare_and_switch_finishes_when_it_is_back() {
     world.lives_on(SQL, "h2");
     for load in [far, web] {
         let (probe, _) = load.stop();
-        assert!(probe.lost <= pause.as_millis() as u64 + 3, "{probe:?}");
+        assert!(probe.lost <= pause.as_millis() as u64 + 1500, "{probe:?}");
     }
     home(&mut world);
 }
