@@ -17,7 +17,10 @@ use tenet_api::{
 use tenet_control::{Control, Frames, Happening, Hello, Message, Output, Refused, SessionId};
 use tenet_model::{Change, Desired, HostName, Operation, Receipt, VmRef};
 use tenet_store::{SiteError, SiteStore};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    task::JoinSet,
+};
 
 /// Longest wait of a request that does not say.
 pub(crate) const WAIT: Duration = Duration::from_secs(10);
@@ -80,7 +83,6 @@ pub(crate) struct Engine {
     writer: tokio::sync::Mutex<()>,
     progress: watch::Sender<u64>,
     questions: AtomicU64,
-    tasks: Mutex<Vec<tokio::task::AbortHandle>>,
     pub(crate) events: Events,
     pub(crate) pki: Pki,
     pub(crate) figures: Figures,
@@ -97,8 +99,8 @@ pub(crate) struct Committed {
 }
 
 impl Engine {
-    /// Loads the site and follows it from now on.
-    pub(crate) async fn start(site: SiteStore, pki: Pki) -> Result<Arc<Self>, SiteError> {
+    /// Loads the site and follows it from now on, by the tasks returned: without any of them nothing goes on.
+    pub(crate) async fn start(site: SiteStore, pki: Pki) -> Result<(Arc<Self>, JoinSet<()>), SiteError> {
         let desired = site.load().await?;
         let revision = desired.revision;
         let engine = Arc::new(Self {
@@ -108,23 +110,19 @@ impl Engine {
             writer: tokio::sync::Mutex::default(),
             progress: watch::Sender::new(0),
             questions: AtomicU64::new(1),
-            tasks: Mutex::default(),
             events: Events::new(),
             pki,
             figures: Figures::default(),
         });
         let watch = engine.site.watch(revision + 1).await?;
-        let tasks = [
-            tokio::spawn(Arc::clone(&engine).follow(watch)).abort_handle(),
-            tokio::spawn(Arc::clone(&engine).tick()).abort_handle(),
-        ];
-        lock(&engine.tasks).extend(tasks);
-        Ok(engine)
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&engine).follow(watch));
+        tasks.spawn(Arc::clone(&engine).tick());
+        Ok((engine, tasks))
     }
 
-    /// Ends the sessions and the tasks that hold the store.
+    /// Ends the sessions.
     pub(crate) fn stop(&self) {
-        lock(&self.tasks).drain(..).for_each(|task| task.abort());
         for link in lock(&self.links).values() {
             *lock(&link.closed) = Some(Closed { reason: "the controller ends".into(), farewell: false });
             link.wake.notify_one();
@@ -243,7 +241,7 @@ impl Engine {
                 };
                 counter.fetch_add(1, Ordering::Relaxed);
             }
-            Err(fault) => self.drive(|core, _| core.commit_failed(&vm, &fault.error.message)),
+            Err(fault) => self.drive(|core, now| core.commit_failed(now, &vm, &fault.error.message)),
         }
     }
 

@@ -94,6 +94,7 @@ pub(crate) fn receipt(r: Receipt) -> ReceiptView {
         reason: r.reason,
         redirected: r.redirected,
         lost: r.lost,
+        exact: r.exact,
         started_ms: r.started_ms,
         prepare_us: r.prepare_us,
         last_ack_us: r.last_ack_us,

@@ -14,6 +14,8 @@ pub const DISCONNECTED: Micros = 5_000_000;
 pub(crate) const ASK: Micros = 1_000_000;
 /// A commit that is not seen in the store after this time is tried again.
 pub(crate) const COMMIT: Micros = 5_000_000;
+/// Pause after a commit that failed.
+pub(crate) const AGAIN: Micros = 500_000;
 
 /// Frames of a VM's ports on one host, as its kernel counts them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -56,6 +58,8 @@ pub(crate) struct Run {
     pub(crate) answers: BTreeSet<HostName>,
     /// A commit is under way since.
     pub(crate) committing: Option<Micros>,
+    /// What is to be told once its end is stored.
+    pub(crate) ending: Option<String>,
     /// Why it shall be rolled back.
     pub(crate) cancelled: Option<String>,
 }
@@ -76,6 +80,7 @@ impl Run {
             asked: None,
             answers: BTreeSet::new(),
             committing: None,
+            ending: None,
             cancelled: None,
             migration,
         }
@@ -133,6 +138,9 @@ impl Run {
             reason,
             redirected: grown(|f| f.redirected),
             lost: grown(|f| f.lost),
+            exact: [&m.from, &m.to]
+                .into_iter()
+                .all(|host| self.before.contains_key(host) && self.after.contains_key(host)),
             started_ms: m.started_ms,
             prepare_us: self.prepare_us.unwrap_or(0),
             last_ack_us: self.acks_us.values().copied().max().unwrap_or(0),

@@ -149,6 +149,10 @@ pub struct Receipt {
     pub redirected: u64,
     /// Frames for the VM that either host had to drop while it moved (`port_down`, `port_blocked`, `loop`).
     pub lost: u64,
+    /// Whether both hosts told their counters before and after the move; else the two numbers above are only what is
+    /// known: too low where a host did not answer, too high where the controller started again meanwhile.
+    #[serde(default)]
+    pub exact: bool,
     /// When it was asked for, in milliseconds since 1970 (UTC).
     pub started_ms: u64,
     /// From the request until all hosts were prepared, in microseconds.

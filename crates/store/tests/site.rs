@@ -81,6 +81,7 @@ async fn a_receipt_comes_with_its_change_or_not_at_all() {
         lost: 0,
         started_ms,
         prepare_us: 0,
+        exact: true,
         last_ack_us: 0,
         acks_us: Default::default(),
     };

@@ -301,6 +301,9 @@ pub struct ReceiptView {
     pub redirected: u64,
     /// Frames for the VM that either host had to drop while it moved.
     pub lost: u64,
+    /// Whether both hosts told their counters before and after the move; else the two numbers above are not reliable.
+    #[serde(default)]
+    pub exact: bool,
     /// When it was asked for, in milliseconds since 1970 (UTC).
     pub started_ms: u64,
     /// From the request until all hosts were prepared, in microseconds.

@@ -4,7 +4,7 @@ use super::{Control, Output, Refused, open_id};
 use crate::{
     DISCONNECTED, Micros, PREPARE, SETTLE, SessionId,
     happening::Happening,
-    migration::{ASK, COMMIT, Frames, Run, Stage},
+    migration::{AGAIN, ASK, COMMIT, Frames, Run, Stage},
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_model::{HostName, Key, Object, Operation, Phase, PortRef, VmRef};
@@ -92,10 +92,10 @@ impl Control {
         outputs
     }
 
-    /// A commit came to nothing; it is tried again at a later tick if it still makes sense.
-    pub fn commit_failed(&mut self, vm: &VmRef, reason: &str) -> Vec<Output> {
+    /// A commit came to nothing; it is tried again after a pause ([`AGAIN`]) if it still makes sense.
+    pub fn commit_failed(&mut self, now: Micros, vm: &VmRef, reason: &str) -> Vec<Output> {
         let Some(run) = self.runs.get_mut(vm) else { return Vec::new() };
-        run.committing = None;
+        run.committing = Some((now + AGAIN).saturating_sub(COMMIT));
         let text = format!("the migration of {vm} cannot go on yet: {reason}");
         vec![Output::Happened(Happening::new("migration", text).field("vm", vm))]
     }
@@ -150,7 +150,12 @@ impl Control {
                         Happening::new("migration", text).field("vm", &m.vm).field("migration", m.id);
                     outputs.push(Output::Happened(happening));
                 }
-                Operation::Delete(Key::Migration(vm)) => drop(self.runs.remove(vm)),
+                Operation::Delete(Key::Migration(vm)) => {
+                    // Told only now that it is stored: before, it is an intention.
+                    if let Some(text) = self.runs.remove(vm).and_then(|run| run.ending) {
+                        outputs.push(Output::Happened(Happening::new("migration", text).field("vm", vm)));
+                    }
+                }
                 Operation::Put(_) | Operation::Delete(_) => {}
             }
         }
@@ -233,9 +238,9 @@ impl Control {
             let receipt = run.receipt(false, Some(reason.clone()));
             let text = format!("the move of {vm} to {to} was rolled back: {reason}");
             run.committing = Some(now);
+            run.ending = Some(text);
             let operations = vec![Operation::Delete(Key::Migration(vm.clone()))];
             outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(receipt) });
-            outputs.push(Output::Happened(Happening::new("migration", text).field("vm", vm)));
             return;
         }
         if !run.waiting.is_empty() {
@@ -273,13 +278,14 @@ impl Control {
         let operations = run.finish(ports);
         let receipt = run.receipt(true, None);
         let text = format!(
-            "{vm} moved to {}: {} frames redirected, {} lost, last host after {} ms",
+            "{vm} moved to {}: {}{} frames redirected, {} lost, last host after {} ms",
             run.migration.to,
+            if receipt.exact { "" } else { "about " },
             receipt.redirected,
             receipt.lost,
             receipt.last_ack_us / 1000
         );
+        run.ending = Some(text);
         outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(receipt) });
-        outputs.push(Output::Happened(Happening::new("migration", text).field("vm", vm)));
     }
 }

@@ -98,8 +98,8 @@ pub async fn receipts(context: &Context) -> Outcome {
                 r.from.to_string(),
                 r.to.to_string(),
                 if r.moved { "moved" } else { "rolled back" }.to_owned(),
-                r.redirected.to_string(),
-                r.lost.to_string(),
+                frames(r, r.redirected),
+                frames(r, r.lost),
                 micros(r.prepare_us),
                 micros(r.last_ack_us),
                 or_dash(r.reason.as_ref()),
@@ -134,8 +134,21 @@ pub fn receipt(r: &ReceiptView) -> Outcome {
             print::line(&format!("    host {host:<21} {}", micros(*us)))?;
         }
     }
-    print::line(&format!("  frames sent on (redirected)  {}", r.redirected))?;
-    print::line(&format!("  frames lost                  {}", r.lost))
+    print::line(&format!("  frames sent on (redirected)  {}", frames(r, r.redirected)))?;
+    print::line(&format!("  frames lost                  {}", frames(r, r.lost)))?;
+    if r.moved && !r.exact {
+        print::line("  (a host's counters are missing, so that the numbers of frames are not exact)")?;
+    }
+    Ok(())
+}
+
+/// A number of frames as far as it is known; a move that was rolled back was not counted.
+fn frames(r: &ReceiptView, number: u64) -> String {
+    match (r.exact, r.moved) {
+        (true, _) => number.to_string(),
+        (false, true) => format!("about {number}"),
+        (false, false) => "-".to_owned(),
+    }
 }
 
 fn finished(context: &Context, found: &ReceiptView) -> Outcome {
