@@ -22,6 +22,10 @@ const HELLO: Duration = Duration::from_secs(10);
 const QUEUE: usize = 4;
 /// Events that a host may report per second; more are counted only.
 const EVENTS_PER_SECOND: u32 = 50;
+/// Longest text of a host that is kept, in bytes.
+const TEXT: usize = 1024;
+/// Lines of a proof's repairs, and of its problems, that are kept.
+const LINES: usize = 100;
 
 type Outgoing = mpsc::Sender<Result<ControllerMessage, Status>>;
 
@@ -177,7 +181,7 @@ async fn read(
         };
         match message {
             Some(agent_message::Message::Ack(ack)) => {
-                let error = (!ack.error.is_empty()).then_some(ack.error);
+                let error = (!ack.error.is_empty()).then(|| text(ack.error));
                 let (networks, ports) = (networks(&ack.networks), ports(ack.ports));
                 let ack = Ack { generation: ack.generation, error, networks, ports };
                 engine.drive(|core, now| core.acked(now, id, ack));
@@ -187,8 +191,8 @@ async fn read(
                     generation: proof.generation,
                     networks: networks(&proof.networks),
                     ports: ports(proof.ports),
-                    repaired: proof.repaired,
-                    problems: proof.problems,
+                    repaired: texts(proof.repaired),
+                    problems: texts(proof.problems),
                 };
                 engine.drive(|core, now| core.proved(now, id, proof));
             }
@@ -234,6 +238,18 @@ impl Budget {
     }
 }
 
+/// A host's words, cut to a length that a thousand of them may be kept.
+fn text(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT));
+    text.shrink_to_fit();
+    text
+}
+
+/// As many of a host's lines as are worth telling.
+fn texts(all: Vec<String>) -> Vec<String> {
+    all.into_iter().take(LINES).map(text).collect()
+}
+
 fn networks(proofs: &[agent::NetworkProof]) -> Vec<NetworkProof> {
     proofs.iter().map(|p| NetworkProof { net: NetId(p.net), digest: p.digest, rows: p.rows }).collect()
 }
@@ -258,7 +274,7 @@ fn line(host: &HostName, event: agent::Event) -> EventLine {
     let mut fields = std::collections::BTreeMap::new();
     for (name, value) in [("mac", event.mac), ("ca", event.ca), ("pa", event.pa)] {
         if !value.is_empty() {
-            fields.insert(name.to_owned(), value);
+            fields.insert(name.to_owned(), text(value));
         }
     }
     if event.vsid != 0 {
@@ -267,10 +283,24 @@ fn line(host: &HostName, event: agent::Event) -> EventLine {
     EventLine {
         id: 0,
         time_ms: if event.time_ms == 0 { crate::clock::ms() } else { event.time_ms },
-        kind: event.kind,
+        kind: text(event.kind),
         host: Some(host.clone()),
-        port: (!event.port.is_empty()).then_some(event.port),
+        port: (!event.port.is_empty()).then(|| text(event.port)),
         fields,
-        text: event.text,
+        text: text(event.text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_s_words_are_cut() {
+        assert_eq!(text("short".into()), "short");
+        let cut = text("µ".repeat(TEXT) + "x");
+        assert_eq!(cut.len(), TEXT);
+        assert_eq!(text(format!("x{}", "µ".repeat(TEXT))).len(), TEXT - 1);
+        assert_eq!(texts(vec![String::new(); 2 * LINES]).len(), LINES);
     }
 }

@@ -134,6 +134,9 @@ pub enum RunError {
     /// The site cannot be read.
     #[error(transparent)]
     Site(#[from] SiteError),
+    /// A part of the controller broke; a start anew reads everything from the store again.
+    #[error("a task of the controller broke")]
+    Task(#[source] tokio::task::JoinError),
     /// A listener failed.
     #[error("serving failed")]
     Serve(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -172,9 +175,14 @@ async fn serve(
         [rest, grpc].iter().map(|a| a.ip()).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()),
     );
     let certificate = Arc::new(ServerCertificate::new(pki.server_key(&names, SystemTime::now())?));
+    if options.addresses.is_empty() && (rest.ip().is_unspecified() || grpc.ip().is_unspecified()) {
+        tracing::warn!(
+            "no --address is given: the certificate names this machine's loopback only, and other hosts' agents refuse it"
+        );
+    }
     let (rest_tls, grpc_tls) = pki.server_configs(&certificate)?;
     let (admin_file, admin) = admin_file(dir, rest, &pki)?;
-    let engine = Engine::start(SiteStore::open(store).await?, pki).await?;
+    let (engine, mut tasks) = Engine::start(SiteStore::open(store).await?, pki).await?;
     let renewal = tokio::spawn(renew_server_certificate(Arc::clone(&engine), certificate, names));
     let app = rest::App { engine: Arc::clone(&engine), admin, grpc_port: grpc.port() };
     let (stop, stopping) = watch::channel(false);
@@ -206,10 +214,13 @@ async fn serve(
     let result = tokio::select! {
         result = serve => result.map(drop),
         () = shutdown => Ok(()),
+        // They have no end of their own; what is left would take changes that reach nobody.
+        Some(Err(error)) = tasks.join_next() => Err(RunError::Task(error)),
     };
     // Streams to followers and sessions have no end of their own: whoever is connected connects again.
     let _ = stop.send(true);
     renewal.abort();
+    tasks.abort_all();
     engine.stop();
     // Sessions and connections let go of the store, so that whoever comes next can open it.
     let free = async {
