@@ -188,7 +188,10 @@ impl Agent {
         }
         match self.kernel.read() {
             Ok((image, attached)) => self.feed(Input::Kernel { image, attached }),
-            Err(cause) => tracing::warn!(%cause, "the tables cannot be read"),
+            Err(cause) => {
+                tracing::warn!(%cause, "the tables cannot be read");
+                self.feed(Input::Unreadable(cause.to_string()));
+            }
         }
     }
 

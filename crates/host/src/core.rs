@@ -69,6 +69,8 @@ pub enum Input {
         /// Programs in place, by interface index.
         attached: BTreeMap<u32, Role>,
     },
+    /// The kernel's maps cannot be read, because of this.
+    Unreadable(String),
     /// The shell put something back that is neither entry nor program; each in plain words.
     Restored(Vec<String>),
     /// Result of [`Output::Attach`].
@@ -205,6 +207,7 @@ impl HostCore {
             Input::Delta(delta) => self.delta(&delta),
             Input::Devices(devices) => self.devices(devices),
             Input::Kernel { image, attached } => self.kernel(image, attached),
+            Input::Unreadable(why) => self.unreadable(&why),
             Input::Restored(lines) => {
                 for line in lines {
                     self.repair(line);
@@ -394,6 +397,23 @@ impl HostCore {
             outputs.extend(self.attachments());
         }
         outputs
+    }
+
+    /// What was proven before is so no longer; nothing else would tell the controller.
+    fn unreadable(&mut self, why: &str) -> Vec<Output> {
+        if !self.connected {
+            return Vec::new();
+        }
+        let mut problems = vec![format!("the kernel's tables cannot be read: {why}")];
+        problems.extend(self.problems.values().flatten().cloned());
+        let proof = Proof {
+            generation: self.generation(),
+            networks: Vec::new(),
+            ports: self.statuses(None),
+            repaired: std::mem::take(&mut self.repaired),
+            problems,
+        };
+        vec![Output::Send(Message::Proof(proof))]
     }
 
     fn applied(&mut self, read_back: &[Operation], errors: &[String]) -> Vec<Output> {

@@ -161,6 +161,21 @@ fn refused_write_is_an_error_in_the_ack_and_retried_at_the_next_look() {
 }
 
 #[test]
+fn tables_that_cannot_be_read_are_proven_no_longer() {
+    let mut sim = Sim::started();
+    sim.full(7, small(7));
+    sim.said();
+    sim.feed(Input::Unreadable("no such map".to_owned()));
+    let said = sim.said();
+    let proof = proofs(&said)[0];
+    assert_eq!((proof.generation, proof.networks.len()), (7, 0));
+    assert_eq!(proof.problems, ["the kernel's tables cannot be read: no such map"]);
+    sim.look();
+    let said = sim.said();
+    assert_eq!((proofs(&said)[0].networks.len(), proofs(&said)[0].problems.len()), (1, 0));
+}
+
+#[test]
 fn device_that_appears_later_is_attached_and_reported() {
     let mut sim = Sim::new();
     sim.feed(Input::Devices(devices(&[("eth0", 2)])));
