@@ -204,3 +204,31 @@ fn objects_come_and_go_by_commands() {
     run(&["host", "remove", "h1"]);
     assert!(run(&["network", "list"]).starts_with("no networks"));
 }
+
+#[test]
+fn a_move_that_is_given_up_is_never_said_to_be_ready() {
+    let controller = Controller::start("given-up");
+    let run = |args: &[&str]| controller.ok(args, "");
+    run(&["network", "create", "blue"]);
+    run(&["subnet", "create", "blue/web", "--prefix", "10.0.0.0/24"]);
+    run(&["vm", "create", "one", "--subnet", "blue/web"]);
+    run(&["host", "add", "h1", "--pa", "192.168.1.10"]);
+    run(&["host", "add", "h2", "--pa", "192.168.2.20"]);
+    run(&["vm", "attach", "one", "--host", "h1", "--device", "tap1"]);
+    // Nobody answers for h2, so that the move stays in its first phase until it is cancelled.
+    let asked = ["--wait", "0", "vm", "migrate", "one", "--to", "h2", "--no-wait"];
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| controller.tenet(&asked, ""));
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !run(&["migrations"]).contains("preparing") {
+            assert!(std::time::Instant::now() < deadline, "the migration does not begin");
+        }
+        run(&["vm", "cancel", "one"]);
+        let output = moving.join().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("stays on host h1") && !text.contains("may move"), "{text}");
+    });
+    let receipts = run(&["receipts"]);
+    assert!(receipts.contains("rolled back  -           -"), "nothing was counted: {receipts}");
+}

@@ -22,7 +22,8 @@ Exit codes:
   2  the command line is wrong
   3  the controller cannot be reached, or its admin file cannot be read
   4  a conflict: somebody else changed it first, or another object stands in the way
-  5  stored, but not all hosts are proven to hold it (`status`, and changes that wait)
+  5  stored, but not all hosts are proven to hold it, or to be reached (`status`, `table`, `counters`, and changes
+     that wait)
 `lab exec` ends with the exit code of the command that it ran.
 
 Names are written TENANT/NAME, as in contoso/sql; a name without a tenant is tenant `default`'s.";

@@ -35,12 +35,14 @@ pub async fn migrate(
     }
     let request = Migrate { to: to.clone(), devices };
     let waiting = format!("telling all hosts that VM {vm} moves to host {to}");
-    let mut migration = print::progress(&waiting, client.migrate(vm, &request)).await?;
-    if migration.phase == "preparing" {
-        migration = print::progress(&waiting, until(&client, vm, |m| m.phase != "preparing"))
-            .await?
-            .unwrap_or(migration);
-    }
+    let begun = print::progress(&waiting, client.migrate(vm, &request)).await?;
+    let ready = if begun.phase == "preparing" {
+        print::progress(&waiting, until(&client, &begun, |m| m.phase != "preparing")).await?
+    } else {
+        Some(begun.clone())
+    };
+    // It may have ended before it was seen prepared: then only the receipt says where the VM belongs.
+    let Some(migration) = ready else { return ended(context, &client, &begun).await };
     if no_wait {
         return context.show(&migration, |m| {
             print::line(&format!(
@@ -51,7 +53,13 @@ pub async fn migrate(
     }
     print::note(&format!("VM {vm} may move to host {to} now; its first frame there switches it"));
     let waiting = format!("waiting until VM {vm} runs on host {to}");
-    print::progress(&waiting, until(&client, vm, |_| false)).await?;
+    print::progress(&waiting, until(&client, &migration, |_| false)).await?;
+    ended(context, &client, &migration).await
+}
+
+/// Shows the receipt of a migration that is over.
+async fn ended(context: &Context, client: &Client, migration: &MigrationView) -> Outcome {
+    let vm = &migration.vm;
     let receipts = client.receipts().await?;
     match receipts.into_iter().rev().find(|r| r.id == migration.id) {
         Some(found) => finished(context, &found),
@@ -162,14 +170,14 @@ fn finished(context: &Context, found: &ReceiptView) -> Outcome {
     ))
 }
 
-/// Looks at a VM's migration until it is as wanted, or gone.
+/// Looks at a migration until it is as wanted, or gone.
 async fn until(
     client: &Client,
-    vm: &VmRef,
+    migration: &MigrationView,
     wanted: impl Fn(&MigrationView) -> bool,
 ) -> Outcome<Option<MigrationView>> {
     loop {
-        match client.vm(vm).await?.migration {
+        match client.vm(&migration.vm).await?.migration.filter(|m| m.id == migration.id) {
             Some(m) if !wanted(&m) => tokio::time::sleep(LOOK).await,
             other => return Ok(other),
         }

@@ -15,10 +15,8 @@ pub async fn table(context: &Context, args: TableArgs) -> Outcome {
     }
     context.show(&found, |t| print::table(&lookup(&t.rows), "no lookup records"))?;
     let bad: Vec<_> = found.rows.iter().filter(|r| !r.in_sync).collect();
-    if context.json() {
-        return Ok(());
-    }
-    for row in &bad {
+    // Programs find it in the rows.
+    for row in bad.iter().filter(|_| !context.json()) {
         let detail = if row.detail.is_empty() { "not as desired" } else { &row.detail };
         print::note(&format!("{} {}: {detail}", row.network, row.ca));
     }
