@@ -119,6 +119,12 @@ impl Session {
         let known = Identity::load(&self.state_dir)?;
         // A host that was away for longer than its certificate lived needs a token again.
         if let Some(mut identity) = known.filter(|i| self.token.is_none() || i.is_valid()) {
+            if self.token.is_some() {
+                tracing::info!(
+                    host = identity.host,
+                    "this host has joined already: the join token is not used"
+                );
+            }
             if !self.controllers.is_empty() {
                 identity.controllers = self.grpc_urls(identity.grpc_port);
             }
