@@ -13,7 +13,7 @@ use tenet_model::HostName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
@@ -22,6 +22,9 @@ use tonic::transport::server::Connected;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at a time; more wait in the kernel's queue.
 const HANDSHAKES: usize = 256;
+/// Connections of a listener at a time; more wait in the kernel's queue. Whoever keeps REST's busy without having a
+/// token does not take the descriptors that the agents' listener needs.
+const CONNECTIONS: usize = 4096;
 
 /// Accepted connections that have passed the handshake.
 pub(crate) struct Incoming {
@@ -49,7 +52,9 @@ impl Incoming {
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, to: mpsc::Sender<(Stream, SocketAddr)>) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -70,7 +75,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, to: mpsc::Sender<(Strea
             // Small messages are the rule on both listeners.
             let _ = tcp.set_nodelay(true);
             match tokio::time::timeout(HANDSHAKE, tls.accept(tcp)).await {
-                Ok(Ok(stream)) => drop(to.send((Stream(stream), peer)).await),
+                Ok(Ok(stream)) => drop(to.send((Stream(stream, place), peer)).await),
                 Ok(Err(error)) => tracing::info!(%peer, %error, "a TLS handshake failed"),
                 Err(_) => tracing::info!(%peer, "a TLS handshake took too long"),
             }
@@ -101,8 +106,11 @@ pub(crate) struct Peer {
     pub(crate) host: Option<HostName>,
 }
 
-/// A TLS connection.
-pub(crate) struct Stream(TlsStream<TcpStream>);
+/// A TLS connection and its place among those of the listener.
+pub(crate) struct Stream(
+    TlsStream<TcpStream>,
+    #[expect(dead_code, reason = "held until the connection ends")] OwnedSemaphorePermit,
+);
 
 impl Connected for Stream {
     type ConnectInfo = Peer;
