@@ -1,5 +1,7 @@
 //! The fuzz targets of texts and messages on stable Rust: every file of their corpora, and many mutations of them.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the first surprise")]
+
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
 
