@@ -72,6 +72,17 @@ pub(crate) struct Figures {
     pub(crate) messages: AtomicU64,
     pub(crate) migrations_moved: AtomicU64,
     pub(crate) migrations_back: AtomicU64,
+    /// When a refused join was last told, in milliseconds.
+    refused_join: AtomicU64,
+}
+
+impl Figures {
+    /// Whether a refused join is worth a line now. Anybody can ask to join: one line a second must do, lest the
+    /// events that matter be pushed out and the log fill up.
+    pub(crate) fn tell_refused_join(&self, now_ms: u64) -> bool {
+        let told = |last: u64| (now_ms.saturating_sub(last) >= 1000).then_some(now_ms);
+        self.refused_join.fetch_update(Ordering::Relaxed, Ordering::Relaxed, told).is_ok()
+    }
 }
 
 /// Everything that the listeners share.
@@ -438,4 +449,16 @@ fn frames(answer: &agent::Answer, vm: &VmRef) -> Frames {
         sum.lost += lost.iter().filter_map(|reason| port.drops.get(*reason)).sum::<u64>();
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_joins_are_told_once_a_second() {
+        let figures = Figures::default();
+        let told = [5000, 5001, 5999, 6000, 6500, 9000].map(|now| figures.tell_refused_join(now));
+        assert_eq!(told, [true, false, false, true, false, true]);
+    }
 }

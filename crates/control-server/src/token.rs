@@ -70,8 +70,9 @@ pub(crate) async fn make(engine: &Engine, request: TokenRequest) -> Result<Token
 /// Takes a token and signs the request of its host: name and address.
 pub(crate) async fn join(engine: &Engine, join: &Join) -> Result<(HostName, IpAddr, String), Fault> {
     let refused = |why: &str| {
-        tracing::warn!(why, "a join was refused");
-        engine.events.happened(Happening::new("refused", format!("a join was refused: {why}")));
+        if engine.figures.tell_refused_join(clock::ms()) {
+            engine.events.happened(Happening::new("refused", format!("a join was refused: {why}")));
+        }
         let message = format!("the join token is refused: {why}");
         Fault::new(StatusCode::FORBIDDEN, "token", message, "ask for a new one with `tenet host token`")
     };
