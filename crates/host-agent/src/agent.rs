@@ -349,7 +349,10 @@ impl Agent {
                     }
                     Input::Applied { read_back, errors }
                 }
-                Output::Send(message) => {
+                Output::Send(mut message) => {
+                    if let tenet_host::Message::Proof(proof) = &mut message {
+                        proof.problems.extend(self.unreachable());
+                    }
                     self.say(&message);
                     self.send(convert::message(message));
                     continue;
@@ -376,6 +379,21 @@ impl Agent {
             }
             Some(_) => {}
         }
+    }
+
+    /// Hosts that the kernel has no route to: it drops frames for them without a word, so we say it.
+    fn unreachable(&mut self) -> Vec<String> {
+        let Some(rows) = self.core.rows() else { return Vec::new() };
+        let peers: Vec<_> = rows
+            .0
+            .values()
+            .filter_map(|(row, _)| if let Row::Peer(p) = row { Some((p.name.clone(), p.pa)) } else { None })
+            .collect();
+        peers
+            .into_iter()
+            .filter(|(_, pa)| self.kernel.leads_to(*pa) == Some(false))
+            .map(|(name, pa)| format!("no route to host {name} ({pa}): add one on the provider network"))
+            .collect()
     }
 
     /// What an operator would want in the log.

@@ -43,6 +43,11 @@ pub trait Kernel: Send {
         None
     }
 
+    /// Whether the host's own routes lead to a provider address, if that can be told.
+    fn leads_to(&mut self, _pa: std::net::IpAddr) -> Option<bool> {
+        None
+    }
+
     /// Puts back what else belongs there (pins of maps); what it had to put back, in plain words.
     fn restore(&mut self) -> Result<Vec<String>> {
         Ok(Vec::new())

@@ -133,6 +133,10 @@ impl Kernel for RealKernel {
         Ok(back)
     }
 
+    fn leads_to(&mut self, pa: std::net::IpAddr) -> Option<bool> {
+        self.links.route_to(pa).ok().map(|route| route.is_some())
+    }
+
     fn carrier(&mut self, ifindex: u32) -> Option<bool> {
         // A device that is gone has none.
         self.links.by_index(ifindex).ok().map(|link| link.is_some_and(|l| l.up && l.carrier))

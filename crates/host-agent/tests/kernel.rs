@@ -126,7 +126,13 @@ async fn lives(hook: Hook) {
     // The VM's device comes.
     host.plug_vm();
     let p = session.hear(|m| proof(m).filter(|p| p.ports[0].present && p.ports[0].carrier)).await;
-    assert_eq!((p.ports[0].state.as_str(), p.ports[0].mtu, p.problems.len()), ("active", 1458, 0), "{p:?}");
+    assert_eq!((p.ports[0].state.as_str(), p.ports[0].mtu), ("active", 1458), "{p:?}");
+
+    // The kernel would drop frames for the other host without a word.
+    assert_eq!(p.problems, ["no route to host h2 (192.168.2.20): add one on the provider network"]);
+    host.links.add_addr("up0", [192, 168, 1, 10].into(), 24).unwrap();
+    host.links.add_route([192, 168, 2, 0].into(), 24, Some([192, 168, 1, 1].into()), None).unwrap();
+    session.hear(|m| proof(m).filter(|p| p.problems.is_empty())).await;
     let tap = host.links.get("tap1").unwrap();
     assert_eq!((tap.mtu, tap.up, tap.index), (65535, true, p.ports[0].ifindex));
     let up = host.links.index("up0").unwrap();
