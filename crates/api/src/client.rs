@@ -107,7 +107,7 @@ impl ClientError {
 }
 
 /// Where the controller is and how to be let in: the file that it writes for root.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminFile {
     /// Base URL of REST.
     pub url: String,
@@ -117,13 +117,27 @@ pub struct AdminFile {
     pub token: String,
 }
 
+/// Without the token, which must not reach a log.
+impl std::fmt::Debug for AdminFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdminFile").field("url", &self.url).field("ca", &self.ca).finish_non_exhaustive()
+    }
+}
+
 /// A controller's REST API.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
     url: String,
     token: String,
     wait: WaitQuery,
+}
+
+/// Without the token, which must not reach a log.
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("url", &self.url).field("wait", &self.wait).finish_non_exhaustive()
+    }
 }
 
 impl Client {
@@ -324,7 +338,7 @@ impl Client {
 
     /// A one-time join token for a host; adds the host if it does not exist.
     pub async fn host_token(&self, request: &TokenRequest) -> Result<Token, ClientError> {
-        self.send(self.request(Method::POST, "/v1/hosts/token").json(request)).await
+        self.send(self.request(Method::POST, "/v1/join-tokens").json(request)).await
     }
 
     /// Begins a live migration; with the client's wait on `applied`, returns once the VM may move.

@@ -91,6 +91,9 @@ impl Control {
                 })
             })
             .collect();
+        // Before the first whole look, the acknowledgements of all its networks together say as much.
+        let by_parts = || networks.iter().map(|n| n.proven.map(|(_, _, g, at)| (g, at))).min().flatten();
+        let proven = host.proven_at.or_else(by_parts);
         let session = host.session.as_ref();
         Some(HostReport {
             name: name.clone(),
@@ -99,7 +102,7 @@ impl Control {
             hello: host.last_hello.clone(),
             desired: host.target,
             applied: host.applied,
-            proven: host.proven_at,
+            proven,
             error: host.error.clone(),
             in_sync: settled(host) && host.problems.is_empty() && networks.iter().all(|n| n.in_sync),
             networks,

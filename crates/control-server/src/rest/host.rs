@@ -49,7 +49,7 @@ pub(super) async fn delete_host(
 }
 
 /// Makes a one-time join token; adds the host if it does not exist.
-#[utoipa::path(post, path = "/v1/hosts/token", tag = "hosts", request_body = TokenRequest,
+#[utoipa::path(post, path = "/v1/join-tokens", tag = "hosts", request_body = TokenRequest,
     responses((status = 200, body = Token), (status = 404, body = ApiError), (status = 409, body = ApiError)))]
 pub(super) async fn host_token(State(app): State<App>, Body(request): Body<TokenRequest>) -> Reply<Token> {
     token::make(&app.engine, request).await.map(Json)

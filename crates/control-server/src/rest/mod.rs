@@ -51,7 +51,7 @@ fn guarded() -> Routes {
         ("/v1/routes", get(object::routes).post(object::create_route).delete(object::delete_route)),
         ("/v1/hosts", get(host::hosts).post(host::create_host)),
         ("/v1/hosts/{host}", get(host::host).merge(delete(host::delete_host))),
-        ("/v1/hosts/token", post(host::host_token)),
+        ("/v1/join-tokens", post(host::host_token)),
         ("/v1/migrations", get(site::migrations)),
         ("/v1/receipts", get(site::receipts)),
         ("/v1/changes", post(site::changes).layer(DefaultBodyLimit::max(CHANGES))),
