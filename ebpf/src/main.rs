@@ -1,11 +1,12 @@
-//! The kernel's side of Tenet: two programs, thin shells around `tenet-forward`.
+//! The kernel's side of Tenet: thin shells around `tenet-forward`.
 //!
 //! `port_in` stands at the ingress of every VM's port and `uplink_in` at that of every uplink. Each
 //! gathers what is known about the frame, asks `forward`, and makes one call of the kernel for the
-//! [`Action`](tenet_forward::Action) it gets. No helper newer than kernel 5.15 is used.
+//! [`Action`](tenet_forward::Action) it gets. `hub_out` and `hub_in` bring frames for taps through the hub. No helper newer than kernel 5.15 is used.
 #![no_std]
 #![no_main]
 
+mod hub;
 mod maps;
 mod sheets;
 mod skb;
@@ -123,7 +124,7 @@ fn answer_port(mut frame: Skb, sheet: &PortSheet) -> i32 {
             redirect(meta.ifindex, 0)
         }
         Action::Drop(reason) => drop(&meta, reason),
-        Action::Pass | Action::Port { .. } | Action::Wire | Action::WireByMark => SHOT,
+        Action::Pass | Action::Port { .. } | Action::Hub { .. } | Action::Wire | Action::WireByMark => SHOT,
     }
 }
 
@@ -149,6 +150,10 @@ fn act(frame: &mut Skb, meta: &Meta, action: Action) -> i32 {
             }
             redirect(ifindex, 0)
         }
+        Action::Hub { ifindex } => match Maps.config() {
+            Some(config) => hub::enter(frame, ifindex, config.hub),
+            None => drop(meta, DropReason::NotConfigured),
+        },
         Action::Back(error) => {
             tell::answered(meta, error);
             redirect(meta.ifindex, 0)

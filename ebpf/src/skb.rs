@@ -4,7 +4,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_clone_redirect, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
+        bpf_clone_redirect, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
         bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     programs::TcContext,
@@ -21,11 +21,19 @@ const ENCAP_GRE: u64 = 1 << 3;
 const ENCAP_ETHERNET: u64 = 1 << 6 | (Ethernet::LEN as u64) << 56;
 /// What the kernel knows about the inner checksum stays true.
 const KEEP_CHECKSUM: u64 = 1 << 5;
+/// What is left after taking headers off is IPv6 (kernel 6.4).
+const DECAP_IPV6: u64 = 1 << 8;
+/// The kernel is to forget the tunnel that is taken off, so that no device has to know it.
+const DECAP_GRE: u64 = 1 << 9;
 /// `PACKET_HOST` of the kernel's if_packet.h.
 const PACKET_HOST: u32 = 0;
 const INGRESS: u64 = 1;
 /// What every segment repeats: Ethernet, IPv4 and TCP with timestamps.
 const SEGMENT_HEADERS: u32 = 66;
+
+/// Whether this kernel knows [`DECAP_GRE`]; the loader tries it and says so here.
+#[unsafe(no_mangle)]
+static KERNEL_FORGETS: u8 = 0;
 
 /// The frame that a program was called for.
 pub struct Skb {
@@ -99,6 +107,39 @@ impl Skb {
         unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
     }
 
+    /// Number that [`Self::set_hash`] left.
+    #[inline(always)]
+    pub fn hash(&self) -> u32 {
+        // SAFETY: as in `meta`.
+        unsafe { (*self.raw).hash }
+    }
+
+    /// Leaves a number that, unlike the mark, goes with the frame to another namespace.
+    #[inline(always)]
+    pub fn set_hash(&mut self, number: u32) {
+        // SAFETY: the helper takes numbers beside the context.
+        unsafe { bpf_set_hash(self.raw, number) };
+    }
+
+    /// Makes the hash one of the flow again.
+    #[inline(always)]
+    pub fn forget_hash(&mut self) {
+        // SAFETY: the helper takes the context.
+        unsafe { bpf_set_hash_invalid(self.raw) };
+    }
+
+    /// Puts the network header behind the link header, where the kernel's decapsulation left it at the frame's start.
+    #[inline(always)]
+    pub fn mend_network_header(&mut self) -> Result<(), Refused> {
+        const LINK: u32 = Ethernet::LEN;
+        let mut eth = Ethernet::default();
+        self.load(0, &mut eth)?;
+        // SAFETY: the helper takes numbers beside the context.
+        checked(unsafe { bpf_skb_change_head(self.raw, LINK, 0) })?;
+        self.adjust(-(LINK as i32), FIXED_GSO | KEEP_CHECKSUM)?;
+        self.store(0, &eth)
+    }
+
     #[inline(always)]
     fn adjust(&mut self, by: i32, flags: u64) -> Result<(), Refused> {
         // SAFETY: the helper takes numbers beside the context.
@@ -146,7 +187,19 @@ impl FrameMut for Skb {
 
     #[inline(always)]
     fn shrink_tunnel(&mut self) -> Result<(), Refused> {
-        self.adjust(-(NVGRE_OVERHEAD as i32), FIXED_GSO | KEEP_CHECKSUM)
+        // SAFETY: a constant that the loader sets before the program is loaded.
+        let forget = if unsafe { core::ptr::read_volatile(&raw const KERNEL_FORGETS) } != 0 { DECAP_GRE } else { 0 };
+        self.adjust(-(NVGRE_OVERHEAD as i32), FIXED_GSO | KEEP_CHECKSUM | forget)
+    }
+
+    #[inline(always)]
+    fn swap_tunnel(&mut self) -> Result<(), Refused> {
+        // The first step leaves a frame that the kernel takes for IPv6 without having touched what it knows of the
+        // tunnel's segments, the second makes room for the header's rest.
+        const GRE: i32 = 8;
+        const MORE: i32 = 20;
+        self.adjust(-GRE, FIXED_GSO | KEEP_CHECKSUM | DECAP_IPV6)?;
+        self.adjust(MORE, FIXED_GSO | KEEP_CHECKSUM)
     }
 
     #[inline(always)]

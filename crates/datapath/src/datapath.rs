@@ -3,7 +3,7 @@
 use crate::bpffs::{self, Pins};
 use crate::sys::{self, ProgramInfo};
 use crate::table::{SHAPES, Table, TrieKey, describe};
-use crate::{DEFAULT_BPFFS, Error, Hook, Result, Role};
+use crate::{DEFAULT_BPFFS, Error, Hook, Result, Role, check};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use std::collections::BTreeSet;
@@ -51,6 +51,10 @@ pub struct Datapath {
     pub(crate) tcx: bool,
     pub(crate) port_in: Program,
     pub(crate) uplink_in: Program,
+    pub(crate) hub_out: Program,
+    pub(crate) hub_in: Program,
+    /// Whether this kernel's own decapsulation keeps frames whole, found by trying.
+    pub(crate) forgets: bool,
     pub(crate) tables: Tables,
     /// Numbers of the pinned maps.
     pub(crate) pinned: BTreeSet<u32>,
@@ -118,12 +122,16 @@ impl Datapath {
         if options.hook == Hook::Tcx && !tcx {
             return Err(Error::NoTcx);
         }
-        let mut object = load(options, &pins)?;
-        let port_in = program(&mut object, Role::Port)?;
-        let uplink_in = program(&mut object, Role::Uplink)?;
+        let forgets = check::forgets_tunnels().is_ok();
+        let mut object = load(options, &pins, forgets)?;
+        let port_in = program(&mut object, Role::Port.program())?;
+        let uplink_in = program(&mut object, Role::Uplink.program())?;
+        let hub_out = program(&mut object, "hub_out")?;
+        let hub_in = program(&mut object, "hub_in")?;
         let tables = Tables::open(&pins.maps())?;
         let pinned = pinned(&pins)?;
-        Ok(Self { pins, hook: options.hook, tcx, port_in, uplink_in, tables, pinned, _lock: lock })
+        let hook = options.hook;
+        Ok(Self { pins, hook, tcx, port_in, uplink_in, hub_out, hub_in, forgets, tables, pinned, _lock: lock })
     }
 
     /// Directory of the pins.
@@ -243,7 +251,7 @@ fn pinned(pins: &Pins) -> Result<BTreeSet<u32>> {
     SHAPES.iter().map(|shape| id(pins.maps().join(shape.name))).collect()
 }
 
-fn load(options: &Options, pins: &Pins) -> Result<Ebpf> {
+fn load(options: &Options, pins: &Pins, forgets: bool) -> Result<Ebpf> {
     let path = options.object.clone().or_else(|| std::env::var_os(OBJECT_VARIABLE).map(PathBuf::from));
     let read;
     let (bytes, from) = match &path {
@@ -254,6 +262,9 @@ fn load(options: &Options, pins: &Pins) -> Result<Ebpf> {
         }
     };
     let mut loader = EbpfLoader::new();
+    let forgets = u8::from(forgets);
+    // Not in an object that was built before there was such a thing.
+    loader.override_global("KERNEL_FORGETS", &forgets, false);
     for shape in &SHAPES {
         loader.map_pin_path(shape.name, pins.maps().join(shape.name));
     }
@@ -264,8 +275,7 @@ fn load(options: &Options, pins: &Pins) -> Result<Ebpf> {
     }
 }
 
-fn program(object: &mut Ebpf, role: Role) -> Result<Program> {
-    let name = role.program();
+fn program(object: &mut Ebpf, name: &'static str) -> Result<Program> {
     let refused = |e| refusal(name, e);
     let missing = || Error::Incomplete { what: format!("program {name}") };
     let program: &mut SchedClassifier =

@@ -2,7 +2,7 @@
 
 use crate::attach::{remove_filter, remove_link};
 use crate::bpffs::{self, Pins, unpin};
-use crate::{Datapath, Error, Options, Result, Role};
+use crate::{Datapath, Error, Options, Result, Role, hub};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -31,6 +31,9 @@ pub fn detach_all(options: &Options) -> Result<Teardown> {
     let _lock = bpffs::lock(&options.bpffs, options.lock.as_deref())?;
     let pins = Pins::new(&options.bpffs);
     let mut done = Teardown::default();
+    if let Err(e) = hub::remove(&pins.root) {
+        done.errors.push(e);
+    }
     remove_links(&pins, &mut done);
     remove_filters(&pins, &mut done);
     remove_maps(&pins, &mut done);

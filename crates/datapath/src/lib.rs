@@ -21,6 +21,7 @@ mod datapath;
 mod detach;
 mod error;
 mod events;
+mod hub;
 mod image;
 mod repair;
 mod sys;
@@ -32,6 +33,7 @@ pub use datapath::{Datapath, Options, ProgramFacts};
 pub use detach::{Teardown, detach_all};
 pub use error::Error;
 pub use events::Events;
+pub use hub::HUB;
 pub use tenet_tables::image::{Image, Operation};
 
 /// Default directory of the pins.

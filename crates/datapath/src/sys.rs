@@ -13,6 +13,7 @@ use std::path::Path;
 const PROG_LOAD: i64 = 5;
 const OBJ_PIN: i64 = 6;
 const OBJ_GET: i64 = 7;
+const PROG_TEST_RUN: i64 = 10;
 const PROG_BY_ID: i64 = 13;
 const MAP_BY_ID: i64 = 14;
 const OBJ_INFO: i64 = 15;
@@ -22,7 +23,10 @@ const LINK_UPDATE: i64 = 29;
 const LINK_BY_ID: i64 = 30;
 const LINK_DETACH: i64 = 34;
 
-const TCX_INGRESS: u32 = 46;
+/// Attach type: what a device receives.
+pub const TCX_INGRESS: u32 = 46;
+/// Attach type: what a device sends.
+pub const TCX_EGRESS: u32 = 47;
 const LINK_TYPE_TCX: u32 = 11;
 /// Without an anchor: before all others.
 const BEFORE: u32 = 1 << 3;
@@ -102,6 +106,35 @@ pub fn load_classifier(instructions: &[u64]) -> io::Result<OwnedFd> {
     };
     // SAFETY: the instructions are live and counted, the licence is NUL-terminated and static, there is no log.
     unsafe { bpf(PROG_LOAD, &mut attr).map(|fd| own(fd)) }
+}
+
+/// Runs a classifier on a frame; what it returned.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
+    #[repr(C)]
+    struct Run {
+        program: u32,
+        returned: u32,
+        size_in: u32,
+        size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+    }
+    let size_in = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+    let mut attr = Run {
+        program: raw(program),
+        returned: 0,
+        size_in,
+        size_out: 0,
+        data_in: frame.as_ptr() as u64,
+        data_out: 0,
+        repeat: 1,
+        duration: 0,
+    };
+    // SAFETY: the frame is live and as long as said; nothing is asked back.
+    unsafe { bpf(PROG_TEST_RUN, &mut attr) }?;
+    Ok(attr.returned)
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
@@ -218,9 +251,14 @@ pub struct LinkInfo {
 
 /// Reads a link; `None` if it is not one at TCX ingress.
 pub fn tcx_info(fd: BorrowedFd<'_>) -> io::Result<Option<LinkInfo>> {
+    tcx_info_at(fd, TCX_INGRESS)
+}
+
+/// Reads a link; `None` if it is not one at this hook of TCX.
+pub fn tcx_info_at(fd: BorrowedFd<'_>, attach_type: u32) -> io::Result<Option<LinkInfo>> {
     let mut info = [0u32; 32];
     object_info(fd, &mut info)?;
-    Ok((info[0] == LINK_TYPE_TCX && info[5] == TCX_INGRESS).then_some(LinkInfo {
+    Ok((info[0] == LINK_TYPE_TCX && info[5] == attach_type).then_some(LinkInfo {
         id: info[1],
         program_id: info[2],
         ifindex: info[4],
@@ -229,6 +267,11 @@ pub fn tcx_info(fd: BorrowedFd<'_>) -> io::Result<Option<LinkInfo>> {
 
 /// Puts a program at a device's TCX ingress, before all that are there.
 pub fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    tcx_attach_at(program, ifindex, TCX_INGRESS)
+}
+
+/// Puts a program at a hook of a device's TCX, before all that are there.
+pub fn tcx_attach_at(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Create {
         program: u32,
@@ -242,7 +285,7 @@ pub fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> 
     let mut attr = Create {
         program: raw(program),
         ifindex,
-        attach_type: TCX_INGRESS,
+        attach_type,
         flags: BEFORE,
         relative: 0,
         pad: 0,

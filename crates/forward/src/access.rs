@@ -54,6 +54,12 @@ pub trait FrameMut: Frame {
     /// If the kernel refuses.
     fn shrink_tunnel(&mut self) -> Result<(), Refused>;
 
+    /// Puts the room of a [`crate::HubFrame`] in the place of the tunnel's headers; what is in it is undefined.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn swap_tunnel(&mut self) -> Result<(), Refused>;
+
     /// Makes the frame one of `len` bytes without any offload; all bytes are undefined then.
     ///
     /// # Errors

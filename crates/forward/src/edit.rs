@@ -1,6 +1,6 @@
 //! From a verdict to an edited frame.
 
-use crate::{Action, FrameMut, PortWork, Refused, Tables, UplinkWork, Verdict};
+use crate::{Action, FrameMut, PortWork, Refused, Tables, UplinkWork, Verdict, hub};
 use tenet_tables::{Config, DropReason, Port};
 use tenet_wire::{
     Arp, Be16, Be32, EtherType, Ethernet, Gre, Icmp, IcmpErrorFrame, Ipv4, Ipv4Frame, Mac, NVGRE_OVERHEAD,
@@ -43,6 +43,7 @@ pub fn port_forward<F: FrameMut, T: Tables>(
         }
         Verdict::Pass
         | Verdict::Send
+        | Verdict::DeliverWhole { .. }
         | Verdict::Onward { .. }
         | Verdict::AnswerArp { .. }
         | Verdict::AnswerEcho
@@ -70,6 +71,7 @@ pub fn port_answer<F: FrameMut, T: Tables>(
         Verdict::Pass
         | Verdict::Drop(_)
         | Verdict::Deliver { .. }
+        | Verdict::DeliverWhole { .. }
         | Verdict::Encapsulate { .. }
         | Verdict::Onward { .. }
         | Verdict::Send
@@ -90,6 +92,7 @@ pub fn uplink<F: FrameMut, T: Tables>(
         Verdict::Drop(reason) => Action::Drop(reason),
         Verdict::Send => Action::Wire,
         Verdict::Deliver { ifindex, peer } => done(decapsulate(frame, work), Action::Port { ifindex, peer }),
+        Verdict::DeliverWhole { ifindex, len } => done(hub::rewrap(frame, len, work), Action::Hub { ifindex }),
         Verdict::Onward { pa } => {
             let Some(config) = tables.config() else { return Action::Drop(DropReason::NotConfigured) };
             done(readdress(frame, work, config, Be32::from_word(pa)), Action::Wire)

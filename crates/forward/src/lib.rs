@@ -17,6 +17,7 @@ mod access;
 pub mod bucket;
 pub mod edit;
 pub mod flood;
+mod hub;
 #[cfg(feature = "model")]
 pub mod model;
 mod port;
@@ -25,6 +26,7 @@ mod uplink;
 mod verdict;
 
 pub use access::{Frame, FrameMut, Meta, Refused, Tables};
+pub use hub::HubFrame;
 pub use port::{Head, PortWork, port_ingress};
 pub use uplink::{UplinkWork, uplink_ingress};
 pub use verdict::{Action, Note, Verdict};

@@ -1,11 +1,11 @@
 //! What comes from the provider network.
 
 use crate::{
-    Frame, Meta, Note, SEND_MARK, Tables, Verdict,
+    Frame, Meta, Note, SEND_MARK, Tables, Verdict, hub,
     reach::{Fate, fate, skips_queue},
 };
 use tenet_tables::{
-    Addr, Config, DropReason, EventKind, LAYOUT_VERSION, MacKey, PEER_FLAG_ANY_SOURCE, PeerKey, RecordKey,
+    Addr, Config, DEVICE_TAP, DropReason, EventKind, LAYOUT_VERSION, MacKey, PEER_FLAG_ANY_SOURCE, PeerKey, RecordKey,
 };
 use tenet_wire::{
     Arp, Be32, EtherType, Ethernet, Gre, Ipv4, Ipv4Frame, NVGRE_OVERHEAD, NvgreFrame, ProtocolNumber,
@@ -135,6 +135,14 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             Fate::Here => {
                 if ip && !take_congestion(work) {
                     return Verdict::Drop(DropReason::EcnMismatch);
+                }
+                // All IP frames for a tap take one way, whatever their size, so that a flow keeps its order.
+                if ip
+                    && port.device == DEVICE_TAP
+                    && self.config.hub != 0
+                    && let Some(len) = hub::inner_len(self.meta.len)
+                {
+                    return Verdict::DeliverWhole { ifindex: entry.ifindex, len };
                 }
                 Verdict::Deliver { ifindex: entry.ifindex, peer: skips_queue(port, ip) }
             }

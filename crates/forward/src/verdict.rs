@@ -17,6 +17,13 @@ pub enum Verdict {
         /// Whether the frame may skip the host's side of a veth.
         peer: bool,
     },
+    /// To a VM of this host behind a tap, by way of the hub, which takes the tunnel off and keeps large frames whole.
+    DeliverWhole {
+        /// The port.
+        ifindex: u32,
+        /// Length of the frame without its tunnel.
+        len: u16,
+    },
     /// To another host, which is given by its address as a wire word and the tunnel's key.
     Encapsulate {
         /// The other host.
@@ -70,6 +77,11 @@ pub enum Action {
         /// Whether it may skip the host's side of a veth.
         peer: bool,
     },
+    /// Give it to the VM behind this port by way of the hub.
+    Hub {
+        /// The port.
+        ifindex: u32,
+    },
     /// Give it back to the VM that sent the original: an answer, or an error with the reason it is counted by.
     Back(Option<DropReason>),
     /// Send it out of the uplink to the neighbour that the kernel knows.
@@ -97,7 +109,7 @@ pub struct Note {
 
 impl Verdict {
     /// First of [`Self::to_words`] of the verdicts that turn a frame round, and of all above.
-    pub const FIRST_RARE: u32 = 6;
+    pub const FIRST_RARE: u32 = 7;
 
     /// The verdict as plain words, every one of them defined, so that eBPF may keep it in a map.
     #[inline(always)]
@@ -110,15 +122,16 @@ impl Verdict {
             Self::Encapsulate { pa, key } => [3, pa, key],
             Self::Onward { pa } => [4, pa, 0],
             Self::Send => [5, 0, 0],
+            Self::DeliverWhole { ifindex, len } => [6, ifindex, len as u32],
             Self::AnswerArp { mac } => {
                 let [a, b, c] = mac.halves;
-                [6, a as u32 | (b as u32) << 16, c as u32]
+                [7, a as u32 | (b as u32) << 16, c as u32]
             }
-            Self::AnswerEcho => [7, 0, 0],
+            Self::AnswerEcho => [8, 0, 0],
             Self::Error { reason, ty, code, mtu } => {
-                [8, reason as u32, ty as u32 | (code as u32) << 8 | (mtu as u32) << 16]
+                [9, reason as u32, ty as u32 | (code as u32) << 8 | (mtu as u32) << 16]
             }
-            Self::Flood { vsid } => [9, vsid, 0],
+            Self::Flood { vsid } => [10, vsid, 0],
         }
     }
 
@@ -134,10 +147,11 @@ impl Verdict {
             3 => Self::Encapsulate { pa: a, key: b },
             4 => Self::Onward { pa: a },
             5 => Self::Send,
-            6 => Self::AnswerArp { mac: Mac { halves: [a as u16, (a >> 16) as u16, b as u16] } },
-            7 => Self::AnswerEcho,
-            8 => Self::Error { reason: reason(a), ty: b as u8, code: (b >> 8) as u8, mtu: (b >> 16) as u16 },
-            9 => Self::Flood { vsid: a },
+            6 => Self::DeliverWhole { ifindex: a, len: b as u16 },
+            7 => Self::AnswerArp { mac: Mac { halves: [a as u16, (a >> 16) as u16, b as u16] } },
+            8 => Self::AnswerEcho,
+            9 => Self::Error { reason: reason(a), ty: b as u8, code: (b >> 8) as u8, mtu: (b >> 16) as u16 },
+            10 => Self::Flood { vsid: a },
             _ => Self::Drop(DropReason::Malformed),
         }
     }

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use tenet_forward::model::{self, Outcome, site, traffic, truncate};
-use tenet_forward::{Action, Tables as _, Verdict, bucket};
+use tenet_forward::{Action, HubFrame, Tables as _, Verdict, bucket};
 use tenet_tables::image::{Image, Prefix};
 use tenet_tables::{Addr, Bucket, DropReason, Route};
 use tenet_wire::{Be32, Mac, checksum, parse};
@@ -21,7 +21,9 @@ fn play(sample: &traffic::Sample, site: &site::Site) -> Outcome {
 
 #[test]
 fn every_frame_ends_where_it_may() {
-    let site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+    let mut site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+    site.taps(98);
+    let mut hubs = 0;
     let known = [site::OTHER, site::THIRD].map(Be32::from_octets);
     let mut dice = traffic::Dice::new(20);
     let mut reasons = BTreeSet::new();
@@ -42,6 +44,16 @@ fn every_frame_ends_where_it_may() {
                 let to = Mac::new(*outcome.frame.bytes.first_chunk().unwrap());
                 assert_eq!(to, port.mac, "{}", context());
             }
+            Action::Hub { ifindex } => {
+                let port = &site.image.ports[&ifindex];
+                let (head, inner) = outcome.frame.bytes.split_at(HubFrame::LEN as usize);
+                assert_eq!(Mac::new(*inner.first_chunk().unwrap()), port.mac, "{}", context());
+                assert_eq!(head[12..16], [0x86, 0xdd, 0x60, 0], "{}", context());
+                assert_eq!(usize::from(u16::from_be_bytes([head[18], head[19]])), inner.len(), "{}", context());
+                assert_eq!(head[38..54], HubFrame::SID.octets(), "{}", context());
+                assert_eq!(inner.len() + 42, sample.bytes.len(), "{}", context());
+                hubs += 1;
+            }
             Action::Back(None) => assert!(!sample.from_wire, "{}", context()),
             Action::Wire | Action::WireByMark => {
                 let sent_by_us = sample.meta.mark == tenet_forward::SEND_MARK;
@@ -55,6 +67,7 @@ fn every_frame_ends_where_it_may() {
         }
         assert!(sample.from_wire || outcome.frame.to_ports.iter().all(|(i, _)| *i != sample.meta.ifindex));
     }
+    assert!(hubs > 100, "{hubs} frames went by the hub");
     // What the example site cannot make: a kernel that refuses, a host without configuration, an empty bucket.
     let impossible = [DropReason::KernelRefused, DropReason::NotConfigured, DropReason::FloodLimited];
     for reason in DropReason::ALL.iter().filter(|r| !impossible.contains(r)) {

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use tenet_forward::Action;
 use tenet_forward::model::{self, Outcome, site};
+use tenet_forward::{Action, HubFrame};
 use tenet_tables::{Bucket, GATEWAY_MAC, PORT_ACTIVE};
 use tenet_wire::parse::{self, Payload};
 use tenet_wire::{
@@ -164,6 +164,10 @@ fn tell(outcome: &Outcome, site: &site::Site) -> String {
         Action::Port { ifindex, peer } => {
             let port = site.interfaces.iter().position(|i| *i == ifindex).unwrap();
             format!("port {port}{} {}", if peer { " by peer" } else { "" }, frame(bytes))
+        }
+        Action::Hub { ifindex } => {
+            let port = site.interfaces.iter().position(|i| *i == ifindex).unwrap();
+            format!("port {port} by the hub {}", frame(&bytes[HubFrame::LEN as usize..]))
         }
         Action::Back(None) => format!("answer {}", frame(bytes)),
         Action::Back(Some(reason)) => format!("error {} {}", reason.name(), frame(bytes)),

@@ -28,6 +28,8 @@ pub(crate) struct RealKernel {
     watch: LinkWatch,
     /// Devices that should carry a program, as far as we attached or found one.
     programs: BTreeMap<u32, Role>,
+    /// Number of the hub that frames for taps go by, once there is a port on a tap; or why there is none.
+    hub: Option<std::result::Result<u32, String>>,
     /// Ports that were prepared when last seen: if one is active now, the data plane did it.
     prepared: BTreeSet<u32>,
 }
@@ -47,7 +49,7 @@ impl RealKernel {
         let events = datapath.events().map_err(error)?;
         let found = datapath.attached().map_err(error)?;
         let programs = found.into_iter().map(|a| (a.ifindex, from_datapath(a.role))).collect();
-        Ok(Self { datapath, events, links, watch, programs, prepared: BTreeSet::new() })
+        Ok(Self { datapath, events, links, watch, programs, hub: None, prepared: BTreeSet::new() })
     }
 
     fn note(&mut self, ifindex: u32, port: Option<&Port>) {
@@ -56,6 +58,21 @@ impl RealKernel {
         } else {
             self.prepared.remove(&ifindex);
         }
+    }
+
+    /// Makes the hub or puts it right. A failure is told once: without a hub frames go into taps cut up.
+    fn make_hub(&mut self) {
+        let made = self.datapath.ensure_hub().map_err(|e| chain(&e));
+        if self.hub.as_ref() != Some(&made) {
+            match &made {
+                Ok(ifindex) => tracing::info!(ifindex, "large frames stay whole on their way into taps (SRv6 End.DX2)"),
+                Err(cause) => tracing::warn!(
+                    %cause,
+                    "no hub: large frames are cut up on their way into taps, VMs there receive at a third of the speed"
+                ),
+            }
+        }
+        self.hub = Some(made);
     }
 
     /// A write, unless the data plane has just activated the port: then its state stays.
@@ -84,8 +101,14 @@ impl Kernel for RealKernel {
     }
 
     fn devices(&mut self) -> Result<BTreeMap<String, Device>> {
-        let links = self.links.list().map_err(error)?;
-        Ok(links.into_iter().map(|l| (l.name.clone(), device(&l))).collect())
+        let mut links = self.links.list().map_err(error)?;
+        let is_port = |l: &Link| l.kind == Kind::Tap && self.programs.get(&l.index) == Some(&Role::Port);
+        if self.hub.is_none() && self.datapath.needs_hub() && links.iter().any(is_port) {
+            self.make_hub();
+            links = self.links.list().map_err(error)?;
+        }
+        let hub = self.hub.as_ref().and_then(|h| h.as_ref().ok().copied());
+        Ok(links.into_iter().map(|l| (l.name.clone(), device(&l, hub))).collect())
     }
 
     fn link_fd(&self) -> Option<OwnedFd> {
@@ -144,6 +167,9 @@ impl Kernel for RealKernel {
 
     fn restore(&mut self) -> Result<Vec<String>> {
         let restored = self.datapath.restore_pins().map_err(error)?;
+        if self.hub.is_some() {
+            self.make_hub();
+        }
         Ok(restored.into_iter().map(|map| format!("the pin of map {map} was gone: pinned again")).collect())
     }
 
@@ -193,13 +219,18 @@ impl Kernel for RealKernel {
 /// Events taken in one go; the rest waits until other work was done.
 const EVENTS_AT_ONCE: usize = 1024;
 
-fn device(link: &Link) -> Device {
-    let away = link.kind == Kind::Veth && link.lower_elsewhere;
+fn device(link: &Link, hub: Option<u32>) -> Device {
+    let kind = match link.kind {
+        _ if hub == Some(link.index) => DeviceKind::Hub,
+        Kind::Veth if link.lower_elsewhere => DeviceKind::Veth,
+        Kind::Tap => DeviceKind::Tap,
+        _ => DeviceKind::Plain,
+    };
     Device {
         ifindex: link.index,
         carrier: link.up && link.carrier,
         mtu: link.mtu,
-        kind: if away { DeviceKind::Veth } else { DeviceKind::Plain },
+        kind,
     }
 }
 

@@ -4,7 +4,7 @@ use crate::event::{self, Limiter};
 use crate::explain::explain;
 use crate::message::{Ack, Message, NetworkProof, PortStatus, Proof};
 use crate::part;
-use crate::plan::{self, Device, Plan, Uplink};
+use crate::plan::{self, Device, DeviceKind, Plan, Uplink};
 use crate::rows_back;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -241,7 +241,12 @@ impl HostCore {
     pub fn uplink(&self) -> Option<Uplink> {
         let mut found = self.uplinks.iter().filter_map(|name| self.devices.get(name));
         let first = found.next()?;
-        Some(Uplink { ifindex: first.ifindex, mtu: found.map(|d| d.mtu).fold(first.mtu, u32::min) })
+        let hub = self.devices.values().find(|d| d.kind == DeviceKind::Hub && d.carrier);
+        Some(Uplink {
+            ifindex: first.ifindex,
+            mtu: found.map(|d| d.mtu).fold(first.mtu, u32::min),
+            hub: hub.map_or(0, |d| d.ifindex),
+        })
     }
 
     /// Whether all ticked uplinks that exist carry the program, and at least one does.

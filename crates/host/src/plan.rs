@@ -10,10 +10,10 @@ use tenet_compile::{
 use tenet_model::{Method, NetId, PortRef, Vsid};
 use tenet_tables::image::{Image, Prefix};
 use tenet_tables::{
-    Addr, Config, DEVICE_PLAIN, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, GATEWAY_MAC, LAYOUT_VERSION,
-    METHOD_GATEWAY, METHOD_NVGRE, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED,
-    PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey,
-    Route, Subnet,
+    Addr, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, GATEWAY_MAC,
+    LAYOUT_VERSION, METHOD_GATEWAY, METHOD_NVGRE, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE,
+    PORT_BLOCKED, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record,
+    RecordKey, Route, Subnet,
 };
 
 /// Broadcast and multicast frames per second that a port may send.
@@ -26,11 +26,15 @@ const DEFAULT_MTU: u32 = 1500;
 /// How frames are given to a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum DeviceKind {
-    /// A tap, or anything else that takes frames by plain redirect.
+    /// Anything else that takes frames by plain redirect.
     #[default]
     Plain,
     /// A veth whose other end is in another namespace.
     Veth,
+    /// A tap.
+    Tap,
+    /// No port's: the hub, by way of which frames from the provider network reach taps.
+    Hub,
 }
 
 /// A device of this host as it is now.
@@ -53,6 +57,8 @@ pub struct Uplink {
     pub ifindex: u32,
     /// Its MTU (of several ticked uplinks: the smallest).
     pub mtu: u32,
+    /// Number of the hub that frames for taps go by, or 0.
+    pub hub: u32,
 }
 
 /// The maps' wanted content, and what stands in the way of a part of it.
@@ -124,6 +130,7 @@ pub(crate) fn plan_host(rows: &Rows, uplink: Option<Uplink>, plan: &mut Plan) {
         pa: host.pa.into(),
         gateway_mac: GATEWAY_MAC,
         reserved: 0,
+        hub: uplink.map_or(0, |u| u.hub),
     });
     for (row, _) in rows.0.values() {
         match row {
@@ -321,8 +328,9 @@ fn kernel_port(p: &PortRow, generation: u64, device: Device, mtu: u16) -> Port {
         mtu,
         state: state_number(p.state),
         device: match device.kind {
-            DeviceKind::Plain => DEVICE_PLAIN,
+            DeviceKind::Plain | DeviceKind::Hub => DEVICE_PLAIN,
             DeviceKind::Veth => DEVICE_VETH,
+            DeviceKind::Tap => DEVICE_TAP,
         },
         flags: security | down,
         flood_rate: FLOOD_RATE,

@@ -422,7 +422,7 @@ fn uplink_is_never_a_port() {
 }
 
 fn planned(rows: &Rows) -> Image {
-    plan(rows, &all_devices(), Some(Uplink { ifindex: 2, mtu: 1500 })).image
+    plan(rows, &all_devices(), Some(Uplink { ifindex: 2, mtu: 1500, hub: 0 })).image
 }
 
 proptest! {

@@ -15,7 +15,7 @@ use tenet_tables::{
     PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PeerKey, RecordKey,
 };
 
-const UPLINK: Option<Uplink> = Some(Uplink { ifindex: 2, mtu: 1500 });
+const UPLINK: Option<Uplink> = Some(Uplink { ifindex: 2, mtu: 1500, hub: 0 });
 
 fn addr(a: impl Into<IpAddr>) -> Addr {
     a.into().into()
@@ -66,13 +66,13 @@ fn missing_device_leaves_the_port_out_and_the_record_without_interface() {
 #[test]
 fn no_carrier_sets_the_flag_and_jumbo_uplink_the_mtu() {
     let down: BTreeMap<_, _> = [("tap1-11".to_owned(), Device { carrier: false, ..device(11) })].into();
-    let i = plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 9000 })).image;
+    let i = plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 9000, hub: 0 })).image;
     assert_eq!((i.ports[&11].flags, i.ports[&11].mtu), (PORT_FLAG_SECURITY | PORT_FLAG_DOWN, 8958));
     assert_eq!(
-        plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 70_000 })).image.ports[&11].mtu,
+        plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 70_000, hub: 0 })).image.ports[&11].mtu,
         u16::MAX
     );
-    assert_eq!(plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 20 })).image.ports[&11].mtu, 0);
+    assert_eq!(plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 20, hub: 0 })).image.ports[&11].mtu, 0);
 }
 
 #[test]

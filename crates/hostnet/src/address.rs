@@ -19,6 +19,12 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PREFSRC: u16 = 7;
+const RTA_ENCAP_TYPE: u16 = 21;
+const RTA_ENCAP: u16 = 22;
+const LWTUNNEL_ENCAP_SEG6_LOCAL: u16 = 7;
+const SEG6_LOCAL_ACTION: u16 = 1;
+const SEG6_LOCAL_OIF: u16 = 7;
+const SEG6_LOCAL_ACTION_END_DX2: u32 = 4;
 const ROUTE_HEADER: usize = 12;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_STATIC: u8 = 4;
@@ -111,6 +117,17 @@ impl Links {
             (None, None) => String::new(),
         };
         self.ask(&format!("add route {to}/{prefix_len}{how}"), request).map(drop)
+    }
+
+    /// Adds a route that takes the IPv6 header off frames to an address and sends what is inside, an Ethernet frame,
+    /// out of a link (SRv6 End.DX2, RFC 8986 §4.9); or replaces the one that is there.
+    pub fn add_decapsulating_route(&self, to: Ipv6Addr, link: &str) -> Result<()> {
+        let index = self.index(link)?;
+        let request = self.route_request(RTM_NEWROUTE, CREATE | REPLACE, to.into(), 128, None, Some(link))?;
+        let request = request
+            .attr(RTA_ENCAP_TYPE, &LWTUNNEL_ENCAP_SEG6_LOCAL.to_ne_bytes())
+            .nest(RTA_ENCAP, |r| r.u32(SEG6_LOCAL_ACTION, SEG6_LOCAL_ACTION_END_DX2).u32(SEG6_LOCAL_OIF, index));
+        self.ask(&format!("add SRv6 route {to} out of link {link:?}"), request).map(drop)
     }
 
     /// Deletes a route of the main table.

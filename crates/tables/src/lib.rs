@@ -21,7 +21,7 @@ pub use tenet_wire::Mac;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts below; stored in [`Config::layout`].
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The gateway MAC of every subnet on every host (locally administered, "TENET" in the low bytes).
 pub const GATEWAY_MAC: Mac = Mac::new([0x02, b'T', b'e', b'n', b'e', b't']);
@@ -117,7 +117,7 @@ macro_rules! layout {
 
 layout! {
     /// Map `CONFIG` (array, one entry): what all programs of the host need.
-    struct Config = 32 {
+    struct Config = 36 {
         /// [`LAYOUT_VERSION`] of whoever wrote the maps; 0 before the agent configured the host.
         layout: u32,
         /// Interface index of the uplink that carries encapsulated frames out.
@@ -128,6 +128,8 @@ layout! {
         gateway_mac: Mac,
         /// Unused, zero.
         reserved: u16,
+        /// Interface index of the hub, which takes the tunnel off frames for taps; 0 if there is none.
+        hub: u32,
     }
 
     /// Map `PORTS` (hash, key: interface index `u32`): a local NIC of a VM.
@@ -342,10 +344,12 @@ pub const PORT_PREPARED: u8 = 2;
 /// Source of a migration after the switch: frames for the port go on to [`Port::peer_pa`].
 pub const PORT_MOVED: u8 = 3;
 
-/// Anything that frames are given to by plain redirect: a tap, or a veth without peer delivery.
+/// Anything that frames are given to by plain redirect and that is no tap, such as a veth without peer delivery.
 pub const DEVICE_PLAIN: u8 = 0;
 /// A veth whose peer is in another namespace; IP frames skip the host-side queue (`bpf_redirect_peer`, 5.10).
 pub const DEVICE_VETH: u8 = 1;
+/// A tap: IP frames from the provider network reach it by way of the hub, if the host has one.
+pub const DEVICE_TAP: u8 = 2;
 
 /// Source MAC and CA must be the port's.
 pub const PORT_FLAG_SECURITY: u16 = 1;

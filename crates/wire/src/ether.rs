@@ -69,6 +69,8 @@ pub struct EtherType;
 impl EtherType {
     /// IPv4.
     pub const IPV4: Be16 = Be16::new(0x0800);
+    /// IPv6.
+    pub const IPV6: Be16 = Be16::new(0x86dd);
     /// ARP (RFC 826).
     pub const ARP: Be16 = Be16::new(0x0806);
     /// A customer VLAN tag (IEEE 802.1Q).

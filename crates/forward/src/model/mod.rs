@@ -5,7 +5,7 @@ pub mod site;
 pub mod traffic;
 
 use crate::{
-    Action, Frame, FrameMut, Meta, Note, PortWork, Refused, Tables, UplinkWork, Verdict, bucket, edit, flood,
+    Action, Frame, FrameMut, HubFrame, Meta, Note, PortWork, Refused, Tables, UplinkWork, Verdict, bucket, edit, flood,
     port_ingress, uplink_ingress,
 };
 use alloc::vec::Vec;
@@ -14,7 +14,7 @@ use tenet_tables::{
     Port, Record, RecordKey, Route, Subnet,
     image::{Image, Prefix},
 };
-use tenet_wire::NVGRE_OVERHEAD;
+use tenet_wire::{Ethernet, NVGRE_OVERHEAD};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A frame in memory, with the copies that were made of it.
@@ -64,6 +64,18 @@ impl FrameMut for MemoryFrame {
         Ok(())
     }
 
+    fn swap_tunnel(&mut self) -> Result<(), Refused> {
+        if self.bytes.len() < NVGRE_OVERHEAD as usize {
+            return Err(Refused);
+        }
+        let new = HubFrame::LEN as usize - Ethernet::LEN as usize;
+        self.bytes.splice(
+            Ethernet::LEN as usize..NVGRE_OVERHEAD as usize,
+            core::iter::repeat_n(0xee, new),
+        );
+        Ok(())
+    }
+
     fn remake(&mut self, len: u32) -> Result<(), Refused> {
         self.bytes.clear();
         self.bytes.resize(len as usize, 0xee);
@@ -88,6 +100,7 @@ impl Tables for Image {
             pa: Addr::UNSET,
             gateway_mac: tenet_wire::Mac { halves: [0; 3] },
             reserved: 0,
+            hub: 0,
         };
         Some(self.config.as_ref().unwrap_or(&NONE))
     }

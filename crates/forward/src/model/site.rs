@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 use tenet_tables::{
-    Addr, Config, DEVICE_PLAIN, DEVICE_VETH, FloodEntry, FloodKey, GATEWAY_MAC, LAYOUT_VERSION,
+    Addr, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FloodEntry, FloodKey, GATEWAY_MAC, LAYOUT_VERSION,
     METHOD_GATEWAY, METHOD_NVGRE, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED,
     PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey,
     Route, Subnet,
@@ -55,6 +55,18 @@ pub struct Site {
 
 const NETS: [(u32, [u32; 2]); 2] = [(1, [5001, 5002]), (2, [6001, 6002])];
 
+impl Site {
+    /// Makes taps of some ports, which are reached by way of a hub.
+    pub fn taps(&mut self, hub: u32) {
+        if let Some(config) = &mut self.image.config {
+            config.hub = hub;
+        }
+        for port in self.image.ports.values_mut().filter(|p| p.device == DEVICE_PLAIN) {
+            port.device = DEVICE_TAP;
+        }
+    }
+}
+
 /// Builds the site for these interfaces.
 #[must_use]
 pub fn site(interfaces: [u32; PORTS], uplink: u32) -> Site {
@@ -65,6 +77,7 @@ pub fn site(interfaces: [u32; PORTS], uplink: u32) -> Site {
             pa: Addr::v4(OWN),
             gateway_mac: GATEWAY_MAC,
             reserved: 0,
+            hub: 0,
         }),
         ..Image::default()
     };
