@@ -1,6 +1,8 @@
 //! A host of our own for a test: namespace, veth, directory of pins; gone with the test.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod tap;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tenet_datapath::{Datapath, Hook, Options, detach_all};
