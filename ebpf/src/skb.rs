@@ -4,8 +4,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_clone_redirect, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
-        bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -188,7 +188,8 @@ impl FrameMut for Skb {
     #[inline(always)]
     fn shrink_tunnel(&mut self) -> Result<(), Refused> {
         // SAFETY: a constant that the loader sets before the program is loaded.
-        let forget = if unsafe { core::ptr::read_volatile(&raw const KERNEL_FORGETS) } != 0 { DECAP_GRE } else { 0 };
+        let forget =
+            if unsafe { core::ptr::read_volatile(&raw const KERNEL_FORGETS) } != 0 { DECAP_GRE } else { 0 };
         self.adjust(-(NVGRE_OVERHEAD as i32), FIXED_GSO | KEEP_CHECKSUM | forget)
     }
 

@@ -131,7 +131,19 @@ impl Datapath {
         let tables = Tables::open(&pins.maps())?;
         let pinned = pinned(&pins)?;
         let hook = options.hook;
-        Ok(Self { pins, hook, tcx, port_in, uplink_in, hub_out, hub_in, forgets, tables, pinned, _lock: lock })
+        Ok(Self {
+            pins,
+            hook,
+            tcx,
+            port_in,
+            uplink_in,
+            hub_out,
+            hub_in,
+            forgets,
+            tables,
+            pinned,
+            _lock: lock,
+        })
     }
 
     /// Directory of the pins.

@@ -106,7 +106,9 @@ pub enum Error {
     #[error("this kernel has no TCX (it came with 6.6); use clsact or let the agent choose")]
     NoTcx,
     /// There is no way to keep large frames for taps whole.
-    #[error("{why}; frames for taps are cut into segments, which costs two thirds of a VM's receive throughput")]
+    #[error(
+        "{why}; frames for taps are cut into segments, which costs two thirds of a VM's receive throughput"
+    )]
     NoHub {
         /// What is missing.
         why: &'static str,

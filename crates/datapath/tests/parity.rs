@@ -211,11 +211,9 @@ fn expected(action: &Action) -> (i32, Option<DropReason>) {
     match action {
         Action::Pass => (PASS, None),
         Action::Drop(reason) => (SHOT, Some(*reason)),
-        Action::Port { .. }
-        | Action::Hub { .. }
-        | Action::Wire
-        | Action::WireByMark
-        | Action::Back(None) => (REDIRECT, None),
+        Action::Port { .. } | Action::Hub { .. } | Action::Wire | Action::WireByMark | Action::Back(None) => {
+            (REDIRECT, None)
+        }
         Action::Back(Some(reason)) => (REDIRECT, Some(*reason)),
     }
 }

@@ -12,8 +12,8 @@ use tenet_datapath::{Datapath, HUB, Hook, Image, Operation, Role};
 use tenet_forward::HubFrame;
 use tenet_hostnet::{Links, Netns, TapOptions};
 use tenet_tables::{
-    Addr, Config, DEVICE_TAP, DEVICE_VETH, GATEWAY_MAC, LAYOUT_VERSION, METHOD_NVGRE, MacEntry, MacKey, PORT_ACTIVE,
-    PORT_FLAG_SECURITY, Peer, PeerKey, Port, Record, RecordKey, Subnet,
+    Addr, Config, DEVICE_TAP, DEVICE_VETH, GATEWAY_MAC, LAYOUT_VERSION, METHOD_NVGRE, MacEntry, MacKey,
+    PORT_ACTIVE, PORT_FLAG_SECURITY, Peer, PeerKey, Port, Record, RecordKey, Subnet,
 };
 use tenet_wire::Mac;
 
@@ -115,8 +115,8 @@ impl Site {
 
     /// A datagram there and back.
     fn echo(&self, payload: &[u8]) -> bool {
-        let sockets =
-            [0, 1].map(|i| self.vms[i].run(|| UdpSocket::bind((Ipv4Addr::from(CAS[i]), 0))).unwrap().unwrap());
+        let sockets = [0, 1]
+            .map(|i| self.vms[i].run(|| UdpSocket::bind((Ipv4Addr::from(CAS[i]), 0))).unwrap().unwrap());
         let mut buffer = vec![0; 65536];
         for s in &sockets {
             s.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -137,7 +137,6 @@ fn block() -> Vec<u8> {
     (0..BLOCK).map(|i| (i * 31 + i / 251) as u8).collect()
 }
 
-
 fn image(own: usize, port: u32, uplink: u32, hub: u32) -> Image {
     let mut image = Image {
         config: Some(Config {
@@ -156,7 +155,8 @@ fn image(own: usize, port: u32, uplink: u32, hub: u32) -> Image {
         let (pa, mac) = (Addr::v4(PAS[i]), Mac::new(MACS[i]));
         let ifindex = if i == own { port } else { 0 };
         let key = RecordKey { net: NET, ca: Addr::v4(CAS[i]) };
-        let record = Record { pa, mac, method: METHOD_NVGRE, vsid: VSID, ifindex, generation: 1, ..Record::default() };
+        let record =
+            Record { pa, mac, method: METHOD_NVGRE, vsid: VSID, ifindex, generation: 1, ..Record::default() };
         image.records.insert(key, record);
         let entry = MacEntry { pa, ifindex, method: METHOD_NVGRE.into() };
         image.macs.insert(MacKey { vsid: VSID, mac, reserved: 0 }, entry);
@@ -293,7 +293,10 @@ fn throughput_with_and_without_the_hub() {
         for (hub, all) in figures.iter_mut().enumerate() {
             all.sort_by(f64::total_cmp);
             let mean = means[hub].mean_in();
-            println!("offloads {offloads}, hub {hub}: median {:.2} Gb/s of {all:.2?}, {mean} bytes a frame", all[3]);
+            println!(
+                "offloads {offloads}, hub {hub}: median {:.2} Gb/s of {all:.2?}, {mean} bytes a frame",
+                all[3]
+            );
         }
     }
 }

@@ -92,7 +92,9 @@ pub fn uplink<F: FrameMut, T: Tables>(
         Verdict::Drop(reason) => Action::Drop(reason),
         Verdict::Send => Action::Wire,
         Verdict::Deliver { ifindex, peer } => done(decapsulate(frame, work), Action::Port { ifindex, peer }),
-        Verdict::DeliverWhole { ifindex, len } => done(hub::rewrap(frame, len, work), Action::Hub { ifindex }),
+        Verdict::DeliverWhole { ifindex, len } => {
+            done(hub::rewrap(frame, len, work), Action::Hub { ifindex })
+        }
         Verdict::Onward { pa } => {
             let Some(config) = tables.config() else { return Action::Drop(DropReason::NotConfigured) };
             done(readdress(frame, work, config, Be32::from_word(pa)), Action::Wire)

@@ -5,7 +5,8 @@ use crate::{
     reach::{Fate, fate, skips_queue},
 };
 use tenet_tables::{
-    Addr, Config, DEVICE_TAP, DropReason, EventKind, LAYOUT_VERSION, MacKey, PEER_FLAG_ANY_SOURCE, PeerKey, RecordKey,
+    Addr, Config, DEVICE_TAP, DropReason, EventKind, LAYOUT_VERSION, MacKey, PEER_FLAG_ANY_SOURCE, PeerKey,
+    RecordKey,
 };
 use tenet_wire::{
     Arp, Be32, EtherType, Ethernet, Gre, Ipv4, Ipv4Frame, NVGRE_OVERHEAD, NvgreFrame, ProtocolNumber,

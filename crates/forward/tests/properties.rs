@@ -49,7 +49,12 @@ fn every_frame_ends_where_it_may() {
                 let (head, inner) = outcome.frame.bytes.split_at(HubFrame::LEN as usize);
                 assert_eq!(Mac::new(*inner.first_chunk().unwrap()), port.mac, "{}", context());
                 assert_eq!(head[12..16], [0x86, 0xdd, 0x60, 0], "{}", context());
-                assert_eq!(usize::from(u16::from_be_bytes([head[18], head[19]])), inner.len(), "{}", context());
+                assert_eq!(
+                    usize::from(u16::from_be_bytes([head[18], head[19]])),
+                    inner.len(),
+                    "{}",
+                    context()
+                );
                 assert_eq!(head[38..54], HubFrame::SID.octets(), "{}", context());
                 assert_eq!(inner.len() + 42, sample.bytes.len(), "{}", context());
                 hubs += 1;

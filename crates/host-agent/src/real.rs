@@ -65,7 +65,9 @@ impl RealKernel {
         let made = self.datapath.ensure_hub().map_err(|e| chain(&e));
         if self.hub.as_ref() != Some(&made) {
             match &made {
-                Ok(ifindex) => tracing::info!(ifindex, "large frames stay whole on their way into taps (SRv6 End.DX2)"),
+                Ok(ifindex) => {
+                    tracing::info!(ifindex, "large frames stay whole on their way into taps (SRv6 End.DX2)")
+                }
                 Err(cause) => tracing::warn!(
                     %cause,
                     "no hub: large frames are cut up on their way into taps, VMs there receive at a third of the speed"
@@ -226,12 +228,7 @@ fn device(link: &Link, hub: Option<u32>) -> Device {
         Kind::Tap => DeviceKind::Tap,
         _ => DeviceKind::Plain,
     };
-    Device {
-        ifindex: link.index,
-        carrier: link.up && link.carrier,
-        mtu: link.mtu,
-        kind,
-    }
+    Device { ifindex: link.index, carrier: link.up && link.carrier, mtu: link.mtu, kind }
 }
 
 const fn to_datapath(role: Role) -> datapath::Role {

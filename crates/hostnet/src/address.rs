@@ -124,9 +124,10 @@ impl Links {
     pub fn add_decapsulating_route(&self, to: Ipv6Addr, link: &str) -> Result<()> {
         let index = self.index(link)?;
         let request = self.route_request(RTM_NEWROUTE, CREATE | REPLACE, to.into(), 128, None, Some(link))?;
-        let request = request
-            .attr(RTA_ENCAP_TYPE, &LWTUNNEL_ENCAP_SEG6_LOCAL.to_ne_bytes())
-            .nest(RTA_ENCAP, |r| r.u32(SEG6_LOCAL_ACTION, SEG6_LOCAL_ACTION_END_DX2).u32(SEG6_LOCAL_OIF, index));
+        let request =
+            request.attr(RTA_ENCAP_TYPE, &LWTUNNEL_ENCAP_SEG6_LOCAL.to_ne_bytes()).nest(RTA_ENCAP, |r| {
+                r.u32(SEG6_LOCAL_ACTION, SEG6_LOCAL_ACTION_END_DX2).u32(SEG6_LOCAL_OIF, index)
+            });
         self.ask(&format!("add SRv6 route {to} out of link {link:?}"), request).map(drop)
     }
 

@@ -5,7 +5,10 @@
 
 extern crate alloc;
 
-use crate::{Config, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey, Route, RouteKey, Subnet};
+use crate::{
+    Config, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey, Route, RouteKey,
+    Subnet,
+};
 use alloc::{collections::BTreeMap, vec::Vec};
 
 /// Key of map `ROUTES` with its length, ordered for use in an [`Image`].

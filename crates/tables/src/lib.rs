@@ -31,7 +31,19 @@ pub const GATEWAY_MAC: Mac = Mac::new([0x02, b'T', b'e', b'n', b'e', b't']);
 /// Four words so that eBPF, which has no unaligned loads, copies it word by word.
 #[repr(C)]
 #[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Debug,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
 )]
 pub struct Addr {
     /// Each word holds four wire bytes in memory order.
@@ -74,7 +86,11 @@ impl Addr {
     #[inline(always)]
     #[must_use]
     pub const fn as_v4_word(&self) -> Option<u32> {
-        if self.words[0] == 0 && self.words[1] == 0 && self.words[2] == Self::MAPPED { Some(self.words[3]) } else { None }
+        if self.words[0] == 0 && self.words[1] == 0 && self.words[2] == Self::MAPPED {
+            Some(self.words[3])
+        } else {
+            None
+        }
     }
 
     /// Whether no address is set.

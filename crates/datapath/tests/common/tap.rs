@@ -140,8 +140,9 @@ pub fn send_raw(index: u32, frame: &[u8], times: usize) {
     for _ in 0..times {
         let length = size_of::<libc::sockaddr_ll>() as u32;
         // SAFETY: frame and address are live and as long as said.
-        let sent =
-            unsafe { libc::sendto(fd, frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), length) };
+        let sent = unsafe {
+            libc::sendto(fd, frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), length)
+        };
         assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
     }
     // SAFETY: ours, and not used after.

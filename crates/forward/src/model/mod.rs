@@ -5,8 +5,8 @@ pub mod site;
 pub mod traffic;
 
 use crate::{
-    Action, Frame, FrameMut, HubFrame, Meta, Note, PortWork, Refused, Tables, UplinkWork, Verdict, bucket, edit, flood,
-    port_ingress, uplink_ingress,
+    Action, Frame, FrameMut, HubFrame, Meta, Note, PortWork, Refused, Tables, UplinkWork, Verdict, bucket,
+    edit, flood, port_ingress, uplink_ingress,
 };
 use alloc::vec::Vec;
 use tenet_tables::{
@@ -69,10 +69,7 @@ impl FrameMut for MemoryFrame {
             return Err(Refused);
         }
         let new = HubFrame::LEN as usize - Ethernet::LEN as usize;
-        self.bytes.splice(
-            Ethernet::LEN as usize..NVGRE_OVERHEAD as usize,
-            core::iter::repeat_n(0xee, new),
-        );
+        self.bytes.splice(Ethernet::LEN as usize..NVGRE_OVERHEAD as usize, core::iter::repeat_n(0xee, new));
         Ok(())
     }
 
