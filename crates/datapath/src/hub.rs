@@ -8,7 +8,7 @@
 
 use crate::attach::remove_link;
 use crate::datapath::Program;
-use crate::{Datapath, Error, Hook, Result, sys};
+use crate::{Datapath, Error, Hook, Result, check, sys};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -38,11 +38,7 @@ impl Datapath {
             return Err(Error::NoHub { why: "without TCX there is no hub" });
         }
         let links = Self::links()?;
-        let name = netns_name(&self.pins.root);
-        let netns = match Netns::open(&name) {
-            Err(NetError::NoSuchNetns { .. }) => Netns::create(&name)?,
-            other => other?,
-        };
+        let netns = namespace(&self.pins.root)?;
         let inside = Links::in_netns(&netns)?;
         let (outer, inner) = make_pair(&links, &inside, &netns)?;
         // Programs first: a link that is up without them would speak to somebody.
@@ -78,6 +74,34 @@ impl Datapath {
     fn hub_pin(&self, name: &str) -> PathBuf {
         self.pins.links().join(name)
     }
+}
+
+/// Makes the hub's namespace if this kernel needs a hub, for an agent whose own mount namespace ends with it.
+///
+/// # Errors
+/// If the namespace cannot be made, or would not outlive the process.
+pub fn prepare_hub(bpffs: &Path) -> Result<()> {
+    if check::forgets_tunnels().is_ok() { Ok(()) } else { namespace(bpffs).map(drop) }
+}
+
+/// The hub's namespace, made if it is not there.
+fn namespace(bpffs: &Path) -> Result<Netns> {
+    let name = netns_name(bpffs);
+    match Netns::open(&name) {
+        Err(NetError::NoSuchNetns { .. }) if mounts_end_with_us() => Err(Error::NoHub {
+            why: "the hub would end with this service: run `tenet agent --prepare` before it, as the unit in packaging/ does",
+        }),
+        Err(NetError::NoSuchNetns { .. }) => Ok(Netns::create(&name)?),
+        other => Ok(other?),
+    }
+}
+
+/// Whether our mounts are a copy of the host's, as services with `ProtectSystem=` get one: a namespace's name is a
+/// mount, and forwarding must outlive the agent.
+fn mounts_end_with_us() -> bool {
+    let Ok(mounts) = std::fs::read_to_string("/proc/thread-self/mountinfo") else { return false };
+    let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/"));
+    root.is_some_and(|line| line.contains(" master:"))
 }
 
 /// Finds both ends, or makes them; their numbers.

@@ -33,7 +33,7 @@ pub use datapath::{Datapath, Options, ProgramFacts};
 pub use detach::{Teardown, detach_all};
 pub use error::Error;
 pub use events::Events;
-pub use hub::HUB;
+pub use hub::{HUB, prepare_hub};
 pub use tenet_tables::image::{Image, Operation};
 
 /// Default directory of the pins.

@@ -22,6 +22,14 @@ pub use kernel::{Kernel, KernelError, MemoryKernel, at_key};
 pub use options::{BPFFS, COMPARE_EVERY, Hook, KernelPart, Options};
 pub use tenet_datapath::{Feature, Teardown, check};
 
+/// Makes what an agent needs that runs as a service with mounts of its own.
+///
+/// # Errors
+/// If that is impossible; large frames are then cut up on their way into taps.
+pub fn prepare(bpffs: &std::path::Path) -> Result<(), tenet_datapath::Error> {
+    tenet_datapath::prepare_hub(bpffs)
+}
+
 /// Takes Tenet off this host: programs, pinned maps and links. Ports are without network from then on.
 ///
 /// # Errors

@@ -7,11 +7,11 @@ use common::*;
 use std::path::PathBuf;
 use std::time::Duration;
 use tenet_api::agent::{self, agent_message::Message as M, controller_message::Message as C};
-use tenet_datapath::{Datapath, Role};
+use tenet_datapath::{Datapath, HUB, Role};
 use tenet_host_agent::{Hook, KernelPart, Options};
-use tenet_hostnet::{Links, Netns};
+use tenet_hostnet::{Links, Netns, TapOptions};
 use tenet_tables::image::{Image, Operation};
-use tenet_tables::{PORT_FLAG_DOWN, Port};
+use tenet_tables::{DEVICE_TAP, PORT_FLAG_DOWN, Port};
 
 fn ack(m: M) -> Option<agent::Ack> {
     if let M::Ack(a) = m { Some(a) } else { None }
@@ -224,4 +224,47 @@ fn agent_programs_repairs_and_adopts_with_tcx() {
 #[test]
 fn agent_programs_repairs_and_adopts_with_clsact() {
     in_namespace(async || lives(Hook::Clsact).await);
+}
+
+/// A VM on a tap brings the hub with it; the next agent adopts it, and without TCX there is none.
+async fn taps(hook: Hook) {
+    let host = Host::new(hook);
+    let mut controller = Controller::start().await;
+    let running = host.agent(&controller);
+    let mut session = controller.session().await;
+    session.say(C::Full(agent::Full::new(7, &site(7)))).await;
+    host.links.add_tap("tap1", TapOptions::default()).unwrap();
+    let _vm = host.links.open_tap("tap1", TapOptions::default()).unwrap();
+    session.hear(|m| proof(m).filter(|p| p.ports[0].present && p.ports[0].carrier)).await;
+    let hand = host.other_hand();
+    let config = || hand.read().unwrap().config;
+    assert_eq!(only_port(&hand.read().unwrap()).unwrap().1.device, DEVICE_TAP);
+    if hook == Hook::Clsact {
+        assert_eq!((config().unwrap().hub, host.links.find(HUB).unwrap()), (0, None));
+        return running.stop().await;
+    }
+    let hub = until("the hub", || config().map(|c| c.hub).filter(|h| *h != 0)).await;
+    assert_eq!(host.links.index(HUB).unwrap(), hub);
+    running.stop().await;
+    drop(session);
+    let running = until_started(&host, &controller).await;
+    let mut session = controller.session().await;
+    session.say(C::Full(agent::Full::new(7, &site(7)))).await;
+    let p = session.hear(proof).await;
+    assert_eq!((p.repaired, config().unwrap().hub), (Vec::<String>::new(), hub), "adopted");
+    // Somebody takes it away.
+    host.links.delete_link(HUB).unwrap();
+    let new = until("a new hub", || config().map(|c| c.hub).filter(|h| *h != 0 && *h != hub)).await;
+    assert_eq!(host.links.index(HUB).unwrap(), new);
+    running.stop().await;
+}
+
+#[test]
+fn hub_comes_with_the_first_tap() {
+    in_namespace(async || taps(Hook::Auto).await);
+}
+
+#[test]
+fn no_hub_without_tcx() {
+    in_namespace(async || taps(Hook::Clsact).await);
 }

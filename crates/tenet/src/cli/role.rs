@@ -57,6 +57,9 @@ pub struct AgentArgs {
     /// Take programs and maps out of the kernel; forwarding ends
     #[arg(long)]
     pub detach: bool,
+    /// Make what must outlive a service with mounts of its own, and end; the unit's ExecStartPre
+    #[arg(long, conflicts_with_all = ["detach", "check"])]
+    pub prepare: bool,
 }
 
 /// How programs are attached.

@@ -32,6 +32,11 @@ pub fn agent(args: AgentArgs) -> Outcome<ExitCode> {
     if args.check {
         return check();
     }
+    if args.prepare {
+        return tenet_host_agent::prepare(&args.bpffs)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|e| Failure::of(&e, "forwarding works without; `tenet agent --check` says what is missing"));
+    }
     if args.detach {
         return detach(&args).map(|()| ExitCode::SUCCESS);
     }
