@@ -38,7 +38,9 @@ pub async fn host(context: &Context, command: HostCommand) -> Outcome {
                 let local = ["//127.", "//localhost", "//[::1]"].iter().any(|l| client.url().contains(l));
                 let url = if local { "https://CONTROLLER:7443" } else { client.url() };
                 print::note(&format!("For one use within {ttl} s. On host {host}:"));
-                print::note(&format!("  TENET_JOIN_TOKEN=TOKEN tenet agent --controller {url} --uplink DEVICE"));
+                print::note(&format!(
+                    "  TENET_JOIN_TOKEN=TOKEN tenet agent --controller {url} --uplink DEVICE"
+                ));
                 Ok(())
             })
         }

@@ -33,9 +33,9 @@ pub fn agent(args: AgentArgs) -> Outcome<ExitCode> {
         return check();
     }
     if args.prepare {
-        return tenet_host_agent::prepare(&args.bpffs)
-            .map(|()| ExitCode::SUCCESS)
-            .map_err(|e| Failure::of(&e, "forwarding works without; `tenet agent --check` says what is missing"));
+        return tenet_host_agent::prepare(&args.bpffs).map(|()| ExitCode::SUCCESS).map_err(|e| {
+            Failure::of(&e, "forwarding works without; `tenet agent --check` says what is missing")
+        });
     }
     if args.detach {
         return detach(&args).map(|()| ExitCode::SUCCESS);
