@@ -17,6 +17,10 @@ pub static SUBNETS: HashMap<u32, t::Subnet> = HashMap::pinned(65_536, BPF_F_NO_P
 #[map]
 pub static RECORDS: HashMap<t::RecordKey, t::Record> = HashMap::pinned(1 << 20, BPF_F_NO_PREALLOC);
 #[map]
+pub static REWRITES: HashMap<t::RewriteKey, t::Rewrite> = HashMap::pinned(1 << 20, BPF_F_NO_PREALLOC);
+#[map]
+pub static POOLS: LpmTrie<t::PoolKey, t::Pool> = LpmTrie::pinned(4096, BPF_F_NO_PREALLOC);
+#[map]
 pub static MACS: HashMap<t::MacKey, t::MacEntry> = HashMap::pinned(1 << 20, BPF_F_NO_PREALLOC);
 #[map]
 pub static ROUTES: LpmTrie<t::RouteKey, t::Route> = LpmTrie::pinned(65_536, BPF_F_NO_PREALLOC);
@@ -64,6 +68,14 @@ impl Tables for Maps {
     #[inline(always)]
     fn record(&self, key: &t::RecordKey) -> Option<&t::Record> {
         see(RECORDS.get_ptr(key))
+    }
+    #[inline(always)]
+    fn rewrite(&self, key: &t::RewriteKey) -> Option<&t::Rewrite> {
+        see(REWRITES.get_ptr(key))
+    }
+    #[inline(always)]
+    fn in_pool(&self, pa: t::Addr) -> bool {
+        POOLS.get(&Key::new(128, t::PoolKey { pa })).is_some()
     }
     #[inline(always)]
     fn mac(&self, key: &t::MacKey) -> Option<&t::MacEntry> {

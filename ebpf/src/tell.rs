@@ -129,7 +129,7 @@ pub fn activated(meta: &Meta, work: &PortWork) {
         send(
             meta.ifindex,
             EventKind::PortActivated as u32,
-            &Note { kind: None, net: (*port).net, vsid: (*port).vsid, ca: 0, pa: 0, mac: work.head.eth.src },
+            &Note { kind: None, net: (*port).net, vsid: (*port).vsid, ca: Addr::UNSET, pa: Addr::UNSET, mac: work.head.eth.src },
         );
     }
 }
@@ -169,10 +169,9 @@ fn send(ifindex: u32, kind: u32, note: &Note) {
         vsid: note.vsid,
         mac: note.mac,
         reserved: 0,
-        ca: if note.ca == 0 { Addr::UNSET } else { Addr::v4_word(note.ca) },
-        pa_v4: note.pa,
+        ca: note.ca,
+        pa: note.pa,
         net: note.net,
-        reserved2: 0,
     });
     entry.submit(0);
 }

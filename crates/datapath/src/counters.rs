@@ -49,5 +49,7 @@ fn add(a: Counters, b: Counters) -> Counters {
         answered: a.answered.wrapping_add(b.answered),
         icmp_errors: a.icmp_errors.wrapping_add(b.icmp_errors),
         flooded: a.flooded.wrapping_add(b.flooded),
+        slow: a.slow.wrapping_add(b.slow),
+        clamped: a.clamped.wrapping_add(b.clamped),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::bpffs::{self, Pins};
 use crate::sys::{self, ProgramInfo};
-use crate::table::{SHAPES, Table, TrieKey, describe};
+use crate::table::{PoolTrieKey, SHAPES, Table, TrieKey, describe};
 use crate::{DEFAULT_BPFFS, Error, Hook, Result, Role, check};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use tenet_hostnet::Links;
 use tenet_tables::{
     Bucket, Config, Counters, DropKey, FloodEntry, FloodKey, LAYOUT_VERSION, MacEntry, MacKey, Peer, PeerKey,
-    Port, Record, RecordKey, Route, Subnet,
+    Pool, Port, Record, RecordKey, Rewrite, RewriteKey, Route, Subnet,
 };
 
 /// The object, as built from the sources in `ebpf/`.
@@ -96,6 +96,8 @@ pub(crate) struct Tables {
     pub ports: Table<u32, Port>,
     pub subnets: Table<u32, Subnet>,
     pub records: Table<RecordKey, Record>,
+    pub rewrites: Table<RewriteKey, Rewrite>,
+    pub pools: Table<PoolTrieKey, Pool>,
     pub macs: Table<MacKey, MacEntry>,
     pub routes: Table<TrieKey, Route>,
     pub peers: Table<PeerKey, Peer>,
@@ -211,6 +213,8 @@ impl Tables {
             ports: Table::open(directory, "PORTS")?,
             subnets: Table::open(directory, "SUBNETS")?,
             records: Table::open(directory, "RECORDS")?,
+            rewrites: Table::open(directory, "REWRITES")?,
+            pools: Table::open(directory, "POOLS")?,
             macs: Table::open(directory, "MACS")?,
             routes: Table::open(directory, "ROUTES")?,
             peers: Table::open(directory, "PEERS")?,

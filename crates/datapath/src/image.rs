@@ -1,6 +1,6 @@
 //! The maps' content: read back whole, written one operation at a time.
 
-use crate::table::{Table, TrieKey};
+use crate::table::{PoolTrieKey, Table, TrieKey};
 use crate::{Datapath, Image, Operation, Result};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -19,6 +19,8 @@ impl Datapath {
             config: self.config()?,
             peers: map(&tables.peers)?,
             subnets: map(&tables.subnets)?,
+            pools: tables.pools.all()?.into_iter().map(|(k, v)| ((k.key, k.bits), v)).collect(),
+            rewrites: map(&tables.rewrites)?,
             records: map(&tables.records)?,
             macs: map(&tables.macs)?,
             flood: map(&tables.flood)?,
@@ -46,6 +48,10 @@ impl Datapath {
             Operation::Configure(config) => tables.config.put(&ONLY, config),
             Operation::Peer(key, value) => write(&tables.peers, key, value.as_ref()),
             Operation::Subnet(key, value) => write(&tables.subnets, key, value.as_ref()),
+            Operation::Pool((key, bits), value) => {
+                write(&tables.pools, &PoolTrieKey { bits: *bits, key: *key }, value.as_ref())
+            }
+            Operation::Rewrite(key, value) => write(&tables.rewrites, key, value.as_ref()),
             Operation::Record(key, value) => write(&tables.records, key, value.as_ref()),
             Operation::Mac(key, value) => write(&tables.macs, key, value.as_ref()),
             Operation::Flood(key, value) => write(&tables.flood, key, value.as_ref()),
@@ -67,6 +73,11 @@ impl Datapath {
                 Operation::Configure(_) => Operation::Configure(self.config()?.unwrap_or_default()),
                 Operation::Peer(key, _) => Operation::Peer(key, tables.peers.get(&key)?),
                 Operation::Subnet(key, _) => Operation::Subnet(key, tables.subnets.get(&key)?),
+                Operation::Pool((key, bits), _) => {
+                    let pools: BTreeMap<_, _> = map(&tables.pools)?;
+                    Operation::Pool((key, bits), pools.get(&PoolTrieKey { bits, key }).copied())
+                }
+                Operation::Rewrite(key, _) => Operation::Rewrite(key, tables.rewrites.get(&key)?),
                 Operation::Record(key, _) => Operation::Record(key, tables.records.get(&key)?),
                 Operation::Mac(key, _) => Operation::Mac(key, tables.macs.get(&key)?),
                 Operation::Flood(key, _) => Operation::Flood(key, tables.flood.get(&key)?),

@@ -7,8 +7,8 @@ use std::io;
 use std::marker::PhantomData;
 use std::path::Path;
 use tenet_tables::{
-    Bucket, Config, Counters, DropKey, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record,
-    RecordKey, Route, RouteKey, Subnet,
+    Bucket, Config, Counters, DropKey, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Pool, PoolKey,
+    Port, Record, RecordKey, Rewrite, RewriteKey, Route, RouteKey, Subnet,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -23,6 +23,14 @@ const BATCH: usize = 4096;
 pub struct TrieKey {
     pub bits: u32,
     pub key: RouteKey,
+}
+
+/// Key of map `POOLS` likewise.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, FromBytes, IntoBytes, Immutable)]
+pub struct PoolTrieKey {
+    pub bits: u32,
+    pub key: PoolKey,
 }
 
 /// Name and shape of a map.
@@ -45,11 +53,13 @@ const fn shape<K, V>(name: &'static str, kind: u32) -> Shape {
 }
 
 /// All maps of the object; `CONFIG` first, as it tells whether the others may be read at all.
-pub const SHAPES: [Shape; 12] = [
+pub const SHAPES: [Shape; 14] = [
     shape::<u32, Config>("CONFIG", ARRAY),
     shape::<u32, Port>("PORTS", HASH),
     shape::<u32, Subnet>("SUBNETS", HASH),
     shape::<RecordKey, Record>("RECORDS", HASH),
+    shape::<RewriteKey, Rewrite>("REWRITES", HASH),
+    shape::<PoolTrieKey, Pool>("POOLS", LPM),
     shape::<MacKey, MacEntry>("MACS", HASH),
     shape::<TrieKey, Route>("ROUTES", LPM),
     shape::<PeerKey, Peer>("PEERS", HASH),

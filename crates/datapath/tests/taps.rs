@@ -12,8 +12,8 @@ use tenet_datapath::{Datapath, HUB, Hook, Image, Operation, Role};
 use tenet_forward::HubFrame;
 use tenet_hostnet::{Links, Netns, TapOptions};
 use tenet_tables::{
-    Addr, Config, DEVICE_TAP, DEVICE_VETH, GATEWAY_MAC, LAYOUT_VERSION, METHOD_NVGRE, MacEntry, MacKey,
-    PORT_ACTIVE, PORT_FLAG_SECURITY, Peer, PeerKey, Port, Record, RecordKey, Subnet,
+    Addr, Config, DEVICE_TAP, DEVICE_VETH, GATEWAY_MAC, GENEVE_PORT, LAYOUT_VERSION, METHOD_NVGRE, MacEntry,
+    MacKey, PORT_ACTIVE, PORT_FLAG_SECURITY, Peer, PeerKey, Port, Record, RecordKey, Subnet, VXLAN_PORT,
 };
 use tenet_wire::Mac;
 
@@ -144,12 +144,24 @@ fn image(own: usize, port: u32, uplink: u32, hub: u32) -> Image {
             uplink,
             pa: Addr::v4(PAS[own]),
             gateway_mac: GATEWAY_MAC,
-            reserved: 0,
+            uplink_mac: Mac::default(),
             hub,
+            slow: 0,
+            vxlan_port: VXLAN_PORT,
+            geneve_port: GENEVE_PORT,
+            flags: 0,
         }),
         ..Image::default()
     };
-    let subnet = Subnet { net: NET, prefix_len: 96 + 24, gateway: Addr::v4([10, 1, 1, 1]), generation: 1 };
+    let gateway = Addr::v4([10, 1, 1, 1]);
+    let subnet = Subnet {
+        net: NET,
+        prefix_len: 96 + 24,
+        method: METHOD_NVGRE.into(),
+        gateway,
+        generation: 1,
+        ..Subnet::default()
+    };
     image.subnets.insert(VSID, subnet);
     for i in 0..2 {
         let (pa, mac) = (Addr::v4(PAS[i]), Mac::new(MACS[i]));

@@ -1,8 +1,8 @@
 //! What the decision may touch: a frame, and the host's tables.
 
 use tenet_tables::{
-    Addr, Config, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey, Route,
-    Subnet,
+    Addr, Config, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey, Rewrite,
+    RewriteKey, Route, Subnet,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -85,6 +85,10 @@ pub trait Tables {
     fn subnet(&self, vsid: u32) -> Option<&Subnet>;
     /// Map `RECORDS`.
     fn record(&self, key: &RecordKey) -> Option<&Record>;
+    /// Map `REWRITES`.
+    fn rewrite(&self, key: &RewriteKey) -> Option<&Rewrite>;
+    /// Map `POOLS`: whether the address is one of this host's rewrite addresses, in use or not.
+    fn in_pool(&self, pa: Addr) -> bool;
     /// Map `MACS`.
     fn mac(&self, key: &MacKey) -> Option<&MacEntry>;
     /// Map `ROUTES`: the longest prefix of the network that holds the address.

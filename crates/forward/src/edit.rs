@@ -1,6 +1,6 @@
 //! From a verdict to an edited frame.
 
-use crate::{Action, FrameMut, PortWork, Refused, Tables, UplinkWork, Verdict, hub};
+use crate::{Action, FrameMut, PortWork, Refused, Tables, Target, UplinkWork, Verdict, hub};
 use tenet_tables::{Config, DropReason, Port};
 use tenet_wire::{
     Arp, Be16, Be32, EtherType, Ethernet, Gre, Icmp, IcmpErrorFrame, Ipv4, Ipv4Frame, Mac, NVGRE_OVERHEAD,
@@ -35,16 +35,16 @@ pub fn port_forward<F: FrameMut, T: Tables>(
     match verdict {
         Verdict::Drop(reason) => Action::Drop(reason),
         Verdict::Deliver { ifindex, peer } => done(deliver(frame, work), Action::Port { ifindex, peer }),
-        Verdict::Encapsulate { pa, key } => {
+        Verdict::Encapsulate => {
             let Some(config) = tables.config() else { return Action::Drop(DropReason::NotConfigured) };
             let ip = work.head.eth.ty == EtherType::IPV4;
             let action = if ip { Action::Wire } else { Action::WireByMark };
-            done(encapsulate(frame, len, work, config, Be32::from_word(pa), key), action)
+            done(encapsulate(frame, len, work, config, &work.to), action)
         }
         Verdict::Pass
         | Verdict::Send
         | Verdict::DeliverWhole { .. }
-        | Verdict::Onward { .. }
+        | Verdict::Onward
         | Verdict::AnswerArp { .. }
         | Verdict::AnswerEcho
         | Verdict::Error { .. }
@@ -72,8 +72,8 @@ pub fn port_answer<F: FrameMut, T: Tables>(
         | Verdict::Drop(_)
         | Verdict::Deliver { .. }
         | Verdict::DeliverWhole { .. }
-        | Verdict::Encapsulate { .. }
-        | Verdict::Onward { .. }
+        | Verdict::Encapsulate
+        | Verdict::Onward
         | Verdict::Send
         | Verdict::Flood { .. } => Action::Drop(DropReason::KernelRefused),
     }
@@ -95,11 +95,11 @@ pub fn uplink<F: FrameMut, T: Tables>(
         Verdict::DeliverWhole { ifindex, len } => {
             done(hub::rewrap(frame, len, work), Action::Hub { ifindex })
         }
-        Verdict::Onward { pa } => {
+        Verdict::Onward => {
             let Some(config) = tables.config() else { return Action::Drop(DropReason::NotConfigured) };
-            done(readdress(frame, work, config, Be32::from_word(pa)), Action::Wire)
+            done(readdress(frame, work, config, Be32::from_word(work.to.pa.words[3])), Action::Wire)
         }
-        Verdict::Encapsulate { .. }
+        Verdict::Encapsulate
         | Verdict::AnswerArp { .. }
         | Verdict::AnswerEcho
         | Verdict::Error { .. }
@@ -128,8 +128,7 @@ pub fn encapsulate<F: FrameMut>(
     len: u32,
     work: &PortWork,
     config: &Config,
-    pa: Be32,
-    key: u32,
+    to: &Target,
 ) -> Result<(), Refused> {
     let ip = work.head.eth.ty == EtherType::IPV4;
     let ecn = if ip { work.head.ip.tos & Ipv4::ECN } else { 0 };
@@ -140,8 +139,8 @@ pub fn encapsulate<F: FrameMut>(
     let outer = NvgreOuter {
         // The kernel replaces the addresses when it knows the neighbour.
         eth: Ethernet { dst: Mac::default(), src: Mac::default(), ty: EtherType::IPV4 },
-        ip: outer_ipv4(own, pa, total, ecn),
-        gre: Gre::nvgre(key >> 8, key as u8),
+        ip: outer_ipv4(own, Be32::from_word(to.pa.words[3]), total, ecn),
+        gre: Gre::nvgre(to.vsid, (to.flow >> 24) as u8),
         inner: work.head.eth,
     };
     frame.store(0, &outer)?;

@@ -3,7 +3,7 @@
 //! In steps, one per receiver: the eBPF shell makes each step a function that the verifier checks once,
 //! where a loop would be walked through in every round.
 
-use crate::{FrameMut, PortWork, Refused, Tables, edit};
+use crate::{FrameMut, PortWork, Refused, Tables, Target, edit};
 use tenet_tables::{Config, FLOOD_LIMIT, FloodKey, PORT_ACTIVE, PORT_FLAG_DOWN};
 use tenet_wire::{Be32, Ethernet, Ipv4};
 
@@ -45,7 +45,8 @@ pub fn encapsulate<F: FrameMut>(
     vsid: u32,
     config: &Config,
 ) -> Result<(), Refused> {
-    edit::encapsulate(frame, len, work, config, Be32::default(), vsid << 8 | crate::port::flow_id(&work.head))
+    let to = Target { vsid, flow: crate::port::flow_id(&work.head), ..Target::default() };
+    edit::encapsulate(frame, len, work, config, &to)
 }
 
 /// Copies an encapsulated frame to the `index`-th receiver, if that is another host. False: the list has ended.

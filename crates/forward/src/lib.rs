@@ -20,6 +20,7 @@ pub mod flood;
 mod hub;
 #[cfg(feature = "model")]
 pub mod model;
+pub mod packet;
 mod port;
 mod reach;
 mod uplink;
@@ -29,7 +30,7 @@ pub use access::{Frame, FrameMut, Meta, Refused, Tables};
 pub use hub::HubFrame;
 pub use port::{Head, PortWork, port_ingress};
 pub use uplink::{UplinkWork, uplink_ingress};
-pub use verdict::{Action, Note, Verdict};
+pub use verdict::{Action, Note, Target, Verdict};
 
 /// Mark of an encapsulated frame that a port's program hands to the uplink's program for sending.
 ///

@@ -1,7 +1,7 @@
 //! What a VM sends.
 
 use crate::{
-    Frame, Meta, Note, Refused, Tables, Verdict,
+    Frame, Meta, Note, Refused, Tables, Target, Verdict,
     reach::{Place, towards},
 };
 use tenet_tables::{
@@ -30,6 +30,8 @@ pub struct Head {
 pub struct PortWork {
     /// The frame's first bytes, rewritten if the gateway routed it.
     pub head: Head,
+    /// Where the frame goes if it is encapsulated.
+    pub to: Target,
     /// Whether the gateway routed the frame.
     pub routed: bool,
     /// Whether this is the first frame of a prepared port, which makes it active.
@@ -68,7 +70,7 @@ pub fn port_ingress<F: Frame, T: Tables>(frame: &F, meta: &Meta, tables: &T, wor
         return Verdict::Drop(DropReason::Malformed);
     }
     if call.secure() && work.head.eth.src != port.mac {
-        call.note(work, EventKind::Spoof, 0);
+        call.note(work, EventKind::Spoof, Addr::UNSET);
         return Verdict::Drop(DropReason::SpoofedMac);
     }
     work.activated = port.state == PORT_PREPARED;
@@ -114,7 +116,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             return Verdict::Drop(DropReason::Malformed);
         }
         if self.secure() && !self.owns(work.head.ip.src) {
-            self.note(work, EventKind::Spoof, work.head.ip.src.word());
+            self.note(work, EventKind::Spoof, Addr::v4_word(work.head.ip.src.word()));
             return Verdict::Drop(DropReason::SpoofedCa);
         }
         let size = self.size(&work.head.ip);
@@ -153,7 +155,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
     fn bridged(&self, work: &mut PortWork, ip: bool) -> Verdict {
         let key = MacKey { vsid: self.port.vsid, mac: work.head.eth.dst, reserved: 0 };
         let Some(entry) = self.tables.mac(&key) else {
-            self.note_unknown(work, if ip { work.head.ip.dst.word() } else { 0 });
+            self.note_unknown(work, if ip { Addr::v4_word(work.head.ip.dst.word()) } else { Addr::UNSET });
             return Verdict::Drop(DropReason::UnknownMac);
         };
         if entry.ifindex == self.meta.ifindex {
@@ -184,7 +186,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             if self.is_own_gateway(&target) {
                 return self.gateway(work);
             }
-            self.note_unknown(work, hop.words[3]);
+            self.note_unknown(work, hop);
             return self.error(work, DropReason::NoRecord, Icmp::UNREACHABLE, Icmp::HOST);
         };
         if record.method == METHOD_GATEWAY {
@@ -212,10 +214,10 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
     #[inline(always)]
     fn go(&self, work: &mut PortWork, place: Place<'_>, ip: bool) -> Verdict {
         let flow = if ip { flow_id(&work.head) } else { 0 };
-        let (verdict, moved) = towards(self.tables, place, ip, flow, &self.config.pa);
+        let (verdict, moved) = towards(self.tables, place, ip, flow, &self.config.pa, &mut work.to);
         if moved != 0 {
             work.moved = moved;
-            self.note_unknown(work, if ip { work.head.ip.dst.word() } else { 0 });
+            self.note_unknown(work, if ip { Addr::v4_word(work.head.ip.dst.word()) } else { Addr::UNSET });
             work.note.kind = Some(EventKind::Redirected);
         }
         verdict
@@ -317,7 +319,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         let probe = arp.sender.word() == 0;
         if self.secure() {
             if arp.sender_mac != self.port.mac {
-                self.note(work, EventKind::Spoof, arp.sender.word());
+                self.note(work, EventKind::Spoof, Addr::v4_word(arp.sender.word()));
                 return Verdict::Drop(DropReason::SpoofedMac);
             }
             if !(probe && request) {
@@ -325,11 +327,11 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
                 match self.tables.record(&key) {
                     Some(record) if record.ifindex == self.meta.ifindex => {}
                     Some(_) => {
-                        self.note(work, EventKind::DuplicateAddress, arp.sender.word());
+                        self.note(work, EventKind::DuplicateAddress, Addr::v4_word(arp.sender.word()));
                         return Verdict::Drop(DropReason::SpoofedCa);
                     }
                     None => {
-                        self.note(work, EventKind::Spoof, arp.sender.word());
+                        self.note(work, EventKind::Spoof, Addr::v4_word(arp.sender.word()));
                         return Verdict::Drop(DropReason::SpoofedCa);
                     }
                 }
@@ -359,14 +361,14 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         let target = Addr::v4_word(arp.target.word());
         if self.is_own_gateway(&target) {
             if probe {
-                self.note(work, EventKind::DuplicateAddress, arp.target.word());
+                self.note(work, EventKind::DuplicateAddress, Addr::v4_word(arp.target.word()));
             }
             return Verdict::AnswerArp { mac: self.config.gateway_mac };
         }
         let Some(record) = self.tables.record(&RecordKey { net: self.port.net, ca: target }) else {
             // A probe asks for an address that nobody has; that is its good end.
             if !probe {
-                self.note_unknown(work, arp.target.word());
+                self.note_unknown(work, Addr::v4_word(arp.target.word()));
             }
             return Verdict::Drop(DropReason::ArpUnknown);
         };
@@ -377,27 +379,27 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             return Verdict::Drop(DropReason::ArpUnknown);
         }
         if probe {
-            self.note(work, EventKind::DuplicateAddress, arp.target.word());
+            self.note(work, EventKind::DuplicateAddress, Addr::v4_word(arp.target.word()));
         }
         Verdict::AnswerArp { mac: record.mac }
     }
 
     /// Tells about the sender.
     #[inline(always)]
-    fn note(&self, work: &mut PortWork, kind: EventKind, ca: u32) {
+    fn note(&self, work: &mut PortWork, kind: EventKind, ca: Addr) {
         work.note = Note {
             kind: Some(kind),
             net: self.port.net,
             vsid: self.port.vsid,
             ca,
-            pa: 0,
+            pa: Addr::UNSET,
             mac: work.head.eth.src,
         };
     }
 
     /// Tells about the destination.
     #[inline(always)]
-    fn note_unknown(&self, work: &mut PortWork, ca: u32) {
+    fn note_unknown(&self, work: &mut PortWork, ca: Addr) {
         self.note(work, EventKind::UnknownDestination, ca);
         work.note.mac = work.head.eth.dst;
     }
@@ -412,7 +414,7 @@ enum Size {
     Lies,
 }
 
-/// Eight bits that tell flows apart, equal for all frames of one flow and for all fragments of one packet.
+/// Bits that tell flows apart (the high ones best), equal for all frames of one flow and for all fragments of one packet.
 #[inline(always)]
 pub(crate) fn flow_id(head: &Head) -> u32 {
     let mut mix = head.ip.src.word() ^ head.ip.dst.word().rotate_left(7) ^ head.ip.protocol as u32;
@@ -421,5 +423,5 @@ pub(crate) fn flow_id(head: &Head) -> u32 {
         mix ^= (head.ports.src.half() as u32) << 16 | head.ports.dst.half() as u32;
     }
     // Fibonacci hashing: the high bits depend on all bits.
-    mix.wrapping_mul(0x9e37_79b9) >> 24
+    mix.wrapping_mul(0x9e37_79b9)
 }

@@ -1,6 +1,6 @@
 //! From a row of the tables to the place where the frame goes.
 
-use crate::{Tables, Verdict};
+use crate::{Tables, Target, Verdict};
 use tenet_tables::{
     Addr, DEVICE_VETH, DropReason, METHOD_NVGRE, PORT_ACTIVE, PORT_FLAG_DOWN, PORT_MOVED, PORT_PREPARED, Port,
 };
@@ -69,6 +69,7 @@ pub(crate) fn towards<T: Tables>(
     ip: bool,
     flow: u32,
     own: &Addr,
+    to: &mut Target,
 ) -> (Verdict, u32) {
     let mut pa = place.pa;
     let mut moved = 0;
@@ -91,6 +92,6 @@ pub(crate) fn towards<T: Tables>(
     if place.method != METHOD_NVGRE as u32 {
         return (Verdict::Drop(DropReason::NoRecord), 0);
     }
-    let Some(pa) = pa.as_v4_word() else { return (Verdict::Drop(DropReason::NoRecord), 0) };
-    (Verdict::Encapsulate { pa, key: place.vsid << 8 | flow }, moved)
+    *to = Target { pa: *pa, method: place.method, vsid: place.vsid, flow };
+    (Verdict::Encapsulate, moved)
 }

@@ -1,7 +1,7 @@
 //! What comes from the provider network.
 
 use crate::{
-    Frame, Meta, Note, SEND_MARK, Tables, Verdict, hub,
+    Frame, Meta, Note, SEND_MARK, Tables, Target, Verdict, hub,
     reach::{Fate, fate, skips_queue},
 };
 use tenet_tables::{
@@ -19,6 +19,8 @@ pub struct UplinkWork {
     pub outer: Ipv4Frame,
     /// The tunnel's header and the inner link and network headers.
     pub inner: NvgreFrame,
+    /// Where the frame goes if its port has moved.
+    pub to: Target,
     /// Whether the inner network header took over a congestion mark.
     pub marked: bool,
     /// The port of this host that has moved and that the frame is redirected for, or 0.
@@ -155,7 +157,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
                     work,
                     EventKind::Redirected,
                     port.net,
-                    if ip { work.inner.ip.dst.word() } else { 0 },
+                    if ip { Addr::v4_word(work.inner.ip.dst.word()) } else { Addr::UNSET },
                 );
                 work.note.mac = eth.dst;
                 self.onward(work, pa)
@@ -165,12 +167,12 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
 
     /// Re-addresses the tunnel. The outer hop count goes on, so that hosts that disagree cannot loop a frame for ever.
     #[inline(always)]
-    fn onward(&self, work: &UplinkWork, pa: &Addr) -> Verdict {
-        let Some(pa) = pa.as_v4_word() else { return Verdict::Drop(DropReason::NoRecord) };
-        if work.outer.ip.ttl <= 1 || self.config.pa.words[3] == pa {
+    fn onward(&self, work: &mut UplinkWork, pa: &Addr) -> Verdict {
+        if work.outer.ip.ttl <= 1 || self.config.pa == *pa {
             return Verdict::Drop(DropReason::Loop);
         }
-        Verdict::Onward { pa }
+        work.to.pa = *pa;
+        Verdict::Onward
     }
 
     /// Broadcast and multicast go to the ports of this host; the sender has served the other hosts.
@@ -216,7 +218,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
 
     #[inline(always)]
     fn wrong_pa(&self, work: &mut UplinkWork, net: u32, source: Be32) -> Verdict {
-        self.note(work, EventKind::MovedAddress, net, source.word());
+        self.note(work, EventKind::MovedAddress, net, Addr::v4_word(source.word()));
         self.refuse(work, DropReason::WrongPa)
     }
 
@@ -228,7 +230,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
     fn refuse(&self, work: &mut UplinkWork, reason: DropReason) -> Verdict {
         let pa = Addr::v4_word(work.outer.ip.src.word());
         if self.tables.peer(&PeerKey { net: 0, pa }).is_none() {
-            self.note(work, EventKind::UnknownPa, 0, 0);
+            self.note(work, EventKind::UnknownPa, 0, Addr::UNSET);
             return Verdict::Drop(DropReason::UnknownPa);
         }
         if work.inner.gre.is_nvgre() && self.tables.subnet(work.inner.gre.vsid()).is_none() {
@@ -270,13 +272,13 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
     }
 
     #[inline(always)]
-    fn note(&self, work: &mut UplinkWork, kind: EventKind, net: u32, ca: u32) {
+    fn note(&self, work: &mut UplinkWork, kind: EventKind, net: u32, ca: Addr) {
         work.note = Note {
             kind: Some(kind),
             net,
             vsid: if work.inner.gre.is_nvgre() { work.inner.gre.vsid() } else { 0 },
             ca,
-            pa: work.outer.ip.src.word(),
+            pa: Addr::v4_word(work.outer.ip.src.word()),
             mac: work.inner.eth.src,
         };
     }

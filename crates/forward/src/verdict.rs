@@ -1,6 +1,6 @@
 //! The possible ends of a frame.
 
-use tenet_tables::{DropReason, EventKind};
+use tenet_tables::{Addr, DropReason, EventKind};
 use tenet_wire::Mac;
 
 /// What the tables say about a frame, before anything was changed.
@@ -24,18 +24,10 @@ pub enum Verdict {
         /// Length of the frame without its tunnel.
         len: u16,
     },
-    /// To another host, which is given by its address as a wire word and the tunnel's key.
-    Encapsulate {
-        /// The other host.
-        pa: u32,
-        /// VSID and FlowID as a number.
-        key: u32,
-    },
-    /// The port has moved: on to another host, in the tunnel that the frame came in.
-    Onward {
-        /// The other host, as a wire word.
-        pa: u32,
-    },
+    /// To another host: [`Target`] in the work sheet.
+    Encapsulate,
+    /// The port has moved: on to another host ([`Target::pa`] in the work sheet), in the tunnel that the frame came in.
+    Onward,
     /// Encapsulated by a port's program already: out by the neighbour that the kernel knows.
     Send,
     /// Answer an ARP request: the target is at this MAC.
@@ -90,6 +82,19 @@ pub enum Action {
     WireByMark,
 }
 
+/// Where an encapsulated frame goes, and in what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Target {
+    /// The other host's provider address (under IP Rewrite: the one that stands for the customer address).
+    pub pa: Addr,
+    /// One of the `METHOD_*`.
+    pub method: u32,
+    /// Virtual subnet of the destination.
+    pub vsid: u32,
+    /// Hash of the flow, all bits of it usable.
+    pub flow: u32,
+}
+
 /// What the agent may be told about a frame, through a rate-limited ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Note {
@@ -99,10 +104,10 @@ pub struct Note {
     pub net: u32,
     /// Virtual subnet, or 0.
     pub vsid: u32,
-    /// Customer address of interest as a wire word, or 0.
-    pub ca: u32,
-    /// Provider address of interest as a wire word, or 0.
-    pub pa: u32,
+    /// Customer address of interest, or unset.
+    pub ca: Addr,
+    /// Provider address of interest, or unset.
+    pub pa: Addr,
     /// MAC of interest.
     pub mac: Mac,
 }
@@ -119,8 +124,8 @@ impl Verdict {
             Self::Pass => [0, 0, 0],
             Self::Drop(reason) => [1, reason as u32, 0],
             Self::Deliver { ifindex, peer } => [2, ifindex, peer as u32],
-            Self::Encapsulate { pa, key } => [3, pa, key],
-            Self::Onward { pa } => [4, pa, 0],
+            Self::Encapsulate => [3, 0, 0],
+            Self::Onward => [4, 0, 0],
             Self::Send => [5, 0, 0],
             Self::DeliverWhole { ifindex, len } => [6, ifindex, len as u32],
             Self::AnswerArp { mac } => {
@@ -144,8 +149,8 @@ impl Verdict {
             0 => Self::Pass,
             1 => Self::Drop(reason(a)),
             2 => Self::Deliver { ifindex: a, peer: b != 0 },
-            3 => Self::Encapsulate { pa: a, key: b },
-            4 => Self::Onward { pa: a },
+            3 => Self::Encapsulate,
+            4 => Self::Onward,
             5 => Self::Send,
             6 => Self::DeliverWhole { ifindex: a, len: b as u16 },
             7 => Self::AnswerArp { mac: Mac { halves: [a as u16, (a >> 16) as u16, b as u16] } },

@@ -189,7 +189,7 @@ fn tell(outcome: &Outcome, site: &site::Site) -> String {
         text.push_str(", activated");
     }
     if let Some(kind) = outcome.note.kind {
-        let ca = std::net::Ipv4Addr::from(outcome.note.ca.to_ne_bytes());
+        let ca = std::net::IpAddr::from(outcome.note.ca);
         write!(text, ", event {} {ca}", kind.name()).unwrap();
     }
     text

@@ -752,6 +752,8 @@ fn agrees(operation: &Operation, a: &Image, b: &Image) -> bool {
         Operation::Configure(_) => a.config == b.config,
         Operation::Peer(k, _) => a.peers.get(k) == b.peers.get(k),
         Operation::Subnet(k, _) => a.subnets.get(k) == b.subnets.get(k),
+        Operation::Pool(k, _) => a.pools.get(k) == b.pools.get(k),
+        Operation::Rewrite(k, _) => a.rewrites.get(k) == b.rewrites.get(k),
         Operation::Record(k, _) => a.records.get(k) == b.records.get(k),
         Operation::Mac(k, _) => a.macs.get(k) == b.macs.get(k),
         Operation::Flood(k, _) => a.flood.get(k) == b.flood.get(k),

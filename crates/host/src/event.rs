@@ -1,11 +1,7 @@
 //! Events of the data plane: names added, floods of them held back.
 
 use crate::message::EventReport;
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use tenet_tables::{Event, EventKind};
 
 /// Events of one kind from one device in one go.
@@ -56,7 +52,7 @@ pub(crate) fn report(event: &Event, port: String, held_back: u64) -> Option<Even
     let octets = event.mac.octets();
     let mac = if octets == [0; 6] { String::new() } else { octets.map(|o| format!("{o:02x}")).join(":") };
     let ca = (!event.ca.is_unset()).then(|| IpAddr::from(event.ca));
-    let pa = (event.pa_v4 != 0).then(|| IpAddr::from(Ipv4Addr::from(event.pa_v4.to_ne_bytes())));
+    let pa = (!event.pa.is_unset()).then(|| IpAddr::from(event.pa));
     let at = if port.is_empty() { format!("interface {}", event.ifindex) } else { port.clone() };
     let ca_text = ca.map_or_else(|| "no address".to_owned(), |a| a.to_string());
     let pa_text = pa.map_or_else(|| "no address".to_owned(), |a| a.to_string());

@@ -21,6 +21,14 @@ pub(crate) fn explain(operation: &Operation, actual: &Image, rows: &Rows) -> Str
         Operation::Subnet(k, v) => {
             (format!("virtual subnet {k}"), actual.subnets.contains_key(k), v.is_some())
         }
+        Operation::Pool(k, v) => (
+            format!("the range {} of rewrite addresses", ip(k.0.pa)),
+            actual.pools.contains_key(k),
+            v.is_some(),
+        ),
+        Operation::Rewrite(k, v) => {
+            (format!("the rewrite address {}", ip(k.pa)), actual.rewrites.contains_key(k), v.is_some())
+        }
         Operation::Record(k, v) => (
             format!("the lookup record of {} in {}", ip(k.ca), network(k.net)),
             actual.records.contains_key(k),

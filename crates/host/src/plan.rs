@@ -11,9 +11,9 @@ use tenet_model::{Method, NetId, PortRef, Vsid};
 use tenet_tables::image::{Image, Prefix};
 use tenet_tables::{
     Addr, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, GATEWAY_MAC,
-    LAYOUT_VERSION, METHOD_GATEWAY, METHOD_NVGRE, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE,
-    PORT_BLOCKED, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record,
-    RecordKey, Route, Subnet,
+    GENEVE_PORT, LAYOUT_VERSION, METHOD_GATEWAY, METHOD_NVGRE, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE,
+    PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey,
+    Port, Record, RecordKey, Route, Subnet, VXLAN_PORT,
 };
 
 /// Broadcast and multicast frames per second that a port may send.
@@ -129,8 +129,12 @@ pub(crate) fn plan_host(rows: &Rows, uplink: Option<Uplink>, plan: &mut Plan) {
         uplink: uplink.map_or(0, |u| u.ifindex),
         pa: host.pa.into(),
         gateway_mac: GATEWAY_MAC,
-        reserved: 0,
+        uplink_mac: Mac::default(),
         hub: uplink.map_or(0, |u| u.hub),
+        slow: 0,
+        vxlan_port: VXLAN_PORT,
+        geneve_port: GENEVE_PORT,
+        flags: 0,
     });
     for (row, _) in rows.0.values() {
         match row {
@@ -285,8 +289,10 @@ fn kernel_subnet(s: &SubnetRow, generation: u64) -> Subnet {
     Subnet {
         net: s.net.0,
         prefix_len: mapped_len(s.prefix.addr(), s.prefix.prefix_len()),
+        method: u32::from(METHOD_NVGRE),
         gateway: s.gateway.into(),
         generation,
+        ..Subnet::default()
     }
 }
 
@@ -295,6 +301,7 @@ fn gateway_record(s: &SubnetRow, generation: u64) -> Record {
     Record {
         pa: Addr::UNSET,
         alt_pa: Addr::UNSET,
+        rewrite_pa: Addr::UNSET,
         mac: GATEWAY_MAC,
         method: METHOD_GATEWAY,
         reserved: 0,
@@ -308,6 +315,7 @@ fn kernel_record(r: &RecordRow, generation: u64, ifindex: u32) -> Record {
     Record {
         pa: r.pa.into(),
         alt_pa: r.alt_pa.map_or(Addr::UNSET, Into::into),
+        rewrite_pa: Addr::UNSET,
         mac: Mac::new(r.mac.octets()),
         method: method_number(r.method),
         reserved: 0,

@@ -6,8 +6,8 @@
 extern crate alloc;
 
 use crate::{
-    Config, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey, Route, RouteKey,
-    Subnet,
+    Config, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Pool, PoolKey, Port, Record, RecordKey,
+    Rewrite, RewriteKey, Route, RouteKey, Subnet,
 };
 use alloc::{collections::BTreeMap, vec::Vec};
 
@@ -97,6 +97,10 @@ image! {
     peers: Peer(PeerKey => Peer),
     /// Map `SUBNETS`.
     subnets: Subnet(u32 => Subnet),
+    /// Map `POOLS`; key: first address and length in bits of the `Addr` form.
+    pools: Pool((PoolKey, u32) => Pool),
+    /// Map `REWRITES`.
+    rewrites: Rewrite(RewriteKey => Rewrite),
     /// Map `RECORDS`.
     records: Record(RecordKey => Record),
     /// Map `MACS`.

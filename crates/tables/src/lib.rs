@@ -21,10 +21,14 @@ pub use tenet_wire::Mac;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts below; stored in [`Config::layout`].
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// The gateway MAC of every subnet on every host (locally administered, "TENET" in the low bytes).
 pub const GATEWAY_MAC: Mac = Mac::new([0x02, b'T', b'e', b'n', b'e', b't']);
+
+/// The gateway's link-local address in every subnet: the one that [`GATEWAY_MAC`] makes (RFC 4291 appendix A).
+pub const GATEWAY_LINK_LOCAL: Addr =
+    Addr::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x00, b'T', b'e', 0xff, 0xfe, b'n', b'e', b't']);
 
 /// An IP address as it stands on the wire; IPv4 as an IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2).
 ///
@@ -133,7 +137,7 @@ macro_rules! layout {
 
 layout! {
     /// Map `CONFIG` (array, one entry): what all programs of the host need.
-    struct Config = 36 {
+    struct Config = 52 {
         /// [`LAYOUT_VERSION`] of whoever wrote the maps; 0 before the agent configured the host.
         layout: u32,
         /// Interface index of the uplink that carries encapsulated frames out.
@@ -142,10 +146,18 @@ layout! {
         pa: Addr,
         /// MAC with which the gateway of every subnet answers.
         gateway_mac: Mac,
-        /// Unused, zero.
-        reserved: u16,
+        /// The uplink's own MAC, with which rewrite addresses are answered for.
+        uplink_mac: Mac,
         /// Interface index of the hub, which takes the tunnel off frames for taps; 0 if there is none.
         hub: u32,
+        /// Interface index of the device by which the agent takes over STT frames that the programs cannot finish; 0 if there is none.
+        slow: u32,
+        /// UDP port of VXLAN, in host order. [`VXLAN_PORT`] is accepted beside it.
+        vxlan_port: u16,
+        /// UDP port of Geneve, in host order.
+        geneve_port: u16,
+        /// Set of `CONFIG_FLAG_*`.
+        flags: u32,
     }
 
     /// Map `PORTS` (hash, key: interface index `u32`): a local NIC of a VM.
@@ -177,13 +189,19 @@ layout! {
     }
 
     /// Map `SUBNETS` (hash, key: VSID `u32`).
-    struct Subnet = 32 {
+    struct Subnet = 56 {
         /// Network id the subnet belongs to.
         net: u32,
-        /// Prefix length in bits of the `Addr` form (IPv4: 96 + length).
+        /// Length in bits of the IPv4 prefix in the `Addr` form (96 + length); 0 without one.
         prefix_len: u32,
-        /// Address of the distributed gateway.
+        /// Length in bits of the IPv6 prefix; 0 without one.
+        prefix6_len: u32,
+        /// One of the `METHOD_*`: how copies of a broadcast cross the provider network.
+        method: u32,
+        /// IPv4 address of the distributed gateway, or unset.
         gateway: Addr,
+        /// IPv6 address of the distributed gateway, or unset. Beside it the gateway has [`GATEWAY_LINK_LOCAL`].
+        gateway6: Addr,
         /// As in [`Port::generation`].
         generation: u64,
     }
@@ -197,11 +215,13 @@ layout! {
     }
 
     /// Value of map `RECORDS`: the lookup record of a customer address.
-    struct Record = 56 {
+    struct Record = 72 {
         /// Provider address of the host where the port lives.
         pa: Addr,
         /// The second legal provider address while a migration runs, else unset.
         alt_pa: Addr,
+        /// The address that stands for the customer address under [`METHOD_REWRITE`], else unset.
+        rewrite_pa: Addr,
         /// The port's MAC.
         mac: Mac,
         /// One of the `METHOD_*`.
@@ -212,6 +232,46 @@ layout! {
         vsid: u32,
         /// Interface index of the port if it (also) lives on this host, else 0.
         ifindex: u32,
+        /// As in [`Port::generation`].
+        generation: u64,
+    }
+
+    /// Key of map `REWRITES` (hash): a rewrite address, as it stands on the wire.
+    struct RewriteKey = 16 {
+        /// The provider address.
+        pa: Addr,
+    }
+
+    /// Value of map `REWRITES`: the customer address that a rewrite address stands for.
+    struct Rewrite = 64 {
+        /// Network id.
+        net: u32,
+        /// Virtual subnet of the customer address.
+        vsid: u32,
+        /// The customer address.
+        ca: Addr,
+        /// While a migration runs: the address that stands for it at the other host, else unset.
+        other_pa: Addr,
+        /// MAC of its port.
+        mac: Mac,
+        /// Unused, zero.
+        reserved: u16,
+        /// Interface index of the port if this is its address on this host, else 0.
+        ifindex: u32,
+        /// Unused, zero.
+        reserved2: u32,
+        /// As in [`Port::generation`].
+        generation: u64,
+    }
+
+    /// Key of map `POOLS` (LPM trie), after the trie's own `prefix_len` word: a range of this host's rewrite addresses.
+    struct PoolKey = 16 {
+        /// First address, bits behind the length zero.
+        pa: Addr,
+    }
+
+    /// Value of map `POOLS`.
+    struct Pool = 8 {
         /// As in [`Port::generation`].
         generation: u64,
     }
@@ -289,7 +349,7 @@ layout! {
     }
 
     /// Map `COUNTERS` (per-CPU hash, key: interface index `u32`). "From" and "to" are seen from the VM.
-    struct Counters = 64 {
+    struct Counters = 80 {
         /// Frames the VM sent.
         tx_frames: u64,
         /// Bytes the VM sent, Ethernet header included.
@@ -306,6 +366,10 @@ layout! {
         icmp_errors: u64,
         /// Broadcast or multicast frames replicated.
         flooded: u64,
+        /// Frames handed to the agent because the programs cannot finish them.
+        slow: u64,
+        /// TCP connections whose segment size was lowered to what fits.
+        clamped: u64,
     }
 
     /// Key of map `DROPS` (per-CPU hash; value `u64` frames).
@@ -329,25 +393,23 @@ layout! {
     }
 
     /// Entry of ring `EVENTS`.
-    struct Event = 48 {
+    struct Event = 56 {
         /// An [`EventKind`] as number.
         kind: u32,
         /// Interface where the frame came from.
         ifindex: u32,
         /// Virtual subnet, or 0 where none is known.
         vsid: u32,
+        /// Network id or 0.
+        net: u32,
         /// MAC of interest: the offender's source or the unknown destination.
         mac: Mac,
         /// Unused, zero.
         reserved: u16,
         /// Customer address of interest or unset.
         ca: Addr,
-        /// IPv4 provider address of interest as its wire word, or 0.
-        pa_v4: u32,
-        /// Network id or 0.
-        net: u32,
-        /// Unused, zero.
-        reserved2: u32,
+        /// Provider address of interest or unset.
+        pa: Addr,
     }
 }
 
@@ -372,10 +434,37 @@ pub const PORT_FLAG_SECURITY: u16 = 1;
 /// The device has no carrier: frames for it are dropped as `port_down`, or redirected during a migration.
 pub const PORT_FLAG_DOWN: u16 = 2;
 
+/// A host address of the port's in the subnet's IPv6 prefix is the one that its MAC makes (RFC 4862 §5.5.3): the
+/// gateway's advertisements tell the VM to form it.
+pub const PORT_FLAG_AUTOCONF: u16 = 4;
+
+/// This host has rewrite addresses: frames for them are ours.
+pub const CONFIG_FLAG_REWRITE: u32 = 1;
+
 /// The record is a subnet's gateway: it lives on every host, has no provider address and no interface.
 pub const METHOD_GATEWAY: u8 = 0;
 /// Frames to this address cross the provider network by NVGRE (RFC 7637).
 pub const METHOD_NVGRE: u8 = 1;
+/// By VXLAN (RFC 7348).
+pub const METHOD_VXLAN: u8 = 2;
+/// By Geneve (RFC 8926).
+pub const METHOD_GENEVE: u8 = 3;
+/// By STT (draft-davie-stt-08).
+pub const METHOD_STT: u8 = 4;
+/// By IP Rewrite: every customer address has a provider address of its own, and nothing is added.
+pub const METHOD_REWRITE: u8 = 5;
+
+/// UDP port of VXLAN (RFC 7348 §5).
+pub const VXLAN_PORT: u16 = 4789;
+/// UDP port of Geneve (RFC 8926 §3.3).
+pub const GENEVE_PORT: u16 = 6081;
+/// Port of STT's TCP-like header (draft-davie-stt-08).
+pub const STT_PORT: u16 = 7471;
+
+/// Network id of the agents' own probes, which no network of the site has.
+pub const PROBE_NET: u32 = u32::MAX;
+/// VSID of the agents' own probes: RFC 7637 §3.4 reserves it for messages between virtualization endpoints.
+pub const PROBE_VSID: u32 = 0xFF_FFFF;
 
 /// Ports on this host may send from any customer address of the network (an appliance lives there).
 pub const PEER_FLAG_ANY_SOURCE: u32 = 1;

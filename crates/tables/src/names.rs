@@ -44,7 +44,7 @@ named! {
         SpoofedMac = 5 => "spoofed_mac",
         /// Source customer address is not the port's: a spoof, a wrong address in the VM, or an appliance.
         SpoofedCa = 6 => "spoofed_ca",
-        /// Neither IPv4 nor ARP: nothing else is carried.
+        /// Neither IPv4, IPv6 nor ARP: nothing else is carried.
         UnsupportedProtocol = 7 => "unsupported_protocol",
         /// A header contradicts itself or the frame: version, length, checksum or option that cannot be.
         Malformed = 8 => "malformed",
@@ -88,6 +88,34 @@ named! {
         NotConfigured = 27 => "not_configured",
         /// Congestion was marked on the outside of a frame whose flow cannot hear of it (RFC 6040 §4.2).
         EcnMismatch = 28 => "ecn_mismatch",
+        /// Tunnel header of a version that nobody defined (Geneve, STT, GRE).
+        TunnelVersion = 29 => "tunnel_version",
+        /// A Geneve frame for the tunnel endpoint itself (O flag), not for a VM (RFC 8926 §3.4).
+        GeneveControl = 30 => "geneve_control",
+        /// A Geneve option that must be understood and is not (RFC 8926 §3.5).
+        GeneveCritical = 31 => "geneve_critical",
+        /// Geneve options whose lengths do not add up.
+        GeneveOptions = 32 => "geneve_options",
+        /// The outer checksum is wrong: damage on the provider network, or a broken offload of a NIC.
+        OuterChecksum = 33 => "outer_checksum",
+        /// Part of an STT frame that nobody puts together: the agent does not run.
+        SttIncomplete = 34 => "stt_incomplete",
+        /// A kind of frame that STT's kernel path cannot send and no agent is there to.
+        SttUnsupported = 35 => "stt_unsupported",
+        /// IP Rewrite carries IP from one machine to one other: no broadcast, multicast or other protocol.
+        RewriteUnsupported = 36 => "rewrite_unsupported",
+        /// A rewrite address of this host that stands for no customer address (any more).
+        RewriteUnknown = 37 => "rewrite_unknown",
+        /// Source and destination of a rewritten frame are not addresses of one network.
+        RewritePair = 38 => "rewrite_pair",
+        /// The address has no rewrite address on its host yet.
+        NoRewriteAddress = 39 => "no_rewrite_address",
+        /// A router advertisement or redirect from a VM: the gateway is the only router.
+        RouterGuard = 40 => "router_guard",
+        /// Neighbour discovery for the sender's own address, or an announcement; the table is the truth.
+        NdSuppressed = 41 => "nd_suppressed",
+        /// Neighbour solicitation for an address that no VM of the network has.
+        NdUnknown = 42 => "nd_unknown",
     }
 }
 

@@ -47,6 +47,18 @@ impl ProtocolNumber {
     pub const UDP: u8 = 17;
     /// GRE (RFC 2784, RFC 2890).
     pub const GRE: u8 = 47;
+    /// IPv6's fragment header.
+    pub const FRAGMENT: u8 = 44;
+    /// ICMPv6 (RFC 4443).
+    pub const ICMPV6: u8 = 58;
+
+    /// Whether an IPv6 next header is an extension header that the transport may stand behind: hop-by-hop options,
+    /// routing, fragment, destination options (RFC 8200 §4).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_extension(next: u8) -> bool {
+        next == 0 || next == 43 || next == Self::FRAGMENT || next == 60
+    }
 }
 
 impl Ipv4 {

@@ -19,7 +19,9 @@ mod ether;
 mod gre;
 mod icmp;
 mod ipv4;
+mod ipv6;
 pub mod parse;
+mod udp;
 
 pub use arp::{Arp, ArpFrame};
 pub use be::{Be16, Be32};
@@ -27,3 +29,5 @@ pub use ether::{EtherType, Ethernet, Mac};
 pub use gre::{Gre, NVGRE_OVERHEAD, NvgreFrame, NvgreOuter, outer_ipv4};
 pub use icmp::{Icmp, IcmpErrorFrame, QUOTE};
 pub use ipv4::{Ipv4, Ipv4Frame, Ports, ProtocolNumber};
+pub use ipv6::{Ipv6, Ipv6Fragment, Ipv6Frame, Ipv6Halves};
+pub use udp::Udp;

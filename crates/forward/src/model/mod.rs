@@ -11,7 +11,7 @@ use crate::{
 use alloc::vec::Vec;
 use tenet_tables::{
     Addr, Bucket, Config, DropReason, FloodEntry, FloodKey, MacEntry, MacKey, PORT_ACTIVE, Peer, PeerKey,
-    Port, Record, RecordKey, Route, Subnet,
+    Port, Record, RecordKey, Rewrite, RewriteKey, Route, Subnet,
     image::{Image, Prefix},
 };
 use tenet_wire::{Ethernet, NVGRE_OVERHEAD};
@@ -96,8 +96,12 @@ impl Tables for Image {
             uplink: 0,
             pa: Addr::UNSET,
             gateway_mac: tenet_wire::Mac { halves: [0; 3] },
-            reserved: 0,
+            uplink_mac: tenet_wire::Mac { halves: [0; 3] },
             hub: 0,
+            slow: 0,
+            vxlan_port: 0,
+            geneve_port: 0,
+            flags: 0,
         };
         Some(self.config.as_ref().unwrap_or(&NONE))
     }
@@ -109,6 +113,12 @@ impl Tables for Image {
     }
     fn record(&self, key: &RecordKey) -> Option<&Record> {
         self.records.get(key)
+    }
+    fn rewrite(&self, key: &RewriteKey) -> Option<&Rewrite> {
+        self.rewrites.get(key)
+    }
+    fn in_pool(&self, pa: Addr) -> bool {
+        self.pools.keys().any(|(key, len)| truncate(pa, *len) == key.pa)
     }
     fn mac(&self, key: &MacKey) -> Option<&MacEntry> {
         self.macs.get(key)

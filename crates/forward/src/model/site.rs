@@ -2,10 +2,10 @@
 
 use alloc::vec::Vec;
 use tenet_tables::{
-    Addr, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FloodEntry, FloodKey, GATEWAY_MAC, LAYOUT_VERSION,
-    METHOD_GATEWAY, METHOD_NVGRE, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED,
-    PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey,
-    Route, Subnet,
+    Addr, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FloodEntry, FloodKey, GATEWAY_MAC, GENEVE_PORT,
+    LAYOUT_VERSION, METHOD_GATEWAY, METHOD_NVGRE, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE,
+    PORT_BLOCKED, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record,
+    RecordKey, Route, Subnet, VXLAN_PORT,
     image::{Image, Prefix},
 };
 use tenet_wire::Mac;
@@ -76,8 +76,12 @@ pub fn site(interfaces: [u32; PORTS], uplink: u32) -> Site {
             uplink,
             pa: Addr::v4(OWN),
             gateway_mac: GATEWAY_MAC,
-            reserved: 0,
+            uplink_mac: Mac::default(),
             hub: 0,
+            slow: 0,
+            vxlan_port: VXLAN_PORT,
+            geneve_port: GENEVE_PORT,
+            flags: 0,
         }),
         ..Image::default()
     };
@@ -105,7 +109,17 @@ pub fn site(interfaces: [u32; PORTS], uplink: u32) -> Site {
 
 fn network(image: &mut Image, net: u32, vsid: u32, third: u8) {
     let gateway = Addr::v4([10, 1, third, 1]);
-    image.subnets.insert(vsid, Subnet { net, prefix_len: 120, gateway, generation: 1 });
+    image.subnets.insert(
+        vsid,
+        Subnet {
+            net,
+            prefix_len: 120,
+            method: METHOD_NVGRE.into(),
+            gateway,
+            generation: 1,
+            ..Subnet::default()
+        },
+    );
     route(image, net, [10, 1, third, 0], 24, None);
     // One network knows its gateways by record, the other by subnet only.
     if net == 1 {
@@ -170,8 +184,17 @@ fn machine(image: &mut Image, m: &Machine, ifindex: u32) {
         _ => Addr::UNSET,
     };
     let mac = Mac::new(m.mac);
-    let record =
-        Record { pa, alt_pa, mac, method: METHOD_NVGRE, reserved: 0, vsid: m.vsid, ifindex, generation: 1 };
+    let record = Record {
+        pa,
+        alt_pa,
+        mac,
+        method: METHOD_NVGRE,
+        reserved: 0,
+        vsid: m.vsid,
+        ifindex,
+        generation: 1,
+        ..Record::default()
+    };
     image.records.insert(RecordKey { net: m.net, ca: Addr::v4(m.ca) }, record);
     let entry = MacEntry { pa, ifindex, method: u32::from(METHOD_NVGRE) };
     image.macs.insert(MacKey { vsid: m.vsid, mac, reserved: 0 }, entry);
