@@ -213,6 +213,8 @@ pub fn at_key(image: &Image, operation: &Operation) -> Operation {
         Operation::Configure(_) => Operation::Configure(image.config.unwrap_or_default()),
         Operation::Peer(k, _) => Operation::Peer(k, image.peers.get(&k).copied()),
         Operation::Subnet(k, _) => Operation::Subnet(k, image.subnets.get(&k).copied()),
+        Operation::Pool(k, _) => Operation::Pool(k, image.pools.get(&k).copied()),
+        Operation::Rewrite(k, _) => Operation::Rewrite(k, image.rewrites.get(&k).copied()),
         Operation::Record(k, _) => Operation::Record(k, image.records.get(&k).copied()),
         Operation::Mac(k, _) => Operation::Mac(k, image.macs.get(&k).copied()),
         Operation::Flood(k, _) => Operation::Flood(k, image.flood.get(&k).copied()),
