@@ -4,7 +4,12 @@
 //! All was decided before: these programs only carry the port's number along. In the hub's namespace it is the
 //! frame's mark, which the kernel clears on the way to another namespace; on that way it is the frame's hash.
 
-use crate::{PASS, SHOT, drop, maps::Maps, redirect, redirect_peer, skb::Skb, tell};
+use crate::{
+    act::{PASS, SHOT, drop, redirect, redirect_peer},
+    maps::Maps,
+    skb::Skb,
+    tell,
+};
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use tenet_forward::Tables as _;
 use tenet_tables::{DEVICE_TAP, DropReason};

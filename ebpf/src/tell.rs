@@ -129,7 +129,14 @@ pub fn activated(meta: &Meta, work: &PortWork) {
         send(
             meta.ifindex,
             EventKind::PortActivated as u32,
-            &Note { kind: None, net: (*port).net, vsid: (*port).vsid, ca: Addr::UNSET, pa: Addr::UNSET, mac: work.head.eth.src },
+            &Note {
+                kind: None,
+                net: (*port).net,
+                vsid: (*port).vsid,
+                ca: Addr::UNSET,
+                pa: Addr::UNSET,
+                mac: work.head.eth.src,
+            },
         );
     }
 }

@@ -1,0 +1,18 @@
+//! From a verdict to an edited frame: [`port`] for what a VM sent, [`uplink`] for what the provider network brought.
+
+mod port;
+mod tunnel;
+
+pub use port::{port, port_answer, port_forward};
+pub use tunnel::{decapsulate, encapsulate, uplink};
+
+use crate::{Action, Refused};
+use tenet_tables::DropReason;
+
+#[inline(always)]
+fn done(result: Result<(), Refused>, action: Action) -> Action {
+    match result {
+        Ok(()) => action,
+        Err(Refused) => Action::Drop(DropReason::KernelRefused),
+    }
+}
