@@ -3,6 +3,7 @@
 use crate::{
     engine::{Closed, Engine, Link},
     listen::Peer,
+    measured,
 };
 use std::{sync::Arc, time::Duration};
 use tenet_api::agent::{
@@ -196,6 +197,10 @@ async fn read(
                 };
                 engine.drive(|core, now| core.proved(now, id, proof));
             }
+            Some(agent_message::Message::Measured(measured)) => {
+                let measured = measured::measured(measured);
+                engine.drive(|core, now| core.measured(now, id, measured));
+            }
             Some(agent_message::Message::Resync(resync)) => {
                 engine.drive(|core, now| core.resync(now, id, &resync.reason));
             }
@@ -239,14 +244,14 @@ impl Budget {
 }
 
 /// A host's words, cut to a length that a thousand of them may be kept.
-fn text(mut text: String) -> String {
+pub(crate) fn text(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(TEXT));
     text.shrink_to_fit();
     text
 }
 
 /// As many of a host's lines as are worth telling.
-fn texts(all: Vec<String>) -> Vec<String> {
+pub(crate) fn texts(all: Vec<String>) -> Vec<String> {
     all.into_iter().take(LINES).map(text).collect()
 }
 

@@ -10,6 +10,7 @@ mod events;
 mod fault;
 mod grpc;
 mod listen;
+mod measured;
 mod metrics;
 mod pki;
 #[cfg(feature = "pretend-agent")]

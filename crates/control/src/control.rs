@@ -7,6 +7,7 @@ use crate::{
     happening::Happening,
     migration::{Run, Stage},
     plan::Plan,
+    measured::Measured,
     session::{Ack, Hello, Host, Message, Pending, Proof, Session, SessionId},
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -222,6 +223,24 @@ impl Control {
         }
         host.problems = proof.problems;
         host.read_back(now, proof.generation, &proof.networks, proof.ports, true);
+        outputs
+    }
+
+    /// A host measured its paths and uplinks.
+    pub fn measured(&mut self, now: Micros, session: SessionId, measured: Measured) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let Some((name, host)) = host_of(&self.sessions, &mut self.hosts, session) else { return outputs };
+        let before = host.measured.take().map(|(m, _)| m).unwrap_or_default();
+        for path in &measured.paths {
+            let old = before.paths.iter().find(|p| p.pa == path.pa).and_then(|p| p.mtu);
+            if let (Some(old), Some(new)) = (old, path.mtu)
+                && old != new
+            {
+                let text = format!("the path to host {} carries {new} bytes now, {old} before", path.peer);
+                outputs.push(Output::Happened(Happening::new("path", text).host(name)));
+            }
+        }
+        host.measured = Some((measured, now));
         outputs
     }
 

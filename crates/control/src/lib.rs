@@ -13,6 +13,7 @@
 
 mod control;
 mod happening;
+mod measured;
 mod migration;
 mod plan;
 mod session;
@@ -20,6 +21,7 @@ mod status;
 
 pub use control::{Control, Output, Refused};
 pub use happening::Happening;
+pub use measured::{Measured, OffloadTest, PathReport, PathState, ReceiveWay, UdpTunnel, UplinkReport};
 pub use migration::{DISCONNECTED, Frames, PREPARE, SETTLE, Stage};
 pub use session::{Ack, Hello, Message, NetworkProof, PortReport, Proof, SessionId};
 pub use status::{HostReport, NetworkReport};

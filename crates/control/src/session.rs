@@ -1,6 +1,6 @@
 //! A host's session: what it was sent, what it has yet to get, and what it said.
 
-use crate::Micros;
+use crate::{Measured, Micros};
 use std::collections::{BTreeMap, VecDeque};
 use tenet_compile::{Delta, Row, RowKey, Rows};
 use tenet_model::{NetId, PortRef};
@@ -227,6 +227,7 @@ pub(crate) struct Host {
     pub(crate) error: Option<String>,
     pub(crate) problems: Vec<String>,
     pub(crate) repaired: VecDeque<String>,
+    pub(crate) measured: Option<(Measured, Micros)>,
     /// Revision that last changed its rows.
     pub(crate) target: u64,
     /// Digests of its desired rows, while they are known.

@@ -1,6 +1,6 @@
 //! Desired, applied, proven: what can be said of the hosts.
 
-use crate::{Control, Hello, Micros, PortReport, session::Host};
+use crate::{Control, Hello, Measured, Micros, PortReport, session::Host};
 use std::collections::BTreeMap;
 use tenet_compile::{PortRow, Row, digests};
 use tenet_model::{HostName, NetId, NetworkRef};
@@ -32,6 +32,8 @@ pub struct HostReport {
     pub problems: Vec<String>,
     /// What it put right.
     pub repaired: Vec<String>,
+    /// What it measured last, and when it said so.
+    pub measured: Option<(Measured, Micros)>,
     /// Whether it is connected and what it read back is what is desired.
     pub in_sync: bool,
 }
@@ -109,6 +111,7 @@ impl Control {
             ports,
             problems: host.problems.clone(),
             repaired: host.repaired.iter().cloned().collect(),
+            measured: host.measured.clone(),
         })
     }
 
