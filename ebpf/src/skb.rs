@@ -2,10 +2,11 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_clone_redirect, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_l4_csum_replace, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -173,6 +174,15 @@ impl FrameMut for Skb {
         let from = core::ptr::from_ref(from).cast();
         // SAFETY: the helper reads `size_of::<T>()` initialised bytes there.
         checked(unsafe { bpf_skb_store_bytes(self.raw, at, from, size_of::<T>() as u32, 0) })
+    }
+
+    #[inline(always)]
+    fn mend_l4(&mut self, at: u32, difference: u32, pseudo: bool, udp: bool) -> Result<(), Refused> {
+        // Size 0: a difference instead of two values.
+        let flags = u64::from(if pseudo { BPF_F_PSEUDO_HDR } else { 0 })
+            | u64::from(if udp { BPF_F_MARK_MANGLED_0 } else { 0 });
+        // SAFETY: the helper takes numbers beside the context.
+        checked(unsafe { bpf_l4_csum_replace(self.raw, at, 0, u64::from(difference), flags) })
     }
 
     #[inline(always)]

@@ -42,6 +42,17 @@ pub trait FrameMut: Frame {
     /// If the frame ends before.
     fn store<T: IntoBytes + Immutable>(&mut self, at: u32, from: &T) -> Result<(), Refused>;
 
+    /// Mends the transport's checksum that stands at `at`, after what it covers changed by `difference` (see
+    /// [`tenet_wire::checksum::difference`]; several changes in one go are fine).
+    ///
+    /// `pseudo`: the change is in the pseudo header (addresses). A checksum that the kernel or a device still has to
+    /// finish covers only that, so that other changes do not touch it. `udp`: a checksum of zero means that there is none
+    /// and stays. The kernel's `bpf_l4_csum_replace` with a difference.
+    ///
+    /// # Errors
+    /// If the frame ends before.
+    fn mend_l4(&mut self, at: u32, difference: u32, pseudo: bool, udp: bool) -> Result<(), Refused>;
+
     /// Makes room for the tunnel's headers at the front; what is in it is undefined.
     ///
     /// # Errors

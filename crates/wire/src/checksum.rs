@@ -44,3 +44,32 @@ pub const fn finish(sum: u32) -> u16 {
 pub const fn update(checksum: u16, old: u16, new: u16) -> u16 {
     finish((!checksum as u32 & 0xffff) + (!old as u32 & 0xffff) + new as u32)
 }
+
+/// The difference that changed halves make to a sum: for `FrameMut::mend_l4` of `tenet-forward`. Differences of several
+/// changes may be added with [`add`].
+#[inline(always)]
+#[must_use]
+pub fn difference<const N: usize>(from: &[u16; N], to: &[u16; N]) -> u32 {
+    let mut sum = 0;
+    let mut i = 0;
+    while i < N {
+        sum += (!from[i] as u32 & 0xffff) + to[i] as u32;
+        i += 1;
+    }
+    sum
+}
+
+/// Adds two sums, the carry brought round.
+#[inline(always)]
+#[must_use]
+pub const fn add(a: u32, b: u32) -> u32 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + carry as u32
+}
+
+/// The checksum after what it covers changed by a [`difference`].
+#[inline(always)]
+#[must_use]
+pub const fn mend(checksum: u16, difference: u32) -> u16 {
+    finish(add(difference, !checksum as u32 & 0xffff))
+}

@@ -18,9 +18,12 @@ pub mod checksum;
 mod ether;
 mod gre;
 mod icmp;
+mod icmp6;
 mod ipv4;
 mod ipv6;
+mod nd;
 pub mod parse;
+mod tcp;
 mod udp;
 
 pub use arp::{Arp, ArpFrame};
@@ -28,6 +31,12 @@ pub use be::{Be16, Be32};
 pub use ether::{EtherType, Ethernet, Mac};
 pub use gre::{Gre, NVGRE_OVERHEAD, NvgreFrame, NvgreOuter, outer_ipv4};
 pub use icmp::{Icmp, IcmpErrorFrame, QUOTE};
+pub use icmp6::{Icmp6, Icmp6ErrorFrame, QUOTE6, QUOTE6_MORE, pseudo6};
 pub use ipv4::{Ipv4, Ipv4Frame, Ports, ProtocolNumber};
 pub use ipv6::{Ipv6, Ipv6Fragment, Ipv6Frame, Ipv6Halves};
+pub use nd::{
+    ALL_NODES, ALL_NODES_MAC, AdvertisementFrame, Ends, LinkOption, Neighbour, RouterAdvertisement,
+    RouterFrame,
+};
+pub use tcp::Tcp;
 pub use udp::Udp;

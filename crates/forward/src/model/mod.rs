@@ -14,7 +14,7 @@ use tenet_tables::{
     Port, Record, RecordKey, Rewrite, RewriteKey, Route, Subnet,
     image::{Image, Prefix},
 };
-use tenet_wire::{Ethernet, NVGRE_OVERHEAD};
+use tenet_wire::{Ethernet, NVGRE_OVERHEAD, checksum};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A frame in memory, with the copies that were made of it.
@@ -48,6 +48,16 @@ impl Frame for MemoryFrame {
 impl FrameMut for MemoryFrame {
     fn store<T: IntoBytes + Immutable>(&mut self, at: u32, from: &T) -> Result<(), Refused> {
         from.write_to_prefix(self.bytes.get_mut(at as usize..).ok_or(Refused)?).map_err(|_| Refused)
+    }
+
+    fn mend_l4(&mut self, at: u32, difference: u32, _pseudo: bool, udp: bool) -> Result<(), Refused> {
+        let mut sum = 0u16;
+        self.load(at, &mut sum)?;
+        if udp && sum == 0 {
+            return Ok(());
+        }
+        let mended = checksum::mend(sum, difference);
+        self.store(at, &if udp && mended == 0 { 0xffff } else { mended })
     }
 
     fn grow_tunnel(&mut self, _ip: bool) -> Result<(), Refused> {
