@@ -77,6 +77,8 @@ fn messages_survive_mutation() {
         alt_pa: "192.168.2.20".to_owned(),
         method: "nvgre".to_owned(),
         port: "contoso/sql/eth0".to_owned(),
+        rewrite_pa: "192.168.1.130".to_owned(),
+        other_rewrite_pa: "192.168.2.130".to_owned(),
     };
     let route = agent::RouteRow { net: 1, prefix: "10.1.1.0/24".to_owned(), ..Default::default() };
     let delta = agent::Delta {

@@ -3,7 +3,7 @@
 use crate::agent;
 use std::{fmt::Display, net::IpAddr, str::FromStr};
 use tenet_compile as c;
-use tenet_model::{Mac, NetId, Vsid};
+use tenet_model::{Mac, NetId, SubnetPrefix, Vsid};
 
 /// Why a message is not a row, key or delta.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +40,31 @@ fn vsid(n: u32) -> Result<Vsid, ConvertError> {
     Vsid::new(n).map_err(|e| ConvertError::Illegal { field: "vsid", why: e.to_string() })
 }
 
+fn udp_port(field: &'static str, n: u32) -> Result<u16, ConvertError> {
+    match u16::try_from(n) {
+        Ok(0) => Err(ConvertError::Missing(field)),
+        Ok(port) => Ok(port),
+        Err(e) => Err(ConvertError::Illegal { field, why: e.to_string() }),
+    }
+}
+
+/// A subnet has at least one.
+fn prefixes(all: Vec<agent::SubnetPrefix>) -> Result<Vec<SubnetPrefix>, ConvertError> {
+    if all.is_empty() {
+        return Err(ConvertError::Missing("prefixes"));
+    }
+    let one = |p: agent::SubnetPrefix| {
+        Ok(SubnetPrefix { prefix: parse("prefix", &p.prefix)?, gateway: parse("gateway", &p.gateway)? })
+    };
+    all.into_iter().map(one).collect()
+}
+
+impl From<&SubnetPrefix> for agent::SubnetPrefix {
+    fn from(p: &SubnetPrefix) -> Self {
+        Self { prefix: p.prefix.to_string(), gateway: p.gateway.to_string() }
+    }
+}
+
 fn text<T: Display>(value: Option<&T>) -> String {
     value.map_or_else(String::new, ToString::to_string)
 }
@@ -71,7 +96,13 @@ impl From<&(c::Row, u64)> for agent::Row {
     fn from((row, generation): &(c::Row, u64)) -> Self {
         use agent::row::Row as M;
         let row = match row {
-            c::Row::Host(r) => M::Host(agent::HostRow { name: r.name.to_string(), pa: r.pa.to_string() }),
+            c::Row::Host(r) => M::Host(agent::HostRow {
+                name: r.name.to_string(),
+                pa: r.pa.to_string(),
+                vxlan_port: r.vxlan_port.into(),
+                geneve_port: r.geneve_port.into(),
+                pool: r.pool.iter().map(ToString::to_string).collect(),
+            }),
             c::Row::Peer(r) => M::Peer(agent::PeerRow {
                 name: r.name.to_string(),
                 pa: r.pa.to_string(),
@@ -82,13 +113,13 @@ impl From<&(c::Row, u64)> for agent::Row {
                 name: r.name.to_string(),
                 rdid: r.rdid.to_string(),
                 method: r.method.to_string(),
+                switching: text(r.switching.as_ref()),
             }),
             c::Row::Subnet(r) => M::Subnet(agent::SubnetRow {
                 net: r.net.0,
                 vsid: r.vsid.number(),
                 name: r.name.to_string(),
-                prefix: r.prefix.to_string(),
-                gateway: r.gateway.to_string(),
+                prefixes: r.prefixes.iter().map(Into::into).collect(),
             }),
             c::Row::Record(r) => M::Record(agent::RecordRow {
                 net: r.net.0,
@@ -99,6 +130,8 @@ impl From<&(c::Row, u64)> for agent::Row {
                 alt_pa: text(r.alt_pa.as_ref()),
                 method: r.method.to_string(),
                 port: r.port.to_string(),
+                rewrite_pa: text(r.rewrite_pa.as_ref()),
+                other_rewrite_pa: text(r.other_rewrite_pa.as_ref()),
             }),
             c::Row::Route(r) => M::Route(agent::RouteRow {
                 net: r.net.0,
@@ -126,7 +159,13 @@ impl TryFrom<agent::Row> for (c::Row, u64) {
     fn try_from(m: agent::Row) -> Result<Self, ConvertError> {
         use agent::row::Row as M;
         let row = match m.row.ok_or(ConvertError::Missing("row"))? {
-            M::Host(r) => c::Row::Host(c::HostRow { name: parse("name", &r.name)?, pa: parse("pa", &r.pa)? }),
+            M::Host(r) => c::Row::Host(c::HostRow {
+                name: parse("name", &r.name)?,
+                pa: parse("pa", &r.pa)?,
+                vxlan_port: udp_port("vxlan_port", r.vxlan_port)?,
+                geneve_port: udp_port("geneve_port", r.geneve_port)?,
+                pool: r.pool.iter().map(|p| parse("pool", p)).collect::<Result<_, _>>()?,
+            }),
             M::Peer(r) => c::Row::Peer(c::PeerRow {
                 name: parse("name", &r.name)?,
                 pa: parse("pa", &r.pa)?,
@@ -137,13 +176,13 @@ impl TryFrom<agent::Row> for (c::Row, u64) {
                 name: parse("name", &r.name)?,
                 rdid: parse("rdid", &r.rdid)?,
                 method: parse("method", &r.method)?,
+                switching: optional("switching", &r.switching)?,
             }),
             M::Subnet(r) => c::Row::Subnet(c::SubnetRow {
                 net: net("net", r.net)?,
                 vsid: vsid(r.vsid)?,
                 name: parse("name", &r.name)?,
-                prefix: parse("prefix", &r.prefix)?,
-                gateway: parse("gateway", &r.gateway)?,
+                prefixes: prefixes(r.prefixes)?,
             }),
             M::Record(r) => c::Row::Record(c::RecordRow {
                 net: net("net", r.net)?,
@@ -153,6 +192,8 @@ impl TryFrom<agent::Row> for (c::Row, u64) {
                 pa: parse("pa", &r.pa)?,
                 alt_pa: optional::<IpAddr>("alt_pa", &r.alt_pa)?,
                 method: parse("method", &r.method)?,
+                rewrite_pa: optional("rewrite_pa", &r.rewrite_pa)?,
+                other_rewrite_pa: optional("other_rewrite_pa", &r.other_rewrite_pa)?,
                 port: parse("port", &r.port)?,
             }),
             M::Route(r) => c::Row::Route(c::RouteRow {
@@ -295,6 +336,9 @@ mod tests {
             Mac::new(o).unwrap()
         })
     }
+    fn method() -> impl Strategy<Value = Method> {
+        prop::sample::select(Method::ALL.to_vec())
+    }
     fn port() -> impl Strategy<Value = PortRef> {
         (name(), name(), name()).prop_map(|(tenant, vm, port)| PortRef { tenant, vm, port })
     }
@@ -308,29 +352,52 @@ mod tests {
     }
     fn row() -> impl Strategy<Value = c::Row> {
         prop_oneof![
-            (name(), ip()).prop_map(|(name, pa)| c::Row::Host(c::HostRow { name, pa })),
+            (name(), ip(), 1u16.., 1u16.., prop::collection::vec(prefix(), 0..3)).prop_map(
+                |(name, pa, vxlan_port, geneve_port, pool)| {
+                    c::Row::Host(c::HostRow { name, pa, vxlan_port, geneve_port, pool })
+                }
+            ),
             (name(), ip(), prop::collection::vec(net_id(), 0..3))
                 .prop_map(|(name, pa, any_source)| c::Row::Peer(c::PeerRow { name, pa, any_source })),
-            (net_id(), name(), name(), any::<u128>()).prop_map(|(id, tenant, network, u)| {
-                c::Row::Network(c::NetworkRow {
-                    id,
-                    name: NetworkRef { tenant, network },
-                    rdid: Uuid::from_u128(u),
-                    method: Method::Nvgre,
-                })
-            }),
-            (net_id(), any_vsid(), (name(), name(), name()), prefix(), ip()).prop_map(
-                |(net, vsid, n, prefix, gateway)| {
+            (net_id(), name(), name(), any::<u128>(), method(), prop::option::of(method())).prop_map(
+                |(id, tenant, network, u, method, switching)| {
+                    let (name, rdid) = (NetworkRef { tenant, network }, Uuid::from_u128(u));
+                    c::Row::Network(c::NetworkRow { id, name, rdid, method, switching })
+                }
+            ),
+            (net_id(), any_vsid(), (name(), name(), name()), prop::collection::vec((prefix(), ip()), 1..3))
+                .prop_map(|(net, vsid, n, prefixes)| {
                     let name = SubnetRef { tenant: n.0, network: n.1, subnet: n.2 };
-                    c::Row::Subnet(c::SubnetRow { net, vsid, name, prefix, gateway })
-                }
-            ),
-            (net_id(), ip(), mac(), any_vsid(), ip(), prop::option::of(ip()), port()).prop_map(
-                |(net, ca, mac, vsid, pa, alt_pa, port)| {
-                    let method = Method::Nvgre;
-                    c::Row::Record(c::RecordRow { net, ca, mac, vsid, pa, alt_pa, method, port })
-                }
-            ),
+                    let own = |(prefix, gateway)| SubnetPrefix { prefix, gateway };
+                    let prefixes = prefixes.into_iter().map(own).collect();
+                    c::Row::Subnet(c::SubnetRow { net, vsid, name, prefixes })
+                }),
+            (
+                net_id(),
+                ip(),
+                mac(),
+                any_vsid(),
+                ip(),
+                prop::array::uniform3(prop::option::of(ip())),
+                method(),
+                port()
+            )
+                .prop_map(
+                    |(net, ca, mac, vsid, pa, [alt_pa, rewrite_pa, other_rewrite_pa], method, port)| {
+                        c::Row::Record(c::RecordRow {
+                            net,
+                            ca,
+                            mac,
+                            vsid,
+                            pa,
+                            alt_pa,
+                            method,
+                            rewrite_pa,
+                            other_rewrite_pa,
+                            port,
+                        })
+                    }
+                ),
             (net_id(), prefix(), prop::option::of(ip()), any::<u32>()).prop_map(
                 |(net, prefix, next_hop, metric)| {
                     c::Row::Route(c::RouteRow { net, prefix, next_hop, metric })

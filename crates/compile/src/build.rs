@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, btree_map::Entry},
     net::IpAddr,
 };
-use tenet_model::{Desired, Host, HostName, NetId, NetworkRef, Versioned};
+use tenet_model::{Desired, Host, HostName, NetId, NetworkRef, Site, Versioned};
 
 /// Rows by key, each with the generation that last changed it.
 pub(crate) type Table = BTreeMap<RowKey, (Row, u64)>;
@@ -25,13 +25,18 @@ pub(crate) fn add(table: &mut Table, row: Row, generation: u64) {
 pub(crate) fn network(desired: &Desired, name: &NetworkRef, table: &mut Table) {
     let Some(Versioned { value: network, revision }) = desired.networks.get(name) else { return };
     let net = network.id;
-    let row = NetworkRow { id: net, name: name.clone(), rdid: network.rdid, method: network.method };
+    let (rdid, method, switching) = (network.rdid, network.method, network.switching);
+    let row = NetworkRow { id: net, name: name.clone(), rdid, method, switching };
     add(table, Row::Network(row), *revision);
     for (name, Versioned { value: s, revision }) in desired.subnets_of(name) {
-        let row = SubnetRow { net, vsid: s.vsid, name: name.clone(), prefix: s.prefix, gateway: s.gateway };
+        let mut prefixes = s.prefixes.clone();
+        prefixes.sort_by_key(|p| p.prefix);
+        for own in &prefixes {
+            let on_link = RouteRow { net, prefix: own.prefix, next_hop: None, metric: 0 };
+            add(table, Row::Route(on_link), *revision);
+        }
+        let row = SubnetRow { net, vsid: s.vsid, name: name.clone(), prefixes };
         add(table, Row::Subnet(row), *revision);
-        let on_link = RouteRow { net, prefix: s.prefix, next_hop: None, metric: 0 };
-        add(table, Row::Route(on_link), *revision);
     }
     // In order of prefix, then next hop: with equal metrics the lowest next hop stays.
     for Versioned { value: r, revision } in desired.routes_of(name) {
@@ -68,6 +73,8 @@ pub(crate) fn records<'p>(placed: &'p Placed<'_>) -> impl Iterator<Item = (Row, 
             pa: placed.pa,
             alt_pa: placed.alt_pa,
             method: placed.method,
+            rewrite_pa: placed.rewrite.get(ca).copied(),
+            other_rewrite_pa: placed.other_rewrite.get(ca).copied(),
             port: placed.name().clone(),
         };
         (Row::Record(row), placed.record_revision)
@@ -94,8 +101,11 @@ pub(crate) fn port(placed: &Placed<'_>, place: &Place, blocked: bool) -> (Row, u
 }
 
 /// The host's own row.
-pub(crate) fn host(host: &Versioned<Host>) -> (Row, u64) {
-    (Row::Host(HostRow { name: host.value.name.clone(), pa: host.value.pa }), host.revision)
+pub(crate) fn host(desired: &Desired, host: &Versioned<Host>) -> (Row, u64) {
+    let Site { vxlan_port, geneve_port } = desired.site.value;
+    let (name, pa, pool) = (host.value.name.clone(), host.value.pa, host.value.rewrite_pool.clone());
+    let row = HostRow { name, pa, vxlan_port, geneve_port, pool };
+    (Row::Host(row), host.revision.max(desired.site.revision))
 }
 
 /// The other hosts of a host's networks.

@@ -145,6 +145,7 @@ impl Compiler {
             Key::Subnet(subnet) => self.concern_network(subnet.network_ref(), concerned),
             Key::Port(port) => drop(concerned.ports.insert(port)),
             Key::Migration(vm) => concerned.ports.extend(desired.ports_of(&vm).map(|(name, _)| name.clone())),
+            Key::Site => concerned.hosts.extend(desired.hosts.keys().cloned()),
             Key::Host(host) => {
                 if let Some(state) = self.hosts.get(&host) {
                     concerned.ports.extend(state.ports.iter().cloned());
@@ -336,7 +337,7 @@ impl Compiler {
     /// A host's own row, peers and ports.
     fn own(&self, desired: &Desired, host: &HostName, object: &Versioned<Host>) -> Table {
         let mut own = Table::new();
-        let (row, generation) = build::host(object);
+        let (row, generation) = build::host(desired, object);
         build::add(&mut own, row, generation);
         let Some(state) = self.hosts.get(host) else { return own };
         for placed in state.ports.iter().filter_map(|p| desired.ports.get(p)) {

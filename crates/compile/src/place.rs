@@ -1,8 +1,11 @@
 //! Where a port is: on its host, and while its VM moves on two.
 
 use crate::PortState;
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 use tenet_model::{Desired, HostName, Method, NetId, NetworkRef, Phase, Port, PortRef, Versioned, Vsid};
+
+/// No rewrite addresses.
+static NONE: BTreeMap<IpAddr, IpAddr> = BTreeMap::new();
 
 /// A port on one host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +27,9 @@ pub(crate) struct Placed<'a> {
     /// Where its records point to.
     pub(crate) pa: IpAddr,
     pub(crate) alt_pa: Option<IpAddr>,
+    /// What stands for its addresses there, and on the other host of its migration.
+    pub(crate) rewrite: &'a BTreeMap<IpAddr, IpAddr>,
+    pub(crate) other_rewrite: &'a BTreeMap<IpAddr, IpAddr>,
     /// Its own host first, then the destination of its migration.
     pub(crate) places: Vec<Place>,
     /// The latest write of what its records derive from.
@@ -51,6 +57,8 @@ impl<'a> Placed<'a> {
             vsid: subnet.value.vsid,
             pa: home.value.pa,
             alt_pa: None,
+            rewrite: &port.value.rewrite,
+            other_rewrite: &NONE,
             places: vec![here],
             record_revision: port.revision.max(home.revision).max(net.revision).max(subnet.revision),
             port_revision: port.revision.max(subnet.revision),
@@ -60,7 +68,7 @@ impl<'a> Placed<'a> {
     }
 
     /// Adds what a running migration of the VM makes of it.
-    fn migrate(&mut self, desired: &Desired, home_revision: u64) {
+    fn migrate(&mut self, desired: &'a Desired, home_revision: u64) {
         let Some(migration) = desired.migrations.get(&self.port.name.vm_ref()) else { return };
         let there = migration.value.devices.get(&self.port.name.port);
         let (Some(device), Some(to)) = (there, desired.hosts.get(&migration.value.to)) else { return };
@@ -69,6 +77,7 @@ impl<'a> Placed<'a> {
             return;
         }
         let (from_pa, to_pa) = (self.pa, to.value.pa);
+        self.other_rewrite = migration.value.rewrite.get(&self.port.name.port).unwrap_or(&NONE);
         let there = match migration.value.phase {
             Phase::Preparing | Phase::Prepared => {
                 self.alt_pa = Some(to_pa);
@@ -77,6 +86,7 @@ impl<'a> Placed<'a> {
             Phase::Switched => {
                 here.state = PortState::Moved;
                 (self.pa, self.alt_pa) = (to_pa, Some(from_pa));
+                std::mem::swap(&mut self.rewrite, &mut self.other_rewrite);
                 PortState::Active
             }
         };

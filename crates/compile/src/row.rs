@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
-use tenet_model::{Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, Vsid};
+use tenet_model::{Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetPrefix, SubnetRef, Vsid};
 use uuid::Uuid;
 
 /// Names a row of a host's state.
@@ -47,6 +47,12 @@ pub struct HostRow {
     pub name: Name,
     /// Its provider address.
     pub pa: IpAddr,
+    /// The site's UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// The site's UDP port of Geneve.
+    pub geneve_port: u16,
+    /// Ranges of its rewrite addresses.
+    pub pool: Vec<IpNet>,
 }
 
 /// Another host of at least one of this host's networks.
@@ -71,6 +77,8 @@ pub struct NetworkRow {
     pub rdid: Uuid,
     /// Its method.
     pub method: Method,
+    /// The method that it is about to have.
+    pub switching: Option<Method>,
 }
 
 /// A subnet.
@@ -82,10 +90,8 @@ pub struct SubnetRow {
     pub vsid: Vsid,
     /// Its name.
     pub name: SubnetRef,
-    /// Its prefix.
-    pub prefix: IpNet,
-    /// Its gateway's address.
-    pub gateway: IpAddr,
+    /// Its prefixes with their gateways: IPv4 first.
+    pub prefixes: Vec<SubnetPrefix>,
 }
 
 /// A lookup record.
@@ -105,6 +111,10 @@ pub struct RecordRow {
     pub alt_pa: Option<IpAddr>,
     /// The network's method.
     pub method: Method,
+    /// What stands for the customer address on the host where the port lives, if its network needs (or just needed) it.
+    pub rewrite_pa: Option<IpAddr>,
+    /// What stands for it on the other host while a migration runs.
+    pub other_rewrite_pa: Option<IpAddr>,
     /// The port.
     pub port: PortRef,
 }
@@ -240,7 +250,8 @@ impl Rows {
 ///
 /// SHA-256 over one text line a row in key order, cut to 64 bits. Covers only what a host can read back from its
 /// maps, so that the controller's digest of the desired rows and the agent's digest of the kernel's are comparable:
-/// `subnet VSID PREFIXLEN GATEWAY GEN`, `record CA MAC VSID PA ALT METHOD GEN`, `route PREFIX NEXTHOP METRIC GEN`.
+/// `subnet VSID PREFIX GATEWAY (once more for a second prefix) GEN`,
+/// `record CA MAC VSID PA ALT METHOD REWRITE OTHERREWRITE GEN`, `route PREFIX NEXTHOP METRIC GEN`.
 #[must_use]
 pub fn digests(rows: &Rows) -> BTreeMap<NetId, u64> {
     let mut hashers: BTreeMap<NetId, Sha256> = BTreeMap::new();
@@ -250,13 +261,15 @@ pub fn digests(rows: &Rows) -> BTreeMap<NetId, u64> {
         let written = match row {
             Row::Host(_) | Row::Peer(_) | Row::Network(_) | Row::Port(_) => continue,
             Row::Subnet(r) => {
-                writeln!(line, "subnet {} {} {} {generation}", r.vsid, r.prefix.prefix_len(), r.gateway)
+                let prefixes = r.prefixes.iter().map(|p| format!("{} {} ", p.prefix, p.gateway));
+                writeln!(line, "subnet {} {}{generation}", r.vsid, prefixes.collect::<String>())
             }
             Row::Record(r) => {
-                let alt = r.alt_pa.map_or_else(String::new, |a| a.to_string());
+                let text = |a: Option<IpAddr>| a.map_or_else(String::new, |a| a.to_string());
+                let (alt, rewrite, other) = (text(r.alt_pa), text(r.rewrite_pa), text(r.other_rewrite_pa));
                 writeln!(
                     line,
-                    "record {} {} {} {} {alt} {} {generation}",
+                    "record {} {} {} {} {alt} {} {rewrite} {other} {generation}",
                     r.ca, r.mac, r.vsid, r.pa, r.method
                 )
             }

@@ -21,7 +21,7 @@ pub fn compile(desired: &Desired, host: &HostName, blocked: &BTreeSet<PortRef>) 
     }
     networks.retain(|_, ports| ports.iter().flat_map(|p| &p.places).any(|place| place.host == *host));
     let table = &mut rows.0;
-    let (row, generation) = build::host(own);
+    let (row, generation) = build::host(desired, own);
     build::add(table, row, generation);
     let mut members = Vec::new();
     for (name, ports) in &networks {

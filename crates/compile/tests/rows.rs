@@ -1,11 +1,14 @@
 //! What a host is told, in the demo's site: rows in short form.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 use tenet_compile::{Row, compile};
 use tenet_model::{
-    Desired, Host, Migration, Name, NetId, Network, Object, Phase, Port, PortRef, Route, Subnet, Tenant, Vm,
-    Vsid,
+    Desired, Host, Migration, Name, NetId, Network, Object, Phase, Port, PortRef, Route, Subnet,
+    SubnetPrefix, Tenant, Vm, Vsid,
 };
 use uuid::Uuid;
 
@@ -24,6 +27,7 @@ fn port(vm: &str, ca: &str, host: Option<&str>, security: bool) -> Object {
         host: host.map(name),
         device: host.map(|_| format!("tap-{vm}")),
         security,
+        rewrite: BTreeMap::new(),
     })
 }
 
@@ -34,22 +38,29 @@ fn site() -> Desired {
         Object::Route(Route { network: "contoso/blue".parse().unwrap(), prefix, next_hop, metric })
     };
     let subnet = |text: &str, vsid, prefix: &str, gateway: &str| {
-        let (vsid, prefix) = (Vsid::new(vsid).unwrap(), prefix.parse().unwrap());
+        let (prefix, gateway) = (prefix.parse().unwrap(), gateway.parse().unwrap());
         Object::Subnet(Subnet {
             name: text.parse().unwrap(),
-            vsid,
-            prefix,
-            gateway: gateway.parse().unwrap(),
+            vsid: Vsid::new(vsid).unwrap(),
+            prefixes: vec![SubnetPrefix { prefix, gateway }],
         })
     };
-    let host = |n: &str, pa: &str| Object::Host(Host { name: name(n), pa: pa.parse().unwrap() });
+    let host = |n: &str, pa: &str| {
+        Object::Host(Host { name: name(n), pa: pa.parse().unwrap(), rewrite_pool: vec![] })
+    };
     let (network, method) = ("contoso/blue".parse().unwrap(), Default::default());
     let objects = [
         Object::Tenant(Tenant { name: name("contoso") }),
         host("h1", "192.168.1.10"),
         host("h2", "192.168.2.20"),
         host("h3", "192.168.3.30"),
-        Object::Network(Network { name: network, rdid: Uuid::from_u128(1), id: NetId(7), method }),
+        Object::Network(Network {
+            name: network,
+            rdid: Uuid::from_u128(1),
+            id: NetId(7),
+            method,
+            switching: None,
+        }),
         subnet("contoso/blue/one", 5001, "10.1.1.0/24", "10.1.1.1"),
         subnet("contoso/blue/two", 5002, "10.1.2.0/24", "10.1.2.1"),
         Object::Vm(Vm { name: "contoso/sql".parse().unwrap() }),
@@ -76,6 +87,7 @@ fn moving(phase: Phase) -> Desired {
             from: name("h1"),
             to: name("h3"),
             devices: [(name("eth0"), "tap-new".to_owned())].into(),
+            rewrite: BTreeMap::new(),
             phase,
             started_ms: 0,
             switched_ms: None,
@@ -96,7 +108,7 @@ fn short(row: &Row) -> String {
             r.any_source.iter().map(|n| n.0).collect::<Vec<_>>()
         ),
         Row::Network(r) => format!("network {} {}", r.id.0, r.name),
-        Row::Subnet(r) => format!("subnet {} {} {}", r.vsid, r.prefix, r.gateway),
+        Row::Subnet(r) => format!("subnet {} {} {}", r.vsid, r.prefixes[0].prefix, r.prefixes[0].gateway),
         Row::Record(r) => format!("record {} {} {} pa {} alt {}", r.ca, r.mac, r.vsid, r.pa, pa(&r.alt_pa)),
         Row::Route(r) => format!("route {} via {} metric {}", r.prefix, pa(&r.next_hop), r.metric),
         Row::Port(r) => format!("port {} {} {:?} peer {}", r.name, r.device, r.state, pa(&r.peer_pa)),

@@ -8,7 +8,7 @@ use std::{
 use tenet_compile::{Compiler, Rows, compile};
 use tenet_model::{
     Change, Checked, Desired, Host, HostName, Migration, Name, NetId, Network, Object, Operation, Phase,
-    Port, Subnet, Tenant, Vm, Vsid,
+    Port, Subnet, SubnetPrefix, Tenant, Vm, Vsid,
 };
 use uuid::Uuid;
 
@@ -25,7 +25,7 @@ fn site(networks: u32) -> Change {
     let mut objects = vec![Object::Tenant(Tenant { name: tenant.clone() })];
     for h in 0..HOSTS {
         let pa = [192, 168, (h / 200) as u8, 1 + (h % 200) as u8].into();
-        objects.push(Object::Host(Host { name: name(format!("h{h}")), pa }));
+        objects.push(Object::Host(Host { name: name(format!("h{h}")), pa, rewrite_pool: vec![] }));
     }
     for n in 0..networks {
         let network = format!("big/n{n}").parse().unwrap();
@@ -35,10 +35,11 @@ fn site(networks: u32) -> Change {
             rdid,
             id: NetId(n + 1),
             method: Default::default(),
+            switching: None,
         }));
         let (name, vsid) = (format!("big/n{n}/s").parse().unwrap(), Vsid::new(4096 + n).unwrap());
         let (prefix, gateway) = ("10.0.0.0/16".parse().unwrap(), "10.0.0.1".parse().unwrap());
-        objects.push(Object::Subnet(Subnet { name, vsid, prefix, gateway }));
+        objects.push(Object::Subnet(Subnet { name, vsid, prefixes: vec![SubnetPrefix { prefix, gateway }] }));
     }
     for p in 0..PORTS {
         objects.push(Object::Vm(Vm { name: format!("big/v{p}").parse().unwrap() }));
@@ -57,6 +58,7 @@ fn port(p: u32, networks: u32, host: u32) -> Port {
         host: Some(name(format!("h{host}"))),
         device: Some(format!("tap{p}")),
         security: true,
+        rewrite: BTreeMap::new(),
     }
 }
 
@@ -112,12 +114,13 @@ fn measure(networks: u32) {
         from: name("h20".to_owned()),
         to: name("h21".to_owned()),
         devices: [(name("eth0".to_owned()), "tapm".to_owned())].into(),
+        rewrite: BTreeMap::new(),
         phase: Phase::Preparing,
         started_ms: 0,
         switched_ms: None,
     };
     run.step("a migration", &Change::put(Object::Migration(migration)));
-    let host = Host { name: name("h5".to_owned()), pa: [192, 168, 9, 9].into() };
+    let host = Host { name: name("h5".to_owned()), pa: [192, 168, 9, 9].into(), rewrite_pool: vec![] };
     run.step("a host's address", &Change::put(Object::Host(host)));
     for host in ["h0", "h5", "h9", "h21", "h77"] {
         let host = name(host.to_owned());

@@ -40,7 +40,7 @@ impl Fault {
             Key::Vm(_) | Key::Port(_) => "`tenet vm list`",
             Key::Host(_) => "`tenet host list`",
             Key::Route(..) => "`tenet route list`",
-            Key::Migration(_) => "`tenet status`",
+            Key::Migration(_) | Key::Site => "`tenet status`",
         };
         let hint = format!("check the name: {list} shows what there is");
         Self::new(StatusCode::NOT_FOUND, "not-found", format!("{} does not exist", key.title()), hint)

@@ -9,7 +9,7 @@ use tenet_api::rest::{
 };
 use tenet_model::{
     Allocator, Change, Checked, Desired, Exhausted, Host, Key, Network, Object, Operation, Port, Route,
-    Subnet, SubnetRef, Tenant, Vm, default_gateway,
+    Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, default_gateway,
 };
 
 /// The change that a list of items asks for.
@@ -86,6 +86,7 @@ fn explicit(desired: &Desired, spec: &Spec) -> Option<Object> {
                 rdid: s.rdid.unwrap_or(was.rdid),
                 id: was.id,
                 method: s.method.unwrap_or(was.method),
+                switching: was.switching,
             })
         }
         Spec::Subnet(s) => {
@@ -101,7 +102,11 @@ fn explicit(desired: &Desired, spec: &Spec) -> Option<Object> {
             let addresses = if s.addresses.is_empty() { kept? } else { s.addresses.clone() };
             Object::Port(port(s, was, mac, addresses))
         }
-        Spec::Host(s) => Object::Host(Host { name: s.name.clone(), pa: s.pa }),
+        Spec::Host(s) => Object::Host(Host {
+            name: s.name.clone(),
+            pa: s.pa,
+            rewrite_pool: desired.hosts.get(&s.name).map_or_else(Vec::new, |h| h.value.rewrite_pool.clone()),
+        }),
         Spec::Route(s) => Object::Route(Route {
             network: s.network.clone(),
             prefix: s.prefix,
@@ -123,6 +128,7 @@ fn allocated(
             rdid: s.rdid.unwrap_or_else(crate::clock::random_id),
             id: allocator.net_id().map_err(exhausted)?,
             method: s.method.unwrap_or_default(),
+            switching: None,
         })),
         Spec::Subnet(s) => {
             let was = desired.subnets.get(&s.name).map(|v| &v.value);
@@ -149,10 +155,10 @@ fn allocated(
 }
 
 fn subnet(s: &SubnetSpec, was: Option<&Subnet>, vsid: tenet_model::Vsid) -> Subnet {
-    let kept = was.filter(|w| w.prefix == s.prefix).map(|w| w.gateway);
+    let kept = was.and_then(|w| w.prefixes.iter().find(|p| p.prefix == s.prefix)).map(|p| p.gateway);
     let gateway =
         s.gateway.or(kept).or_else(|| default_gateway(&s.prefix)).unwrap_or_else(|| s.prefix.addr());
-    Subnet { name: s.name.clone(), vsid, prefix: s.prefix, gateway }
+    Subnet { name: s.name.clone(), vsid, prefixes: vec![SubnetPrefix { prefix: s.prefix, gateway }] }
 }
 
 fn port(s: &PortSpec, was: Option<&Port>, mac: tenet_model::Mac, addresses: Vec<std::net::IpAddr>) -> Port {
@@ -169,6 +175,7 @@ fn port(s: &PortSpec, was: Option<&Port>, mac: tenet_model::Mac, addresses: Vec<
         host,
         device,
         security: s.security,
+        rewrite: was.map_or_else(BTreeMap::new, |w| w.rewrite.clone()),
     }
 }
 
@@ -207,12 +214,11 @@ pub(crate) fn spec(object: &Object) -> Option<Spec> {
         Object::Network(o) => {
             Spec::Network(NetworkSpec { name: o.name, rdid: Some(o.rdid), method: Some(o.method) })
         }
-        Object::Subnet(o) => Spec::Subnet(SubnetSpec {
-            name: o.name,
-            vsid: Some(o.vsid),
-            prefix: o.prefix,
-            gateway: Some(o.gateway),
-        }),
+        Object::Subnet(o) => {
+            let own = o.prefixes.first()?;
+            let (prefix, gateway) = (own.prefix, Some(own.gateway));
+            Spec::Subnet(SubnetSpec { name: o.name, vsid: Some(o.vsid), prefix, gateway })
+        }
         Object::Vm(o) => Spec::Vm(VmSpec { name: o.name }),
         Object::Port(o) => Spec::Port(PortSpec {
             name: o.name,
@@ -230,6 +236,6 @@ pub(crate) fn spec(object: &Object) -> Option<Spec> {
             next_hop: o.next_hop,
             metric: o.metric,
         }),
-        Object::Migration(_) => return None,
+        Object::Migration(_) | Object::Site(_) => return None,
     })
 }

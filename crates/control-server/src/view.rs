@@ -23,13 +23,14 @@ pub(crate) fn network(v: &Versioned<Network>) -> NetworkView {
 
 pub(crate) fn subnet(v: &Versioned<Subnet>) -> SubnetView {
     let o = &v.value;
-    SubnetView {
-        name: o.name.clone(),
-        vsid: o.vsid,
-        prefix: o.prefix,
-        gateway: o.gateway,
-        revision: v.revision,
-    }
+    let (prefix, gateway) = first_prefix(o);
+    SubnetView { name: o.name.clone(), vsid: o.vsid, prefix, gateway, revision: v.revision }
+}
+
+/// A subnet's first prefix and gateway; a subnet without does not pass the rules.
+fn first_prefix(subnet: &Subnet) -> (ipnet::IpNet, std::net::IpAddr) {
+    let none = (ipnet::Ipv4Net::default().into(), std::net::Ipv4Addr::UNSPECIFIED.into());
+    subnet.prefixes.first().map_or(none, |own| (own.prefix, own.gateway))
 }
 
 pub(crate) fn route(v: &Versioned<Route>) -> RouteView {
@@ -246,8 +247,8 @@ pub(crate) fn site(d: &Desired) -> Site {
             .map(|s| SubnetSpec {
                 name: s.value.name.clone(),
                 vsid: Some(s.value.vsid),
-                prefix: s.value.prefix,
-                gateway: Some(s.value.gateway),
+                prefix: first_prefix(&s.value).0,
+                gateway: Some(first_prefix(&s.value).1),
             })
             .collect(),
         vms: vms.collect(),

@@ -53,7 +53,7 @@ impl World {
         put(Object::Tenant(Tenant { name: name("t") }));
         for n in 0..hosts {
             let pa = format!("192.168.1.{}", n + 1).parse().unwrap();
-            put(Object::Host(Host { name: name(&format!("h{n}")), pa }));
+            put(Object::Host(Host { name: name(&format!("h{n}")), pa, rewrite_pool: vec![] }));
         }
         for (n, network) in ["red", "blue"].into_iter().enumerate() {
             put(Object::Network(Network {
@@ -61,12 +61,15 @@ impl World {
                 rdid: Uuid::from_u128(n as u128 + 1),
                 id: tenet_model::NetId(n as u32 + 1),
                 method: tenet_model::Method::Nvgre,
+                switching: None,
             }));
             put(Object::Subnet(Subnet {
                 name: format!("t/{network}/a").parse().unwrap(),
                 vsid: tenet_model::Vsid::new(5000 + n as u32).unwrap(),
-                prefix: "10.0.0.0/24".parse().unwrap(),
-                gateway: "10.0.0.1".parse().unwrap(),
+                prefixes: vec![tenet_model::SubnetPrefix {
+                    prefix: "10.0.0.0/24".parse().unwrap(),
+                    gateway: "10.0.0.1".parse().unwrap(),
+                }],
             }));
         }
         let control = Control::new(store.clone(), 1);
@@ -233,6 +236,7 @@ impl World {
                     device: Some(format!("d-{}", vm.vm)),
                     host: Some(host),
                     security: true,
+                    rewrite: Default::default(),
                 };
                 let kept = self.store.ports.get(&port).map(|p| Port {
                     host: new.host.clone(),
@@ -261,6 +265,7 @@ impl World {
                     from,
                     to: host,
                     devices: [(port.port.clone(), format!("d-{}", vm.vm))].into(),
+                    rewrite: Default::default(),
                     phase: Phase::Preparing,
                     started_ms: self.now / 1000,
                     switched_ms: None,

@@ -107,7 +107,9 @@ impl MemoryKernel {
 
     fn add(&mut self, name: &str, mtu: u32) {
         self.next += 1;
-        let device = Device { ifindex: self.next, carrier: true, mtu, kind: DeviceKind::Plain };
+        let kind = DeviceKind::Plain;
+        let device =
+            Device { ifindex: self.next, carrier: true, mtu, kind, mac: tenet_tables::Mac::default() };
         self.devices.insert(name.to_owned(), device);
     }
 }

@@ -228,7 +228,8 @@ fn device(link: &Link, hub: Option<u32>) -> Device {
         Kind::Tap => DeviceKind::Tap,
         _ => DeviceKind::Plain,
     };
-    Device { ifindex: link.index, carrier: link.up && link.carrier, mtu: link.mtu, kind }
+    let mac = tenet_tables::Mac::new(link.mac.unwrap_or_default());
+    Device { ifindex: link.index, carrier: link.up && link.carrier, mtu: link.mtu, kind, mac }
 }
 
 const fn to_datapath(role: Role) -> datapath::Role {

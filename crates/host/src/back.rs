@@ -1,11 +1,12 @@
 //! From the content of the kernel's maps back to rows, so that both sides can be compared by digest.
 
+use crate::plan::method_number;
 use ipnet::IpNet;
 use std::{collections::BTreeMap, net::IpAddr};
 use tenet_compile::{RecordRow, RouteRow, Row, RowKey, Rows, SubnetRow};
-use tenet_model::{Mac, Method, Name, NetId, PortRef, SubnetRef, Vsid};
+use tenet_model::{Mac, Method, Name, NetId, PortRef, SubnetPrefix, SubnetRef, Vsid};
 use tenet_tables::image::{Image, Prefix};
-use tenet_tables::{Addr, METHOD_NVGRE, Record, RecordKey, Route, Subnet};
+use tenet_tables::{Addr, Record, RecordKey, Route, Subnet};
 
 /// Subnets, records and routes as the image holds them; names, which the kernel does not know, are `names`'.
 ///
@@ -27,8 +28,13 @@ pub fn rows_back(image: &Image, names: &Rows) -> Rows {
 fn subnet(vsid: u32, s: &Subnet, names: &Rows) -> Option<(Row, u64)> {
     let vsid = Vsid::new(vsid).ok()?;
     let net = NetId(s.net);
-    let gateway: IpAddr = s.gateway.into();
-    let prefix = IpNet::new(gateway, row_len(s.gateway, s.prefix_len)?).ok()?.trunc();
+    let mut prefixes = Vec::new();
+    for (gateway, len) in [(s.gateway, s.prefix_len), (s.gateway6, s.prefix6_len)] {
+        if !gateway.is_unset() || len != 0 {
+            let prefix = IpNet::new(gateway.into(), row_len(gateway, len)?).ok()?.trunc();
+            prefixes.push(SubnetPrefix { prefix, gateway: gateway.into() });
+        }
+    }
     let name = match names.0.get(&RowKey::Subnet(net, vsid)) {
         Some((Row::Subnet(s), _)) => s.name.clone(),
         _ => SubnetRef {
@@ -37,7 +43,7 @@ fn subnet(vsid: u32, s: &Subnet, names: &Rows) -> Option<(Row, u64)> {
             subnet: Name::new(format!("vsid-{vsid}")).ok()?,
         },
     };
-    Some((Row::Subnet(SubnetRow { net, vsid, name, prefix, gateway }), s.generation))
+    Some((Row::Subnet(SubnetRow { net, vsid, name, prefixes }), s.generation))
 }
 
 fn record(key: &RecordKey, r: &Record, names: &Rows) -> Option<(Row, u64)> {
@@ -55,6 +61,8 @@ fn record(key: &RecordKey, r: &Record, names: &Rows) -> Option<(Row, u64)> {
         pa: r.pa.into(),
         alt_pa: (!r.alt_pa.is_unset()).then(|| r.alt_pa.into()),
         method: method(r.method)?,
+        rewrite_pa: (!r.rewrite_pa.is_unset()).then(|| r.rewrite_pa.into()),
+        other_rewrite_pa: None,
         port,
     };
     Some((Row::Record(row), r.generation))
@@ -78,10 +86,7 @@ fn row_len(address: Addr, len: u32) -> Option<u8> {
 }
 
 fn method(number: u8) -> Option<Method> {
-    match number {
-        METHOD_NVGRE => Some(Method::Nvgre),
-        _ => None,
-    }
+    Method::ALL.into_iter().find(|m| method_number(*m) == number)
 }
 
 fn unknown() -> Option<Name> {

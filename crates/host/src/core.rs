@@ -62,6 +62,8 @@ pub enum Input {
     Delta(Delta),
     /// All devices of the host, by name.
     Devices(BTreeMap<String, Device>),
+    /// The measured MTU of the provider network to other hosts, by provider address; the uplink's holds for the others.
+    Paths(BTreeMap<IpAddr, u16>),
     /// All that the kernel holds: the maps' content and the devices that carry our programs.
     Kernel {
         /// The maps.
@@ -139,6 +141,7 @@ pub struct HostCore {
     uplinks: Vec<String>,
     state: Option<(u64, Rows)>,
     devices: BTreeMap<String, Device>,
+    paths: BTreeMap<IpAddr, u16>,
     wanted: Image,
     actual: Option<Image>,
     problems: BTreeMap<Option<NetId>, Vec<String>>,
@@ -163,6 +166,7 @@ impl HostCore {
             uplinks,
             state: None,
             devices: BTreeMap::new(),
+            paths: BTreeMap::new(),
             wanted: Image::default(),
             actual: None,
             problems: BTreeMap::new(),
@@ -206,6 +210,7 @@ impl HostCore {
             }
             Input::Delta(delta) => self.delta(&delta),
             Input::Devices(devices) => self.devices(devices),
+            Input::Paths(paths) => self.paths(paths),
             Input::Kernel { image, attached } => self.kernel(image, attached),
             Input::Unreadable(why) => self.unreadable(&why),
             Input::Restored(lines) => {
@@ -241,11 +246,13 @@ impl HostCore {
     pub fn uplink(&self) -> Option<Uplink> {
         let mut found = self.uplinks.iter().filter_map(|name| self.devices.get(name));
         let first = found.next()?;
-        let hub = self.devices.values().find(|d| d.kind == DeviceKind::Hub && d.carrier);
+        let own = |kind| self.devices.values().find(|d| d.kind == kind && d.carrier).map_or(0, |d| d.ifindex);
         Some(Uplink {
             ifindex: first.ifindex,
             mtu: found.map(|d| d.mtu).fold(first.mtu, u32::min),
-            hub: hub.map_or(0, |d| d.ifindex),
+            hub: own(DeviceKind::Hub),
+            slow: own(DeviceKind::Slow),
+            mac: first.mac,
         })
     }
 
@@ -361,6 +368,18 @@ impl HostCore {
             outputs.extend(self.attachments());
         }
         outputs
+    }
+
+    fn paths(&mut self, paths: BTreeMap<IpAddr, u16>) -> Vec<Output> {
+        if paths == self.paths {
+            return Vec::new();
+        }
+        self.paths = paths;
+        if self.state.is_none() {
+            return Vec::new();
+        }
+        self.owed.proof = true;
+        self.reconcile(None)
     }
 
     fn kernel(&mut self, image: Image, attached: BTreeMap<u32, Role>) -> Vec<Output> {
@@ -531,7 +550,7 @@ impl HostCore {
         self.problems.insert(None, host.problems);
         for net in &planned {
             let mut plan = Plan { image: new, problems: Vec::new() };
-            plan::plan_network(rows, *net, &devices, uplink, &mut plan);
+            plan::plan_network(rows, *net, &devices, uplink, &self.paths, &mut plan);
             new = plan.image;
             self.problems.insert(Some(*net), plan.problems);
         }

@@ -17,4 +17,4 @@ pub mod plan;
 pub use crate::core::{AttachState, HostCore, Input, Output, Role, Stats};
 pub use back::rows_back;
 pub use message::{Ack, EventReport, Message, NetworkProof, PortStatus, Proof};
-pub use plan::{Device, DeviceKind, Uplink, plan};
+pub use plan::{Device, DeviceKind, Plan, Uplink, plan};

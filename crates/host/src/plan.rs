@@ -7,13 +7,13 @@ use std::{
 use tenet_compile::{
     HostRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, RowKey, Rows, SubnetRow,
 };
-use tenet_model::{Method, NetId, PortRef, Vsid};
+use tenet_model::{Family, Method, NetId, PortRef, Vsid};
 use tenet_tables::image::{Image, Prefix};
 use tenet_tables::{
     Addr, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, GATEWAY_MAC,
-    GENEVE_PORT, LAYOUT_VERSION, METHOD_GATEWAY, METHOD_NVGRE, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE,
-    PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey,
-    Port, Record, RecordKey, Route, Subnet, VXLAN_PORT,
+    LAYOUT_VERSION, METHOD_GATEWAY, METHOD_GENEVE, METHOD_NVGRE, METHOD_REWRITE, METHOD_STT, METHOD_VXLAN,
+    Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_DOWN,
+    PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey, Route, Subnet,
 };
 
 /// Broadcast and multicast frames per second that a port may send.
@@ -35,6 +35,8 @@ pub enum DeviceKind {
     Tap,
     /// No port's: the hub, by way of which frames from the provider network reach taps.
     Hub,
+    /// No port's: the agent's own, by way of which it takes over STT frames that the programs cannot finish.
+    Slow,
 }
 
 /// A device of this host as it is now.
@@ -48,6 +50,8 @@ pub struct Device {
     pub mtu: u32,
     /// How frames are given to it.
     pub kind: DeviceKind,
+    /// Its own MAC; zero if it has none.
+    pub mac: Mac,
 }
 
 /// The NIC that carries encapsulated frames.
@@ -59,6 +63,10 @@ pub struct Uplink {
     pub mtu: u32,
     /// Number of the hub that frames for taps go by, or 0.
     pub hub: u32,
+    /// Number of the agent's device that takes STT frames which the programs cannot finish, or 0.
+    pub slow: u32,
+    /// Its own MAC, with which rewrite addresses are answered for.
+    pub mac: Mac,
 }
 
 /// The maps' wanted content, and what stands in the way of a part of it.
@@ -73,12 +81,20 @@ pub struct Plan {
 /// The kernel's tables for these rows on a host with these devices.
 ///
 /// Ports whose device does not exist get no entry; their records stay without interface.
+///
+/// `paths` has the measured MTU of the provider network to other hosts, by their addresses; the uplink's holds for those
+/// that are not in it.
 #[must_use]
-pub fn plan(rows: &Rows, devices: &BTreeMap<String, Device>, uplink: Option<Uplink>) -> Plan {
+pub fn plan(
+    rows: &Rows,
+    devices: &BTreeMap<String, Device>,
+    uplink: Option<Uplink>,
+    paths: &BTreeMap<IpAddr, u16>,
+) -> Plan {
     let mut plan = Plan::default();
     plan_host(rows, uplink, &mut plan);
     for net in networks(rows) {
-        plan_network(rows, net, devices, uplink, &mut plan);
+        plan_network(rows, net, devices, uplink, paths, &mut plan);
     }
     plan
 }
@@ -88,10 +104,10 @@ pub(crate) fn networks(rows: &Rows) -> BTreeSet<NetId> {
     rows.0.keys().filter_map(RowKey::network).collect()
 }
 
-/// Largest inner IP packet over an uplink by a method.
+/// Largest inner IP packet over an uplink by a method, where the outer header is of a family.
 #[must_use]
-pub fn port_mtu(uplink: Option<Uplink>, method: Method) -> u16 {
-    let mtu = uplink.map_or(DEFAULT_MTU, |u| u.mtu).saturating_sub(u32::from(method.overhead()));
+pub fn port_mtu(uplink: Option<Uplink>, method: Method, outer: Family) -> u16 {
+    let mtu = uplink.map_or(DEFAULT_MTU, |u| u.mtu).saturating_sub(u32::from(method.overhead(outer)));
     u16::try_from(mtu).unwrap_or(u16::MAX)
 }
 
@@ -129,11 +145,11 @@ pub(crate) fn plan_host(rows: &Rows, uplink: Option<Uplink>, plan: &mut Plan) {
         uplink: uplink.map_or(0, |u| u.ifindex),
         pa: host.pa.into(),
         gateway_mac: GATEWAY_MAC,
-        uplink_mac: Mac::default(),
+        uplink_mac: uplink.map_or(Mac::default(), |u| u.mac),
         hub: uplink.map_or(0, |u| u.hub),
-        slow: 0,
-        vxlan_port: VXLAN_PORT,
-        geneve_port: GENEVE_PORT,
+        slow: uplink.map_or(0, |u| u.slow),
+        vxlan_port: host.vxlan_port,
+        geneve_port: host.geneve_port,
         flags: 0,
     });
     for (row, _) in rows.0.values() {
@@ -166,14 +182,16 @@ pub(crate) fn plan_network(
     net: NetId,
     devices: &BTreeMap<String, Device>,
     uplink: Option<Uplink>,
+    paths: &BTreeMap<IpAddr, u16>,
     plan: &mut Plan,
 ) {
+    let _ = paths;
     let Some(own) = host_row(rows).map(|h| h.pa) else { return };
     let method = match rows.0.get(&RowKey::Network(net)) {
         Some((Row::Network(n), _)) => n.method,
         _ => Method::default(),
     };
-    let mtu = port_mtu(uplink, method);
+    let mtu = port_mtu(uplink, method, Family::of(&own));
     let mut local: BTreeMap<&PortRef, u32> = BTreeMap::new();
     let mut users: BTreeMap<u32, &PortRow> = BTreeMap::new();
     let mut flood: BTreeMap<Vsid, BTreeSet<FloodEntry>> = BTreeMap::new();
@@ -200,10 +218,11 @@ pub(crate) fn plan_network(
         if s.net != net {
             break;
         }
-        plan.image.subnets.insert(s.vsid.number(), kernel_subnet(s, *generation));
-        plan.image
-            .records
-            .insert(RecordKey { net: net.0, ca: s.gateway.into() }, gateway_record(s, *generation));
+        plan.image.subnets.insert(s.vsid.number(), kernel_subnet(s, method, *generation));
+        for own in &s.prefixes {
+            let key = RecordKey { net: net.0, ca: own.gateway.into() };
+            plan.image.records.insert(key, gateway_record(s, *generation));
+        }
     }
 
     for (record, generation) in records_of(rows, net) {
@@ -285,15 +304,17 @@ const fn mapped_len(address: IpAddr, len: u8) -> u32 {
     }
 }
 
-fn kernel_subnet(s: &SubnetRow, generation: u64) -> Subnet {
-    Subnet {
-        net: s.net.0,
-        prefix_len: mapped_len(s.prefix.addr(), s.prefix.prefix_len()),
-        method: u32::from(METHOD_NVGRE),
-        gateway: s.gateway.into(),
-        generation,
-        ..Subnet::default()
+fn kernel_subnet(s: &SubnetRow, method: Method, generation: u64) -> Subnet {
+    let mut subnet =
+        Subnet { net: s.net.0, method: method_number(method).into(), generation, ..Subnet::default() };
+    for own in &s.prefixes {
+        let (len, gateway) = (mapped_len(own.prefix.addr(), own.prefix.prefix_len()), own.gateway.into());
+        match own.family() {
+            Family::V4 => (subnet.prefix_len, subnet.gateway) = (len, gateway),
+            Family::V6 => (subnet.prefix6_len, subnet.gateway6) = (len, gateway),
+        }
     }
+    subnet
 }
 
 /// The gateway lives on every host, so it has no provider address.
@@ -315,7 +336,7 @@ fn kernel_record(r: &RecordRow, generation: u64, ifindex: u32) -> Record {
     Record {
         pa: r.pa.into(),
         alt_pa: r.alt_pa.map_or(Addr::UNSET, Into::into),
-        rewrite_pa: Addr::UNSET,
+        rewrite_pa: r.rewrite_pa.map_or(Addr::UNSET, Into::into),
         mac: Mac::new(r.mac.octets()),
         method: method_number(r.method),
         reserved: 0,
@@ -336,7 +357,7 @@ fn kernel_port(p: &PortRow, generation: u64, device: Device, mtu: u16) -> Port {
         mtu,
         state: state_number(p.state),
         device: match device.kind {
-            DeviceKind::Plain | DeviceKind::Hub => DEVICE_PLAIN,
+            DeviceKind::Plain | DeviceKind::Hub | DeviceKind::Slow => DEVICE_PLAIN,
             DeviceKind::Veth => DEVICE_VETH,
             DeviceKind::Tap => DEVICE_TAP,
         },
@@ -348,9 +369,14 @@ fn kernel_port(p: &PortRow, generation: u64, device: Device, mtu: u16) -> Port {
     }
 }
 
-const fn method_number(method: Method) -> u8 {
+/// The `METHOD_*` number of a method.
+pub(crate) const fn method_number(method: Method) -> u8 {
     match method {
         Method::Nvgre => METHOD_NVGRE,
+        Method::Vxlan => METHOD_VXLAN,
+        Method::Geneve => METHOD_GENEVE,
+        Method::Stt => METHOD_STT,
+        Method::Rewrite => METHOD_REWRITE,
     }
 }
 

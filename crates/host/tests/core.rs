@@ -422,7 +422,9 @@ fn uplink_is_never_a_port() {
 }
 
 fn planned(rows: &Rows) -> Image {
-    plan(rows, &all_devices(), Some(Uplink { ifindex: 2, mtu: 1500, hub: 0 })).image
+    let mac = tenet_tables::Mac::default();
+    let uplink = Uplink { ifindex: 2, mtu: 1500, hub: 0, slow: 0, mac };
+    plan(rows, &all_devices(), Some(uplink), &std::collections::BTreeMap::new()).image
 }
 
 proptest! {

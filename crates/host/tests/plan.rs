@@ -6,8 +6,8 @@ use common::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use tenet_compile::{PortState, Row, RowKey, digests};
-use tenet_host::{Device, Uplink, plan, rows_back};
+use tenet_compile::{PortState, Row, RowKey, Rows, digests};
+use tenet_host::{Device, Plan, Uplink, rows_back};
 use tenet_model::NetId;
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{
@@ -15,7 +15,15 @@ use tenet_tables::{
     PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PeerKey, RecordKey,
 };
 
-const UPLINK: Option<Uplink> = Some(Uplink { ifindex: 2, mtu: 1500, hub: 0 });
+const UPLINK: Option<Uplink> = Some(uplink(1500));
+
+const fn uplink(mtu: u32) -> Uplink {
+    Uplink { ifindex: 2, mtu, hub: 0, slow: 0, mac: tenet_tables::Mac::new([2, 0, 0, 0, 9, 9]) }
+}
+
+fn plan(rows: &Rows, devices: &BTreeMap<String, Device>, uplink: Option<Uplink>) -> Plan {
+    tenet_host::plan(rows, devices, uplink, &BTreeMap::new())
+}
 
 fn addr(a: impl Into<IpAddr>) -> Addr {
     a.into().into()
@@ -66,13 +74,10 @@ fn missing_device_leaves_the_port_out_and_the_record_without_interface() {
 #[test]
 fn no_carrier_sets_the_flag_and_jumbo_uplink_the_mtu() {
     let down: BTreeMap<_, _> = [("tap1-11".to_owned(), Device { carrier: false, ..device(11) })].into();
-    let i = plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 9000, hub: 0 })).image;
+    let i = plan(&small(7), &down, Some(uplink(9000))).image;
     assert_eq!((i.ports[&11].flags, i.ports[&11].mtu), (PORT_FLAG_SECURITY | PORT_FLAG_DOWN, 8958));
-    assert_eq!(
-        plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 70_000, hub: 0 })).image.ports[&11].mtu,
-        u16::MAX
-    );
-    assert_eq!(plan(&small(7), &down, Some(Uplink { ifindex: 2, mtu: 20, hub: 0 })).image.ports[&11].mtu, 0);
+    assert_eq!(plan(&small(7), &down, Some(uplink(70_000))).image.ports[&11].mtu, u16::MAX);
+    assert_eq!(plan(&small(7), &down, Some(uplink(20))).image.ports[&11].mtu, 0);
 }
 
 #[test]
@@ -112,6 +117,8 @@ fn too_many_receivers_are_cut_and_reported() {
             pa: [172, 16, 0, n].into(),
             alt_pa: None,
             method: tenet_model::Method::Nvgre,
+            rewrite_pa: None,
+            other_rewrite_pa: None,
             port: port_ref(1, n),
         });
         site.0.insert(r.key(), (r, 1));

@@ -127,7 +127,7 @@ fn vms(prefix: &str, site: &Site) -> Vec<VmRecord> {
                     prefix_len: subnet.map_or(PREFIX_LEN, |s| s.prefix.prefix_len()),
                     gateway: subnet
                         .and_then(|s| s.gateway.or_else(|| tenet_model::default_gateway(&s.prefix))),
-                    mtu: PROVIDER_MTU - u32::from(Method::Nvgre.overhead()),
+                    mtu: PROVIDER_MTU - u32::from(Method::Nvgre.overhead(tenet_model::Family::V4)),
                 }
             });
         let ports = ports.collect();

@@ -1,10 +1,13 @@
 //! What the caller leaves out: the next free VSID, network number, MAC and customer address.
 
-use crate::{Change, Desired, GATEWAY_MAC, Mac, NetId, Object, Operation, PortRef, Subnet, SubnetRef, Vsid};
-use ipnet::IpNet;
+use crate::{
+    Change, Desired, Family, GATEWAY_MAC, Mac, NetId, Object, Operation, PortRef, Subnet, SubnetPrefix,
+    SubnetRef, Vsid,
+};
+use ipnet::{IpNet, Ipv4Net};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 /// Nothing is left to allocate.
@@ -24,14 +27,6 @@ pub enum Exhausted {
         /// Its prefix.
         prefix: IpNet,
     },
-    /// An IPv6 subnet.
-    #[error("subnet {subnet} ({prefix}) is IPv6, which is not yet available: use an IPv4 prefix")]
-    Ipv6 {
-        /// The subnet.
-        subnet: SubnetRef,
-        /// Its prefix.
-        prefix: IpNet,
-    },
     /// All MACs of the site's prefix are in use.
     #[error("all MAC addresses of 02:54 are in use: delete ports")]
     Macs,
@@ -46,7 +41,7 @@ pub struct Allocator<'a> {
     vsids: Option<BTreeSet<Vsid>>,
     net_ids: Option<BTreeSet<NetId>>,
     macs: Option<BTreeSet<Mac>>,
-    addresses: BTreeMap<SubnetRef, BTreeSet<Ipv4Addr>>,
+    addresses: BTreeMap<(SubnetRef, Family), BTreeSet<u128>>,
 }
 
 impl<'a> Allocator<'a> {
@@ -90,11 +85,18 @@ impl<'a> Allocator<'a> {
                 if let Some(used) = &mut self.macs {
                     used.insert(o.mac);
                 }
-                if let Some(used) = self.addresses.get_mut(&o.subnet) {
-                    used.extend(o.addresses.iter().filter_map(v4));
+                for address in &o.addresses {
+                    if let Some(used) = self.addresses.get_mut(&(o.subnet.clone(), Family::of(address))) {
+                        used.insert(number(address));
+                    }
                 }
             }
-            Object::Tenant(_) | Object::Vm(_) | Object::Host(_) | Object::Route(_) | Object::Migration(_) => {
+            Object::Tenant(_)
+            | Object::Vm(_)
+            | Object::Host(_)
+            | Object::Route(_)
+            | Object::Migration(_)
+            | Object::Site(_) => {
                 return;
             }
         }
@@ -110,8 +112,8 @@ impl<'a> Allocator<'a> {
         let used = self.vsids.get_or_insert_with(|| {
             both.iter().flat_map(|d| d.subnets.values()).map(|s| s.value.vsid).collect()
         });
-        let free = lowest(Vsid::MIN.number(), used.iter().map(|v| v.number()));
-        let vsid = Vsid::new(free).map_err(|_| Exhausted::Vsids)?;
+        let free = lowest(Vsid::MIN.number().into(), used.iter().map(|v| v.number().into()));
+        let vsid = u32::try_from(free).ok().and_then(|n| Vsid::new(n).ok()).ok_or(Exhausted::Vsids)?;
         used.insert(vsid);
         Ok(vsid)
     }
@@ -125,8 +127,11 @@ impl<'a> Allocator<'a> {
         let used = self.net_ids.get_or_insert_with(|| {
             both.iter().flat_map(|d| d.networks.values()).map(|n| n.value.id).collect()
         });
-        let id = NetId(lowest(1, used.iter().map(|n| n.0)));
-        if used.insert(id) { Ok(id) } else { Err(Exhausted::NetIds) }
+        // The agents' own probes have the highest number.
+        let free = u32::try_from(lowest(1, used.iter().map(|n| n.0.into())));
+        let id = free.ok().filter(|n| *n != u32::MAX).map(NetId).ok_or(Exhausted::NetIds)?;
+        used.insert(id);
+        Ok(id)
     }
 
     /// A free MAC for a port: 02:54 and four bytes that follow from the port's name, so that the same port tends to
@@ -151,44 +156,77 @@ impl<'a> Allocator<'a> {
         Err(Exhausted::Macs)
     }
 
-    /// The lowest free address of a subnet: neither network, broadcast nor gateway address.
+    /// The lowest free address of a subnet's first prefix.
     ///
     /// # Errors
-    /// [`Exhausted::Addresses`] and [`Exhausted::Ipv6`].
+    /// [`Exhausted::Addresses`].
     pub fn address(&mut self, subnet: &Subnet) -> Result<IpAddr, Exhausted> {
-        let IpNet::V4(prefix) = subnet.prefix else {
-            return Err(Exhausted::Ipv6 { subnet: subnet.name.clone(), prefix: subnet.prefix });
-        };
+        match subnet.prefixes.first() {
+            Some(prefix) => self.address_of(&subnet.name, prefix),
+            // It does not pass the rules; nothing is free in it.
+            None => {
+                Err(Exhausted::Addresses { subnet: subnet.name.clone(), prefix: Ipv4Net::default().into() })
+            }
+        }
+    }
+
+    /// The lowest free address of each of a subnet's prefixes: what a port gets if none is chosen for it.
+    ///
+    /// # Errors
+    /// [`Exhausted::Addresses`].
+    pub fn addresses(&mut self, subnet: &Subnet) -> Result<Vec<IpAddr>, Exhausted> {
+        subnet.prefixes.iter().map(|prefix| self.address_of(&subnet.name, prefix)).collect()
+    }
+
+    /// The lowest free address of a subnet's prefix: neither network, broadcast, anycast nor gateway address; with IPv6
+    /// from the second on, as the first is the gateway's by custom.
+    fn address_of(&mut self, subnet: &SubnetRef, own: &SubnetPrefix) -> Result<IpAddr, Exhausted> {
         let both = [self.desired, &self.reserved];
-        let used = self.addresses.entry(subnet.name.clone()).or_insert_with(|| {
-            let tenant = &subnet.name.tenant;
+        let family = own.family();
+        let used = self.addresses.entry((subnet.clone(), family)).or_insert_with(|| {
+            let tenant = &subnet.tenant;
             both.iter()
                 .flat_map(|d| d.ports.range(tenant.first_port()..).take_while(|(k, _)| k.tenant == *tenant))
-                .filter(|(_, p)| p.value.subnet == subnet.name)
-                .flat_map(|(_, p)| p.value.addresses.iter().filter_map(v4))
+                .filter(|(_, p)| p.value.subnet == *subnet)
+                .flat_map(|(_, p)| &p.value.addresses)
+                .filter(|a| Family::of(a) == family)
+                .map(number)
                 .collect()
         });
-        used.extend(v4(&subnet.gateway));
-        let first = u32::from(prefix.network()).saturating_add(1);
-        let free = lowest(first, used.range(Ipv4Addr::from(first)..).map(|a| u32::from(*a)));
-        let address = Ipv4Addr::from(free);
-        if free >= u32::from(prefix.broadcast()) {
-            return Err(Exhausted::Addresses { subnet: subnet.name.clone(), prefix: subnet.prefix });
+        used.insert(number(&own.gateway));
+        let (first, last) = match own.prefix {
+            IpNet::V4(p) => {
+                (number(&p.network().into()) + 1, number(&p.broadcast().into()).saturating_sub(1))
+            }
+            IpNet::V6(p) => (number(&p.network().into()).saturating_add(2), number(&p.broadcast().into())),
+        };
+        let free = lowest(first, used.range(first..).copied());
+        if free > last || used.contains(&free) {
+            return Err(Exhausted::Addresses { subnet: subnet.clone(), prefix: own.prefix });
         }
-        used.insert(address);
-        Ok(IpAddr::V4(address))
+        used.insert(free);
+        Ok(address(family, free))
     }
 }
 
-fn v4(address: &IpAddr) -> Option<Ipv4Addr> {
+/// An address as a number among those of its family.
+fn number(address: &IpAddr) -> u128 {
     match address {
-        IpAddr::V4(a) => Some(*a),
-        IpAddr::V6(_) => None,
+        IpAddr::V4(a) => u128::from(u32::from(*a)),
+        IpAddr::V6(a) => u128::from(*a),
+    }
+}
+
+/// The address of a number.
+fn address(family: Family, number: u128) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::from((number & u128::from(u32::MAX)) as u32)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::from(number)),
     }
 }
 
 /// The lowest number from `first` on that is not in an ascending sequence; the last one if all are.
-fn lowest(first: u32, used: impl Iterator<Item = u32>) -> u32 {
+fn lowest(first: u128, used: impl Iterator<Item = u128>) -> u128 {
     let mut free = first;
     for n in used {
         if n > free {

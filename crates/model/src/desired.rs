@@ -1,14 +1,14 @@
 //! All objects at one revision.
 
 use crate::{
-    Host, HostName, Key, Migration, Network, NetworkRef, Object, Port, PortRef, Route, Subnet, SubnetRef,
-    Tenant, TenantName, Vm, VmRef,
+    Host, HostName, Key, Migration, Network, NetworkRef, Object, Port, PortRef, Route, Site, Subnet,
+    SubnetRef, Tenant, TenantName, Vm, VmRef,
 };
 use ipnet::IpNet;
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// An object and the store revision that last wrote it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Versioned<T> {
     /// The object.
     pub value: T,
@@ -37,6 +37,8 @@ pub struct Desired {
     pub routes: BTreeMap<(NetworkRef, IpNet, IpAddr), Versioned<Route>>,
     /// Running migrations.
     pub migrations: BTreeMap<VmRef, Versioned<Migration>>,
+    /// What holds for the whole site; revision 0 and the defaults until it is written.
+    pub site: Versioned<Site>,
 }
 
 impl Desired {
@@ -62,6 +64,7 @@ impl Desired {
             (Key::Migration(k), Object::Migration(value)) => {
                 drop(self.migrations.insert(k, Versioned { value, revision }));
             }
+            (Key::Site, Object::Site(value)) => self.site = Versioned { value, revision },
             (key, object) => unreachable!("key() of {object:?} gave {key:?}"),
         }
     }
@@ -78,6 +81,7 @@ impl Desired {
             Key::Host(k) => self.hosts.remove(k).is_some(),
             Key::Route(n, p, h) => self.routes.remove(&(n.clone(), *p, *h)).is_some(),
             Key::Migration(k) => self.migrations.remove(k).is_some(),
+            Key::Site => std::mem::take(&mut self.site).revision != 0,
         }
     }
 
@@ -99,6 +103,7 @@ impl Desired {
             Key::Host(k) => up(self.hosts.get(k), Object::Host),
             Key::Route(n, p, h) => up(self.routes.get(&(n.clone(), *p, *h)), Object::Route),
             Key::Migration(k) => up(self.migrations.get(k), Object::Migration),
+            Key::Site => up(Some(&self.site).filter(|s| s.revision != 0), Object::Site),
         }
     }
 
@@ -114,6 +119,7 @@ impl Desired {
             Object::Host(o) => self.hosts.get(&o.name).is_some_and(|v| v.value == *o),
             Object::Route(o) => self.routes.get(&o.key_parts()).is_some_and(|v| v.value == *o),
             Object::Migration(o) => self.migrations.get(&o.vm).is_some_and(|v| v.value == *o),
+            Object::Site(o) => self.site.value == *o,
         }
     }
 

@@ -9,7 +9,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 pub enum KeyError {
     /// It does not begin with the name of a kind.
     #[error(
-        "`{text}` is no object's key: it begins with none of tenant, network, subnet, vm, port, host, route and migration"
+        "`{text}` is no object's key: it begins with none of tenant, network, subnet, vm, port, host, route, migration and site"
     )]
     Kind {
         /// The offending text.
@@ -50,7 +50,12 @@ pub enum Key {
     Route(NetworkRef, IpNet, IpAddr),
     /// The running migration of a VM.
     Migration(VmRef),
+    /// What holds for the whole site.
+    Site,
 }
+
+/// The only name behind `site/`.
+const SITE: &str = "settings";
 
 impl Key {
     /// What a person calls the object: `port contoso/sql/eth0`.
@@ -64,6 +69,7 @@ impl Key {
             Self::Port(n) => format!("port {n}"),
             Self::Route(n, prefix, next_hop) => format!("route {n} {prefix} via {next_hop}"),
             Self::Migration(n) => format!("migration of VM {n}"),
+            Self::Site => "site".to_owned(),
         }
     }
 
@@ -79,6 +85,7 @@ impl Key {
             Self::Host(_) => "host",
             Self::Route(..) => "route",
             Self::Migration(_) => "migration",
+            Self::Site => "site",
         }
     }
 }
@@ -93,6 +100,7 @@ impl fmt::Display for Key {
             Self::Subnet(n) => write!(f, "{n}"),
             Self::Vm(n) | Self::Migration(n) => write!(f, "{n}"),
             Self::Port(n) => write!(f, "{n}"),
+            Self::Site => f.write_str(SITE),
             Self::Route(n, prefix, next_hop) => {
                 write!(f, "{n}/{}-{}-{next_hop}", prefix.addr(), prefix.prefix_len())
             }
@@ -115,6 +123,7 @@ impl FromStr for Key {
             "port" => name.parse().map(Self::Port).map_err(bad_name),
             "host" => Name::new(name).map(Self::Host).map_err(bad_name),
             "migration" => name.parse().map(Self::Migration).map_err(bad_name),
+            "site" if name == SITE => Ok(Self::Site),
             "route" => route(name).ok_or_else(|| KeyError::Route { text: text.to_owned() }),
             _ => Err(bad_kind()),
         }
@@ -148,6 +157,7 @@ mod tests {
             "route/contoso/blue/0.0.0.0-0-10.1.1.9",
             "route/contoso/blue/2001:db8::-32-2001:db8::1",
             "migration/contoso/sql",
+            "site/settings",
         ] {
             let key: Key = text.parse().unwrap();
             assert_eq!(key.to_string(), text);
@@ -160,6 +170,7 @@ mod tests {
             "",
             "tenant",
             "tenants/x",
+            "site/other",
             "tenant/a/b",
             "network/a",
             "route/a/b/10.0.0.0-8",

@@ -25,8 +25,10 @@ pub use change::{Change, Checked, Operation};
 pub use desired::{Desired, Versioned};
 pub use key::{Key, KeyError};
 pub use names::{HostName, Name, NameError, NetworkRef, PortRef, SubnetRef, TenantName, VmRef};
-pub use numbers::{Mac, MacError, Method, MethodError, NetId, Vsid, VsidError};
-pub use object::{Host, Migration, Network, Object, Phase, Port, Receipt, Route, Subnet, Tenant, Vm};
+pub use numbers::{Family, Mac, MacError, Method, MethodError, NetId, Vsid, VsidError};
+pub use object::{
+    Host, Migration, Network, Object, Phase, Port, Receipt, Route, Site, Subnet, SubnetPrefix, Tenant, Vm,
+};
 pub use problem::{Problem, Why};
 
 /// The tenant that always exists, so that a small site never has to think of tenants.

@@ -1,7 +1,7 @@
 //! Numbers with a meaning, and the methods.
 
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 /// Why a number is not a VSID.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -135,34 +135,86 @@ impl fmt::Debug for Mac {
     }
 }
 
+/// The two kinds of IP addresses.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// That of an address.
+    #[must_use]
+    pub const fn of(address: &IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
 /// Why a text is not a method.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a method: use nvgre")]
+#[error("`{0}` is not a method: use nvgre, vxlan, geneve, stt or rewrite")]
 pub struct MethodError(pub String);
 
 /// How a network's frames cross the provider network.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// RFC 7637; the only one today.
+    /// RFC 7637.
     #[default]
     Nvgre,
+    /// RFC 7348.
+    Vxlan,
+    /// RFC 8926, without options.
+    Geneve,
+    /// draft-davie-stt-08.
+    Stt,
+    /// Every customer address has a provider address of its own, and nothing is added (HNV's IP Rewrite).
+    Rewrite,
 }
 
 impl Method {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Nvgre, Self::Vxlan, Self::Geneve, Self::Stt, Self::Rewrite];
+
     /// The name in CLI, API and tables.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nvgre => "nvgre",
+            Self::Vxlan => "vxlan",
+            Self::Geneve => "geneve",
+            Self::Stt => "stt",
+            Self::Rewrite => "rewrite",
         }
     }
 
-    /// Bytes that the method takes from the provider network's MTU over IPv4, inner Ethernet header included.
+    /// Bytes that the method takes from the provider network's MTU, inner Ethernet header included.
     #[must_use]
-    pub const fn overhead(self) -> u16 {
-        match self {
+    pub const fn overhead(self, outer: Family) -> u16 {
+        let over_ipv4 = match self {
             Self::Nvgre => 42,
+            Self::Vxlan | Self::Geneve => 50,
+            // So that a frame that no offload splits always fits one segment.
+            Self::Stt => 72,
+            Self::Rewrite => return 0,
+        };
+        match outer {
+            Family::V4 => over_ipv4,
+            Family::V6 => over_ipv4 + 20,
         }
     }
 }
@@ -170,10 +222,8 @@ impl Method {
 impl FromStr for Method {
     type Err = MethodError;
     fn from_str(text: &str) -> Result<Self, MethodError> {
-        match text {
-            "nvgre" => Ok(Self::Nvgre),
-            _ => Err(MethodError(text.to_owned())),
-        }
+        let found = Self::ALL.into_iter().find(|m| m.name() == text);
+        found.ok_or_else(|| MethodError(text.to_owned()))
     }
 }
 
@@ -186,6 +236,16 @@ impl fmt::Display for Method {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn methods_have_names_and_overheads() {
+        let all = Method::ALL.map(|m| (m.name(), m.overhead(Family::V4), m.overhead(Family::V6)));
+        let expected =
+            [("nvgre", 42, 62), ("vxlan", 50, 70), ("geneve", 50, 70), ("stt", 72, 92), ("rewrite", 0, 0)];
+        assert_eq!(all, expected);
+        assert!(Method::ALL.iter().all(|m| m.name().parse() == Ok(*m)));
+        assert!("VXLAN".parse::<Method>().is_err());
+    }
 
     #[test]
     fn vsid_keeps_its_range() {

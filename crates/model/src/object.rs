@@ -1,11 +1,11 @@
 //! The objects of a site, as the store keeps them.
 
 use crate::{
-    HostName, Key, Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid,
+    Family, HostName, Key, Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 use uuid::Uuid;
 
 /// Who owns networks and VMs (HNV's customer).
@@ -26,19 +26,82 @@ pub struct Network {
     pub id: NetId,
     /// How its frames cross the provider network.
     pub method: Method,
+    /// The method that it is about to have: receivers are made ready for it while senders still use [`Self::method`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switching: Option<Method>,
 }
 
-/// One L2 segment and its prefix in a network (HNV's virtual subnet).
+impl Network {
+    /// Whether its customer addresses need rewrite addresses, now or soon.
+    #[must_use]
+    pub fn rewrites(&self) -> bool {
+        self.method == Method::Rewrite || self.switching == Some(Method::Rewrite)
+    }
+}
+
+/// A prefix of a subnet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SubnetPrefix {
+    /// The prefix, host bits zero.
+    pub prefix: IpNet,
+    /// The distributed gateway's address in it.
+    pub gateway: IpAddr,
+}
+
+impl SubnetPrefix {
+    /// IPv4 or IPv6.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        match self.prefix {
+            IpNet::V4(_) => Family::V4,
+            IpNet::V6(_) => Family::V6,
+        }
+    }
+}
+
+/// One L2 segment and its prefixes in a network (HNV's virtual subnet).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(from = "SubnetForm")]
 pub struct Subnet {
     /// Its name.
     pub name: SubnetRef,
     /// Its number on the wire.
     pub vsid: Vsid,
-    /// Its prefix, host bits zero.
-    pub prefix: IpNet,
-    /// The distributed gateway's address.
-    pub gateway: IpAddr,
+    /// Its prefixes: one of IPv4, one of IPv6, or both.
+    pub prefixes: Vec<SubnetPrefix>,
+}
+
+impl Subnet {
+    /// The prefix that an address is in.
+    #[must_use]
+    pub fn prefix_of(&self, address: &IpAddr) -> Option<&SubnetPrefix> {
+        self.prefixes.iter().find(|p| p.prefix.contains(address))
+    }
+
+    /// The prefix of a family.
+    #[must_use]
+    pub fn prefix(&self, family: Family) -> Option<&SubnetPrefix> {
+        self.prefixes.iter().find(|p| p.family() == family)
+    }
+}
+
+/// A subnet as it may stand in a store: once it had exactly one prefix.
+#[derive(Deserialize)]
+struct SubnetForm {
+    name: SubnetRef,
+    vsid: Vsid,
+    #[serde(default)]
+    prefixes: Vec<SubnetPrefix>,
+    prefix: Option<IpNet>,
+    gateway: Option<IpAddr>,
+}
+
+impl From<SubnetForm> for Subnet {
+    fn from(form: SubnetForm) -> Self {
+        let single = form.prefix.zip(form.gateway).map(|(prefix, gateway)| SubnetPrefix { prefix, gateway });
+        let prefixes = if form.prefixes.is_empty() { single.into_iter().collect() } else { form.prefixes };
+        Self { name: form.name, vsid: form.vsid, prefixes }
+    }
 }
 
 /// A machine whose NICs are ports.
@@ -65,6 +128,10 @@ pub struct Port {
     pub device: Option<String>,
     /// Whether source MAC and address must be the port's (off for appliances).
     pub security: bool,
+    /// The address that stands for each of its own on the provider network, while its network's method is, becomes or
+    /// was just [`Method::Rewrite`]. Filled in by [`crate::Desired::check`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rewrite: BTreeMap<IpAddr, IpAddr>,
 }
 
 /// A server that runs an agent.
@@ -74,6 +141,24 @@ pub struct Host {
     pub name: HostName,
     /// Its provider address.
     pub pa: IpAddr,
+    /// Ranges of the addresses that may stand for customer addresses on this host ([`Method::Rewrite`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rewrite_pool: Vec<IpNet>,
+}
+
+/// What holds for the whole site; always there, with its defaults until it is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Site {
+    /// UDP port to which VXLAN is sent.
+    pub vxlan_port: u16,
+    /// UDP port to which Geneve is sent.
+    pub geneve_port: u16,
+}
+
+impl Default for Site {
+    fn default() -> Self {
+        Self { vxlan_port: 4789, geneve_port: 6081 }
+    }
 }
 
 /// A customer route of a network.
@@ -121,7 +206,10 @@ pub struct Migration {
     /// Destination host.
     pub to: HostName,
     /// Devices on the destination, by port name.
-    pub devices: std::collections::BTreeMap<Name, String>,
+    pub devices: BTreeMap<Name, String>,
+    /// What [`Port::rewrite`] is on the destination, by port name. Filled in by [`crate::Desired::check`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rewrite: BTreeMap<Name, BTreeMap<IpAddr, IpAddr>>,
     /// How far it is.
     pub phase: Phase,
     /// When it was asked for, in milliseconds since 1970 (UTC).
@@ -160,7 +248,7 @@ pub struct Receipt {
     /// From the switch until the last host acknowledged its new records, in microseconds.
     pub last_ack_us: u64,
     /// Per host: microseconds from the switch to its acknowledgement.
-    pub acks_us: std::collections::BTreeMap<HostName, u64>,
+    pub acks_us: BTreeMap<HostName, u64>,
 }
 
 /// Anything that is stored.
@@ -183,6 +271,8 @@ pub enum Object {
     Route(Route),
     /// A running migration.
     Migration(Migration),
+    /// What holds for the whole site.
+    Site(Site),
 }
 
 impl Object {
@@ -198,6 +288,64 @@ impl Object {
             Self::Host(o) => Key::Host(o.name.clone()),
             Self::Route(o) => Key::Route(o.network.clone(), o.prefix, o.next_hop),
             Self::Migration(o) => Key::Migration(o.vm.clone()),
+            Self::Site(_) => Key::Site,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Object {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_store_of_the_time_of_one_method_and_one_prefix_is_read() {
+        let Object::Subnet(subnet) = read(
+            r#"{"kind":"subnet","name":"a/n/s","vsid":5001,"prefix":"10.1.1.0/24","gateway":"10.1.1.254"}"#,
+        ) else {
+            panic!("no subnet");
+        };
+        let (prefix, gateway) = ("10.1.1.0/24".parse().unwrap(), "10.1.1.254".parse().unwrap());
+        assert_eq!(subnet.prefixes, [SubnetPrefix { prefix, gateway }]);
+        let written = serde_json::to_string(&Object::Subnet(subnet.clone())).unwrap();
+        assert_eq!(read(&written), Object::Subnet(subnet));
+
+        let Object::Network(network) = read(
+            r#"{"kind":"network","name":"a/n","rdid":"00000000-0000-0000-0000-000000000001","id":1,"method":"nvgre"}"#,
+        ) else {
+            panic!("no network");
+        };
+        assert_eq!((network.method, network.switching), (Method::Nvgre, None));
+        let Object::Host(host) = read(r#"{"kind":"host","name":"h1","pa":"192.168.1.10"}"#) else {
+            panic!("no host");
+        };
+        assert!(host.rewrite_pool.is_empty());
+        let Object::Port(port) = read(
+            r#"{"kind":"port","name":"a/v/p","subnet":"a/n/s","mac":"02:00:00:00:00:01",
+                "addresses":["10.1.1.5"],"host":null,"device":null,"security":true}"#,
+        ) else {
+            panic!("no port");
+        };
+        assert!(port.rewrite.is_empty());
+    }
+
+    #[test]
+    fn rewrite_addresses_are_kept() {
+        let pair = |a: &str, b: &str| (a.parse().unwrap(), b.parse().unwrap());
+        let rewrite = BTreeMap::from([pair("10.1.1.5", "192.168.1.130"), pair("fd00::5", "2001:db8::7")]);
+        let port = Object::Port(Port {
+            name: "a/v/p".parse().unwrap(),
+            subnet: "a/n/s".parse().unwrap(),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            addresses: vec![],
+            host: None,
+            device: None,
+            security: true,
+            rewrite,
+        });
+        assert_eq!(read(&serde_json::to_string(&port).unwrap()), port);
     }
 }

@@ -163,15 +163,16 @@ pub enum Why {
     },
     /// A customer address outside of the port's subnet.
     #[error(
-        "address {address} is outside of {prefix} of subnet {subnet}: choose an address inside, or another subnet"
+        "address {address} is outside of {} of subnet {subnet}: choose an address inside, or another subnet",
+        Listed(.prefixes)
     )]
     AddressOutside {
         /// The address.
         address: IpAddr,
         /// The subnet.
         subnet: SubnetRef,
-        /// Its prefix.
-        prefix: IpNet,
+        /// Its prefixes.
+        prefixes: Vec<IpNet>,
     },
     /// A customer address that no port can have.
     #[error("address {address} is the {which} address of subnet {subnet}: choose another address")]
@@ -350,6 +351,18 @@ impl fmt::Display for More {
     }
 }
 
+/// `10.1.1.0/24 and fd00:1::/64`.
+struct Listed<'a>(&'a [IpNet]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, prefix) in self.0.iter().enumerate() {
+            write!(f, "{}{prefix}", if n == 0 { "" } else { " and " })?;
+        }
+        Ok(())
+    }
+}
+
 /// How to get rid of a user.
 struct Remedy<'a>(&'a Key);
 
@@ -363,6 +376,7 @@ impl fmt::Display for Remedy<'_> {
             | Key::Subnet(_)
             | Key::Vm(_)
             | Key::Host(_)
+            | Key::Site
             | Key::Route(..) => "delete that first",
         })
     }

@@ -8,7 +8,7 @@ use crate::{
     Change, DEFAULT_TENANT, Desired, Key, Network, Object, Operation, Problem, Route, Subnet, Why, address,
     view::View,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// Collects problems.
 pub(crate) struct Problems(Vec<Problem>);
@@ -88,7 +88,7 @@ fn put(view: &View<'_>, object: &Object, problems: &mut Problems) {
             if view.networks.get(&o.name.network_ref()).is_none() {
                 problems.add(about.clone(), Why::Unknown(Key::Network(o.name.network_ref())));
             }
-            problems.all(&about, address::subnet(o.prefix, o.gateway));
+            problems.all(&about, o.prefixes.iter().flat_map(|p| address::subnet(p.prefix, p.gateway)));
         }
         Object::Vm(o) => {
             if view.tenants.get(&o.name.tenant).is_none() {
@@ -106,6 +106,7 @@ fn put(view: &View<'_>, object: &Object, problems: &mut Problems) {
             problems.all(&about, route(view, o));
         }
         Object::Migration(o) => migration::put(view, o, problems),
+        Object::Site(_) => {}
     }
 }
 
@@ -157,20 +158,16 @@ fn subnets(view: &View<'_>, problems: &mut Problems) {
         for other in view.subnets_of(&network) {
             // Of two written ones the later one is at fault.
             let first = other.name < *name || !view.subnets.over.contains_key(&other.name);
-            if other.name != *name && first && overlap(subnet, other) {
-                let key = Key::Subnet(other.name.clone());
-                problems.add(
-                    about(),
-                    Why::Overlap { prefix: subnet.prefix, other_prefix: other.prefix, other: key },
-                );
+            if other.name != *name && first {
+                problems.all(&about(), overlaps(subnet, other));
             }
         }
         for kept in view.routes_of(&network).filter(|r| !view.routes.over.contains_key(&r.key_parts())) {
-            if subnet.prefix.contains(&kept.prefix) {
+            for own in subnet.prefixes.iter().filter(|p| p.prefix.contains(&kept.prefix)) {
                 let route = Object::Route(kept.clone()).key();
-                problems.add(about(), Why::SubnetOverRoute { prefix: subnet.prefix, route });
+                problems.add(about(), Why::SubnetOverRoute { prefix: own.prefix, route });
             }
-            if view.subnets.before(name).is_some_and(|was| was.prefix.contains(&kept.next_hop)) {
+            if view.subnets.before(name).is_some_and(|was| was.prefix_of(&kept.next_hop).is_some()) {
                 problems.all(&Object::Route(kept.clone()).key(), next_hop(view, kept));
             }
         }
@@ -195,10 +192,11 @@ fn hosts(view: &View<'_>, problems: &mut Problems) {
 fn route(view: &View<'_>, route: &Route) -> Vec<Why> {
     let mut why: Vec<Why> = view
         .subnets_of(&route.network)
-        .filter(|s| s.prefix.contains(&route.prefix))
-        .map(|s| Why::RouteInSubnet {
+        .flat_map(|s| s.prefixes.iter().map(move |p| (s, p.prefix)))
+        .filter(|(_, prefix)| prefix.contains(&route.prefix))
+        .map(|(s, subnet_prefix)| Why::RouteInSubnet {
             prefix: route.prefix,
-            subnet_prefix: s.prefix,
+            subnet_prefix,
             subnet: Key::Subnet(s.name.clone()),
         })
         .collect();
@@ -212,7 +210,7 @@ fn next_hop(view: &View<'_>, route: &Route) -> Option<Why> {
     if next_hop.is_ipv6() {
         return Some(Why::Ipv6 { what: "next hop", address: next_hop.to_string() });
     }
-    let Some(subnet) = view.subnets_of(&route.network).find(|s| s.prefix.contains(&next_hop)) else {
+    let Some(subnet) = view.subnets_of(&route.network).find(|s| s.prefix_of(&next_hop).is_some()) else {
         return Some(Why::NextHopOutside { next_hop, network: Key::Network(route.network.clone()) });
     };
     let which = reserved(subnet, next_hop)?;
@@ -220,12 +218,21 @@ fn next_hop(view: &View<'_>, route: &Route) -> Option<Why> {
 }
 
 /// Which of a subnet's addresses without a port this is, if one.
-fn reserved(subnet: &Subnet, address: std::net::IpAddr) -> Option<&'static str> {
-    if address == subnet.gateway { Some("gateway") } else { address::edge(subnet.prefix, address) }
+fn reserved(subnet: &Subnet, address: IpAddr) -> Option<&'static str> {
+    let own = subnet.prefix_of(&address)?;
+    if address == own.gateway { Some("gateway") } else { address::edge(own.prefix, address) }
 }
 
-fn overlap(a: &Subnet, b: &Subnet) -> bool {
-    a.prefix.contains(&b.prefix) || b.prefix.contains(&a.prefix)
+/// Where a subnet overlaps another.
+fn overlaps(subnet: &Subnet, other: &Subnet) -> Vec<Why> {
+    let pairs = subnet.prefixes.iter().flat_map(|p| other.prefixes.iter().map(|o| (p.prefix, o.prefix)));
+    pairs
+        .filter(|(a, b)| a.contains(b) || b.contains(a))
+        .map(|(prefix, other_prefix)| {
+            let other = Key::Subnet(other.name.clone());
+            Why::Overlap { prefix, other_prefix, other }
+        })
+        .collect()
 }
 
 /// The tenant that cannot be deleted.

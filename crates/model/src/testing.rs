@@ -3,10 +3,13 @@
 
 use crate::{
     Allocator, Change, Desired, Host, HostName, Key, Migration, Name, Network, NetworkRef, Object, Operation,
-    Phase, Port, PortRef, Route, Subnet, SubnetRef, Tenant, Vm, VmRef,
+    Phase, Port, PortRef, Route, Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, VmRef,
 };
 use ipnet::IpNet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 use uuid::Uuid;
 
 /// Numbers that decide what comes next; from a test framework's seed, so that a failure can be repeated.
@@ -86,7 +89,7 @@ fn network(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let was = desired.networks.get(&name).map(|n| n.value.id);
     let id = was.or_else(|| Allocator::new(desired).net_id().ok())?;
     let rdid = Uuid::from_u128(u128::from(dice.below(u64::MAX)));
-    Some(Object::Network(Network { name, rdid, id, method: crate::Method::Nvgre }))
+    Some(Object::Network(Network { name, rdid, id, method: crate::Method::Nvgre, switching: None }))
 }
 
 fn subnet(desired: &Desired, dice: &mut Dice) -> Option<Object> {
@@ -99,7 +102,7 @@ fn subnet(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let vsid = was.map(|s| s.value.vsid).or_else(|| Allocator::new(desired).vsid().ok())?;
     let prefix: IpNet = format!("10.1.{third}.0/24").parse().ok()?;
     let gateway = format!("10.1.{third}.{}", 1 + dice.below(2) * 253).parse().ok()?;
-    Some(Object::Subnet(Subnet { name, vsid, prefix, gateway }))
+    Some(Object::Subnet(Subnet { name, vsid, prefixes: vec![SubnetPrefix { prefix, gateway }] }))
 }
 
 fn port(desired: &Desired, dice: &mut Dice) -> Option<Object> {
@@ -113,7 +116,16 @@ fn port(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let host = dice.one_of(desired.hosts.keys().cloned()).filter(|_| dice.below(5) != 0);
     let device = host.as_ref().map(|_| device(&name));
     let security = dice.below(4) != 0;
-    Some(Object::Port(Port { name, subnet: subnet.name, mac, addresses, host, device, security }))
+    Some(Object::Port(Port {
+        name,
+        subnet: subnet.name,
+        mac,
+        addresses,
+        host,
+        device,
+        security,
+        rewrite: BTreeMap::new(),
+    }))
 }
 
 /// Its own on every host.
@@ -125,13 +137,13 @@ fn host(dice: &mut Dice) -> Object {
     let n = dice.below(5);
     let name: HostName = Name::new(format!("h{n}")).expect("a letter and a digit are a name");
     let pa = Ipv4Addr::new(192, 168, dice.below(3) as u8, 10 + n as u8);
-    Object::Host(Host { name, pa: IpAddr::V4(pa) })
+    Object::Host(Host { name, pa: IpAddr::V4(pa), rewrite_pool: vec![] })
 }
 
 fn route(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let subnet = dice.one_of(desired.subnets.values().map(|s| s.value.clone()))?;
     let prefix = ["0.0.0.0/0", "172.16.0.0/12", "10.0.0.0/8"][dice.below(3) as usize].parse().ok()?;
-    let next_hop = subnet.prefix.hosts().nth(1 + dice.below(3) as usize)?;
+    let next_hop = subnet.prefixes.first()?.prefix.hosts().nth(1 + dice.below(3) as usize)?;
     let metric = dice.below(3) as u32;
     Some(Object::Route(Route { network: subnet.name.network_ref(), prefix, next_hop, metric }))
 }
@@ -145,7 +157,8 @@ fn migration(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let devices = ports.map(|(name, _)| (name.port.clone(), device(name))).collect();
     let id = Uuid::from_u128(u128::from(dice.below(u64::MAX)));
     let phase = Phase::Preparing;
-    Some(Object::Migration(Migration { vm, id, from, to, devices, phase, started_ms: 0, switched_ms: None }))
+    let (rewrite, started_ms, switched_ms) = (BTreeMap::new(), 0, None);
+    Some(Object::Migration(Migration { vm, id, from, to, devices, rewrite, phase, started_ms, switched_ms }))
 }
 
 /// A migration's end: the ports live on the destination, or stay where they are.

@@ -2,7 +2,7 @@
 
 use crate::{
     Change, Desired, Host, HostName, Key, Migration, Network, NetworkRef, Object, Operation, Port, PortRef,
-    Route, Subnet, SubnetRef, Tenant, TenantName, Versioned, Vm, VmRef,
+    Route, Site, Subnet, SubnetRef, Tenant, TenantName, Versioned, Vm, VmRef,
 };
 use ipnet::IpNet;
 use std::{collections::BTreeMap, net::IpAddr};
@@ -76,6 +76,8 @@ pub(crate) struct View<'a> {
     pub(crate) hosts: Layer<'a, HostName, Host>,
     pub(crate) routes: Layer<'a, (NetworkRef, IpNet, IpAddr), Route>,
     pub(crate) migrations: Layer<'a, VmRef, Migration>,
+    /// Before, and what is written.
+    pub(crate) site: (&'a Versioned<Site>, Option<&'a Site>),
 }
 
 impl<'a> View<'a> {
@@ -89,6 +91,7 @@ impl<'a> View<'a> {
             hosts: Layer::new(&base.hosts),
             routes: Layer::new(&base.routes),
             migrations: Layer::new(&base.migrations),
+            site: (&base.site, None),
         };
         for operation in &change.operations {
             match operation {
@@ -111,6 +114,7 @@ impl<'a> View<'a> {
                 self.routes.over.insert(o.key_parts(), Some(o));
             }
             Object::Migration(o) => drop(self.migrations.over.insert(o.vm.clone(), Some(o))),
+            Object::Site(o) => self.site.1 = Some(o),
         }
     }
 
@@ -124,6 +128,7 @@ impl<'a> View<'a> {
             Key::Host(k) => drop(self.hosts.over.insert(k, None)),
             Key::Route(n, p, h) => drop(self.routes.over.insert((n, p, h), None)),
             Key::Migration(k) => drop(self.migrations.over.insert(k, None)),
+            Key::Site => {}
         }
     }
 
@@ -138,6 +143,7 @@ impl<'a> View<'a> {
             Key::Host(k) => self.hosts.base.contains_key(k),
             Key::Route(n, p, h) => self.routes.base.contains_key(&(n.clone(), *p, *h)),
             Key::Migration(k) => self.migrations.base.contains_key(k),
+            Key::Site => self.site.0.revision != 0,
         }
     }
 
@@ -181,6 +187,7 @@ mod tests {
                 host: None,
                 device: None,
                 security: true,
+                rewrite: BTreeMap::new(),
             })
         };
         let mut base = Desired::default();

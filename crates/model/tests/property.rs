@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_model::{
-    Allocator, Change, Checked, Desired, GATEWAY_MAC, Key, Name, NetId, Object, Operation, Port, Tenant,
-    Vsid,
+    Allocator, Change, Checked, Desired, GATEWAY_MAC, Key, Name, NetId, Object, Operation, Port, Subnet,
+    SubnetPrefix, Tenant, Vsid,
     testing::{Dice, change},
 };
 
@@ -27,11 +27,14 @@ fn broken(site: &Desired) -> Vec<String> {
     }
     for (name, s) in &site.subnets {
         rule(site.networks.contains_key(&name.network_ref()), format!("{name} has a network"));
-        rule(s.value.prefix.contains(&s.value.gateway), format!("{name} has its gateway inside"));
+        for own in &s.value.prefixes {
+            rule(own.prefix.contains(&own.gateway), format!("{name} has its gateway inside"));
+        }
         for (other, o) in
             site.subnets.iter().filter(|(o, _)| *o != name && o.network_ref() == name.network_ref())
         {
-            let apart = !s.value.prefix.contains(&o.value.prefix);
+            let all = |s: &Subnet| s.prefixes.iter().map(|p| p.prefix).collect::<Vec<_>>();
+            let apart = !all(&s.value).iter().any(|p| all(&o.value).iter().any(|o| p.contains(o)));
             rule(apart, format!("{name} and {other} are apart"));
         }
     }
@@ -40,13 +43,11 @@ fn broken(site: &Desired) -> Vec<String> {
     }
     ports(site, &mut rule);
     for (network, prefix, hop) in site.routes.keys() {
-        let subnet = site.subnets_of(network).find(|(_, s)| s.value.prefix.contains(hop));
-        rule(
-            subnet.is_some_and(|(_, s)| s.value.gateway != *hop),
-            format!("{prefix} via {hop} has a next hop"),
-        );
+        let subnet = site.subnets_of(network).find_map(|(_, s)| s.value.prefix_of(hop));
+        rule(subnet.is_some_and(|own| own.gateway != *hop), format!("{prefix} via {hop} has a next hop"));
         rule(site.networks.contains_key(network), format!("{prefix} via {hop} has a network"));
-        let inside = site.subnets_of(network).any(|(_, s)| s.value.prefix.contains(prefix));
+        let inside =
+            site.subnets_of(network).any(|(_, s)| s.value.prefixes.iter().any(|p| p.prefix.contains(prefix)));
         rule(!inside, format!("{prefix} via {hop} takes nothing from a subnet"));
     }
     for (vm, m) in &site.migrations {
@@ -74,8 +75,11 @@ fn ports(site: &Desired, rule: &mut dyn FnMut(bool, String)) {
             continue;
         };
         let s = &subnet.value;
-        let edges = [s.gateway, s.prefix.network(), s.prefix.broadcast()];
-        let inside = p.addresses.iter().all(|a| s.prefix.contains(a) && !edges.contains(a));
+        let inside = p.addresses.iter().all(|a| {
+            let Some(own) = s.prefix_of(a) else { return false };
+            let broadcast = own.prefix.broadcast() == *a && a.is_ipv4();
+            own.gateway != *a && own.prefix.network() != *a && !broadcast
+        });
         rule(inside, format!("{name} has addresses of its subnet"));
     }
     let all = || site.ports.values().map(|p| &p.value);
@@ -181,7 +185,7 @@ proptest! {
                 let name = tenet_model::PortRef { tenant: vm.tenant.clone(), vm: vm.vm.clone(), port: Name::new(format!("p{n}")).unwrap() };
                 let (mac, address) = (allocator.mac(&name).unwrap(), allocator.address(&subnet.value).unwrap());
                 let subnet = subnet.value.name.clone();
-                let port = Port { name, subnet, mac, addresses: vec![address], host: None, device: None, security: true };
+                let port = Port { name, subnet, mac, addresses: vec![address], host: None, device: None, security: true, rewrite: BTreeMap::new() };
                 change.operations.push(Operation::Put(Object::Port(port)));
             }
             prop_assert!(site.check(&change).is_ok(), "{:?}", site.check(&change));
@@ -213,8 +217,10 @@ fn allocates_the_lowest_free_until_nothing_is_left() {
     let subnet = tenet_model::Subnet {
         name: "default/n/s".parse().unwrap(),
         vsid: Vsid::MIN,
-        prefix: "10.0.0.0/29".parse().unwrap(),
-        gateway: "10.0.0.3".parse().unwrap(),
+        prefixes: vec![SubnetPrefix {
+            prefix: "10.0.0.0/29".parse().unwrap(),
+            gateway: "10.0.0.3".parse().unwrap(),
+        }],
     };
     site.put(Object::Subnet(subnet.clone()), 2);
     let mut allocator = Allocator::new(&site);

@@ -1,10 +1,10 @@
 //! Named bad cases: a change in short form in, the problems' text out.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 use tenet_model::{
     Change, Desired, Host, Key, Method, Migration, Name, NetId, Network, Object, Operation, Phase, Port,
-    Route, Subnet, Tenant, Vm,
+    Route, Subnet, SubnetPrefix, Tenant, Vm,
 };
 use uuid::Uuid;
 
@@ -51,13 +51,14 @@ fn operation(line: &str) -> Operation {
         "tenant" => Object::Tenant(Tenant { name: word(w) }),
         "network" => {
             let (name, id, rdid) = (word(w), NetId(word(w)), Uuid::from_u128(word(w)));
-            Object::Network(Network { name, rdid, id, method: Method::Nvgre })
+            Object::Network(Network { name, rdid, id, method: Method::Nvgre, switching: None })
         }
         "subnet" => {
             let (name, vsid) = (word(w), word::<u32>(w).try_into().unwrap());
-            Object::Subnet(Subnet { name, vsid, prefix: word(w), gateway: word(w) })
+            let prefixes = vec![SubnetPrefix { prefix: word(w), gateway: word(w) }];
+            Object::Subnet(Subnet { name, vsid, prefixes })
         }
-        "host" => Object::Host(Host { name: word(w), pa: word(w) }),
+        "host" => Object::Host(Host { name: word(w), pa: word(w), rewrite_pool: vec![] }),
         "vm" => Object::Vm(Vm { name: word(w) }),
         "port" => {
             let (name, subnet, mac) = (word(w), word(w), word(w));
@@ -65,7 +66,8 @@ fn operation(line: &str) -> Operation {
                 word::<String>(w).split(',').filter(|a| *a != "-").map(|a| a.parse().unwrap()).collect();
             let host = optional(w).map(|h| h.parse().unwrap());
             let device = optional(w).map(|d| d.replace('_', " "));
-            Object::Port(Port { name, subnet, mac, addresses, host, device, security: true })
+            let (security, rewrite) = (true, BTreeMap::new());
+            Object::Port(Port { name, subnet, mac, addresses, host, device, security, rewrite })
         }
         "route" => {
             Object::Route(Route { network: word(w), prefix: word(w), next_hop: word(w), metric: word(w) })
@@ -89,6 +91,7 @@ fn operation(line: &str) -> Operation {
                 from,
                 to,
                 devices,
+                rewrite: BTreeMap::new(),
                 phase,
                 started_ms: 0,
                 switched_ms: None,

@@ -17,7 +17,7 @@ fn name(text: &str) -> Name {
 }
 
 fn host(n: u8) -> Object {
-    Object::Host(Host { name: name(&format!("h{n}")), pa: [192, 168, 1, n].into() })
+    Object::Host(Host { name: name(&format!("h{n}")), pa: [192, 168, 1, n].into(), rewrite_pool: vec![] })
 }
 
 async fn check(site: &SiteStore, object: Object) -> Checked {

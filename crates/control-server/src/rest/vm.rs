@@ -239,6 +239,7 @@ fn migration(desired: &Desired, vm: &VmRef, m: &Migrate, id: Uuid) -> Result<Mig
         from,
         to: m.to.clone(),
         devices,
+        rewrite: std::collections::BTreeMap::new(),
         phase: Phase::Preparing,
         started_ms: crate::clock::ms(),
         switched_ms: None,

@@ -17,7 +17,7 @@ use tenet_api::agent::{
 };
 use tenet_compile::*;
 use tenet_host_agent::{KernelPart, Options};
-use tenet_model::{Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, Vsid};
+use tenet_model::{Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetPrefix, SubnetRef, Vsid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -320,24 +320,35 @@ pub fn site(generation: u64) -> Rows {
             pa: pa.parse().unwrap(),
             alt_pa: None,
             method: Method::Nvgre,
+            rewrite_pa: None,
+            other_rewrite_pa: None,
             port: port(vm),
         })
     };
     let all = [
-        Row::Host(HostRow { name: name("h1"), pa: "192.168.1.10".parse().unwrap() }),
+        Row::Host(HostRow {
+            name: name("h1"),
+            pa: "192.168.1.10".parse().unwrap(),
+            vxlan_port: 4789,
+            geneve_port: 6081,
+            pool: vec![],
+        }),
         Row::Peer(PeerRow { name: name("h2"), pa: "192.168.2.20".parse().unwrap(), any_source: vec![] }),
         Row::Network(NetworkRow {
             id: net,
             name: NetworkRef { tenant: tenant(), network: name("blue") },
             rdid: uuid::Uuid::from_u128(1),
             method: Method::Nvgre,
+            switching: None,
         }),
         Row::Subnet(SubnetRow {
             net,
             vsid,
             name: SubnetRef { tenant: tenant(), network: name("blue"), subnet: name("web") },
-            prefix: "10.1.1.0/24".parse().unwrap(),
-            gateway: [10, 1, 1, 1].into(),
+            prefixes: vec![SubnetPrefix {
+                prefix: "10.1.1.0/24".parse().unwrap(),
+                gateway: [10, 1, 1, 1].into(),
+            }],
         }),
         Row::Route(RouteRow { net, prefix: "10.1.1.0/24".parse().unwrap(), next_hop: None, metric: 0 }),
         record("sql", 11, "192.168.1.10"),

@@ -10,7 +10,7 @@ use tenet_compile::{
     HostRow, NetworkRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, Rows, SubnetRow,
 };
 use tenet_host::{Device, DeviceKind, HostCore, Input, Message, Output, Role};
-use tenet_model::{Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, Vsid};
+use tenet_model::{Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetPrefix, SubnetRef, Vsid};
 use tenet_tables::image::{Image, Operation};
 
 pub const OWN: [u8; 4] = [192, 168, 1, 10];
@@ -37,7 +37,7 @@ pub fn ca(n: u8) -> IpAddr {
 }
 
 pub fn host(pa: [u8; 4]) -> Row {
-    Row::Host(HostRow { name: name("h1"), pa: pa.into() })
+    Row::Host(HostRow { name: name("h1"), pa: pa.into(), vxlan_port: 4789, geneve_port: 6081, pool: vec![] })
 }
 
 pub fn peer(pa: [u8; 4], any_source: Vec<NetId>) -> Row {
@@ -50,6 +50,7 @@ pub fn network(net: u32) -> Row {
         name: NetworkRef { tenant: name(format!("t{net}")), network: name("blue") },
         rdid: uuid::Uuid::from_u128(net.into()),
         method: Method::Nvgre,
+        switching: None,
     })
 }
 
@@ -58,8 +59,7 @@ pub fn subnet(net: u32) -> Row {
         net: NetId(net),
         vsid: vsid(net),
         name: SubnetRef { tenant: name(format!("t{net}")), network: name("blue"), subnet: name("web") },
-        prefix: "10.1.1.0/24".parse().unwrap(),
-        gateway: ca(1),
+        prefixes: vec![SubnetPrefix { prefix: "10.1.1.0/24".parse().unwrap(), gateway: ca(1) }],
     })
 }
 
@@ -81,6 +81,8 @@ pub fn record(net: u32, n: u8, pa: [u8; 4], alt: Option<[u8; 4]>) -> Row {
         pa: pa.into(),
         alt_pa: alt.map(Into::into),
         method: Method::Nvgre,
+        rewrite_pa: None,
+        other_rewrite_pa: None,
         port: port_ref(net, n),
     })
 }
@@ -121,7 +123,7 @@ pub fn small(generation: u64) -> Rows {
 }
 
 pub fn device(ifindex: u32) -> Device {
-    Device { ifindex, carrier: true, mtu: 1500, kind: DeviceKind::Veth }
+    Device { ifindex, carrier: true, mtu: 1500, kind: DeviceKind::Veth, mac: tenet_tables::Mac::default() }
 }
 
 pub fn devices(names: &[(&str, u32)]) -> BTreeMap<String, Device> {

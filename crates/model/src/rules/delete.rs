@@ -31,10 +31,10 @@ pub(super) fn check(view: &View<'_>, key: &Key, problems: &mut Problems) {
             users.add(ports.map(|p| Key::Port(p.name.clone())));
             let network = subnet.network_ref();
             if let Some(was) = view.subnets.before(subnet) {
-                let routes = view.routes_of(&network).filter(|r| was.prefix.contains(&r.next_hop));
+                let routes = view.routes_of(&network).filter(|r| was.prefix_of(&r.next_hop).is_some());
                 // Another subnet may have taken the prefix over in the same change.
                 let stranded =
-                    routes.filter(|r| !view.subnets_of(&network).any(|s| s.prefix.contains(&r.next_hop)));
+                    routes.filter(|r| !view.subnets_of(&network).any(|s| s.prefix_of(&r.next_hop).is_some()));
                 users.add(stranded.map(|r| Key::Route(r.network.clone(), r.prefix, r.next_hop)));
             }
         }
@@ -51,7 +51,7 @@ pub(super) fn check(view: &View<'_>, key: &Key, problems: &mut Problems) {
             let migrations = view.migrations.iter().filter(|(_, m)| m.from == *host || m.to == *host);
             users.add(migrations.map(|(k, _)| Key::Migration(k.clone())));
         }
-        Key::Route(..) | Key::Migration(_) => {}
+        Key::Route(..) | Key::Migration(_) | Key::Site => {}
     }
     if let Some(by) = users.first {
         problems.add(key.clone(), Why::InUse { by, more: users.more });

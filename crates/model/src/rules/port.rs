@@ -47,13 +47,11 @@ pub(super) fn check(view: &View<'_>, problems: &mut Problems) {
     for (_, port) in view.ports.written() {
         claims.claim(port, problems);
     }
-    // A subnet that is new, or whose prefix and gateway stay, leaves no kept port outside.
+    // A subnet that is new, or whose prefixes and gateways stay, leaves no kept port outside.
     let changed: BTreeMap<&SubnetRef, &Subnet> = view
         .subnets
         .written()
-        .filter(|(name, s)| {
-            view.subnets.before(name).is_some_and(|was| was.prefix != s.prefix || was.gateway != s.gateway)
-        })
+        .filter(|(name, s)| view.subnets.before(name).is_some_and(|was| was.prefixes != s.prefixes))
         .collect();
     let tenants: BTreeSet<&Name> =
         claims.tenants.iter().copied().chain(changed.keys().map(|name| &name.tenant)).collect();
@@ -85,9 +83,9 @@ fn addresses(port: &Port, subnet: &Subnet) -> Vec<Why> {
     for address in &port.addresses {
         if address.is_ipv6() {
             why.push(Why::Ipv6 { what: "address", address: address.to_string() });
-        } else if !subnet.prefix.contains(address) {
-            let (address, prefix) = (*address, subnet.prefix);
-            why.push(Why::AddressOutside { address, subnet: subnet.name.clone(), prefix });
+        } else if subnet.prefix_of(address).is_none() {
+            let (address, prefixes) = (*address, subnet.prefixes.iter().map(|p| p.prefix).collect());
+            why.push(Why::AddressOutside { address, subnet: subnet.name.clone(), prefixes });
         } else if let Some(which) = reserved(subnet, *address) {
             why.push(Why::AddressReserved { address: *address, which, subnet: subnet.name.clone() });
         }
