@@ -17,6 +17,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("tenet-wire", &[]),
     ("tenet-tables", &["tenet-wire"]),
     ("tenet-forward", &["tenet-wire", "tenet-tables"]),
+    ("tenet-stt", &["tenet-wire"]),
     ("tenet-model", &["tenet-wire"]),
     ("tenet-compile", &["tenet-wire", "tenet-model", "tenet-tables"]),
     ("tenet-control", &["tenet-wire", "tenet-model", "tenet-tables", "tenet-compile"]),

@@ -23,6 +23,7 @@ mod ipv4;
 mod ipv6;
 mod nd;
 pub mod parse;
+mod stt;
 mod tcp;
 mod udp;
 
@@ -38,5 +39,6 @@ pub use nd::{
     ALL_NODES, ALL_NODES_MAC, AdvertisementFrame, Ends, LinkOption, Neighbour, RouterAdvertisement,
     RouterFrame,
 };
+pub use stt::{STT_HEADERS, SttFault, SttHeader, SttSegment};
 pub use tcp::Tcp;
 pub use udp::Udp;
