@@ -12,7 +12,9 @@ mod event;
 mod explain;
 mod message;
 mod part;
+pub mod paths;
 pub mod plan;
+pub mod probe;
 
 pub use crate::core::{AttachState, HostCore, Input, Output, Role, Stats};
 pub use back::rows_back;

@@ -1,5 +1,6 @@
 //! From rows to the content of the kernel's maps.
 
+use crate::probe;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -37,6 +38,8 @@ pub enum DeviceKind {
     Hub,
     /// No port's: the agent's own, by way of which it takes over STT frames that the programs cannot finish.
     Slow,
+    /// The tap of the agent's own probes.
+    Probe,
 }
 
 /// A device of this host as it is now.
@@ -96,6 +99,7 @@ pub fn plan(
     for net in networks(rows) {
         plan_network(rows, net, devices, uplink, paths, &mut plan);
     }
+    probe::plan_probe(rows, devices, &mut plan);
     plan
 }
 
@@ -359,7 +363,7 @@ fn kernel_port(p: &PortRow, generation: u64, device: Device, mtu: u16) -> Port {
         device: match device.kind {
             DeviceKind::Plain | DeviceKind::Hub | DeviceKind::Slow => DEVICE_PLAIN,
             DeviceKind::Veth => DEVICE_VETH,
-            DeviceKind::Tap => DEVICE_TAP,
+            DeviceKind::Tap | DeviceKind::Probe => DEVICE_TAP,
         },
         flags: security | down,
         flood_rate: FLOOD_RATE,
