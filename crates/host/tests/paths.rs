@@ -48,7 +48,8 @@ impl World {
     }
 
     fn lost(&mut self, percent: u64) -> bool {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.random >> 33) % 100 < percent
     }
 
@@ -119,7 +120,7 @@ fn host(n: u16) -> IpAddr {
 #[test]
 fn the_whole_mtu_is_known_after_one_answer() {
     let mut world = World::new([(host(1), GOOD)]);
-    assert_eq!(world.knows(SECOND, host(1), 1500), MS);
+    assert!(world.knows(SECOND, host(1), 1500) < 20 * MS);
     assert_eq!(world.sent.len(), 1);
     assert_eq!(world.state(host(1)), PathState::Measured);
 }
@@ -175,7 +176,8 @@ fn loss_does_not_make_a_value_flap() {
 
 #[test]
 fn a_host_that_goes_silent_says_nothing_of_the_path() {
-    let mut world = World::new([(host(1), Link { mtu: 1400, ..GOOD }), (host(2), Link { dead: true, ..GOOD })]);
+    let mut world =
+        World::new([(host(1), Link { mtu: 1400, ..GOOD }), (host(2), Link { dead: true, ..GOOD })]);
     world.knows(15 * SECOND, host(1), 1400);
     assert_eq!(world.state(host(2)), PathState::Silent);
     assert_eq!(world.paths.known().get(&host(2)), None, "unknown, not small");
