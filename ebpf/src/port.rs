@@ -9,7 +9,9 @@ use crate::{
     tell,
 };
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use tenet_forward::{Action, PortWork, Verdict, edit, port_ingress};
+use tenet_forward::{
+    Action, Meta, Refused, Verdict, Words, clamp, edit, needs_closer_look, port_closer, port_first,
+};
 use tenet_tables::DropReason;
 
 /// Everything that a VM sends.
@@ -17,9 +19,15 @@ use tenet_tables::DropReason;
 pub fn port_in(ctx: TcContext) -> i32 {
     let Some(sheet) = sheets::port() else { return SHOT };
     decide_port(Skb::new(&ctx), sheet);
+    if needs_closer_look(sheet.verdict) {
+        look_closer(Skb::new(&ctx), sheet);
+    }
     tell_port(Skb::new(&ctx), sheet);
     if is_flood(sheet.verdict) {
         return flood_out(Skb::new(&ctx), &sheet.work);
+    }
+    if sheet.work.segment != 0 && is_forwarded(sheet.verdict) && clamp_port(Skb::new(&ctx), sheet) != 0 {
+        return SHOT;
     }
     act_port(Skb::new(&ctx), sheet)
 }
@@ -27,8 +35,35 @@ pub fn port_in(ctx: TcContext) -> i32 {
 #[inline(never)]
 fn decide_port(frame: Skb, sheet: &mut PortSheet) {
     let meta = frame.meta();
-    sheet.work = PortWork::default();
-    sheet.verdict = port_ingress(&frame, &meta, &Maps, &mut sheet.work).to_words();
+    sheet.verdict = port_first(&frame, &meta, &Maps, &mut sheet.work);
+}
+
+/// What is answered, and what a sender is told: rare, and apart because it is much.
+#[inline(never)]
+fn look_closer(frame: Skb, sheet: &mut PortSheet) {
+    let meta = frame.meta();
+    sheet.verdict = port_closer(&frame, &meta, &Maps, sheet.verdict, &mut sheet.work);
+}
+
+/// Lowers the segment size that a TCP connection's first frame offers; not 0: the frame is dropped.
+#[inline(never)]
+fn clamp_port(mut frame: Skb, sheet: &PortSheet) -> i32 {
+    let meta = frame.meta();
+    match clamp(&mut frame, &sheet.work) {
+        Ok(lowered) => {
+            if lowered {
+                tell::clamped(&meta);
+            }
+            0
+        }
+        Err(Refused) => drop(&meta, DropReason::KernelRefused),
+    }
+}
+
+#[inline(always)]
+fn is_forwarded(words: Words) -> bool {
+    words[0] == Verdict::Encapsulate.to_words()[0]
+        || words[0] == Verdict::Deliver { ifindex: 0, peer: false }.to_words()[0]
 }
 
 /// Counters and events of a VM's frame, whatever becomes of it.
@@ -52,7 +87,13 @@ fn tell_port(frame: Skb, sheet: &PortSheet) {
 #[inline(always)]
 fn act_port(frame: Skb, sheet: &PortSheet) -> i32 {
     if sheet.verdict[0] >= Verdict::FIRST_RARE {
-        answer_port(frame, sheet)
+        if Verdict::from_words(sheet.verdict).is_discovery() {
+            answer_discovery(frame, sheet)
+        } else if sheet.work.is_v6() {
+            answer_port6(frame, sheet)
+        } else {
+            answer_port(frame, sheet)
+        }
     } else {
         forward_port(frame, sheet)
     }
@@ -73,12 +114,34 @@ fn answer_port(mut frame: Skb, sheet: &PortSheet) -> i32 {
     let meta = frame.meta();
     let action =
         edit::port_answer(&mut frame, Verdict::from_words(sheet.verdict), &Maps, meta.ifindex, &sheet.work);
+    turn_back(&meta, action)
+}
+
+/// As [`answer_port`], of neighbour discovery.
+#[inline(never)]
+fn answer_discovery(mut frame: Skb, sheet: &PortSheet) -> i32 {
+    let meta = frame.meta();
+    let verdict = Verdict::from_words(sheet.verdict);
+    turn_back(&meta, edit::port_discovery(&mut frame, verdict, &Maps, meta.ifindex, &sheet.work))
+}
+
+/// As [`answer_port`], of IPv6 otherwise.
+#[inline(never)]
+fn answer_port6(mut frame: Skb, sheet: &PortSheet) -> i32 {
+    let meta = frame.meta();
+    let action =
+        edit::port_answer6(&mut frame, Verdict::from_words(sheet.verdict), &Maps, meta.ifindex, &sheet.work);
+    turn_back(&meta, action)
+}
+
+#[inline(always)]
+fn turn_back(meta: &Meta, action: Action) -> i32 {
     match action {
         Action::Back(error) => {
-            tell::answered(&meta, error);
+            tell::answered(meta, error);
             redirect(meta.ifindex, 0)
         }
-        Action::Drop(reason) => drop(&meta, reason),
+        Action::Drop(reason) => drop(meta, reason),
         Action::Pass | Action::Port { .. } | Action::Hub { .. } | Action::Wire | Action::WireByMark => SHOT,
     }
 }

@@ -216,9 +216,9 @@ impl FrameMut for Skb {
     #[inline(always)]
     fn remake(&mut self, len: u32) -> Result<(), Refused> {
         // The kernel trims no frame below a checksum that is still to be filled in. Taking away more than
-        // the largest IPv4 header from behind the link header makes it forget that checksum; and
+        // the largest header from behind the link header makes it forget that checksum; and
         // a change at the tail makes it forget segmentation.
-        const ENOUGH: u32 = 128;
+        const ENOUGH: u32 = 160;
         const HEADERS: i32 = 76;
         self.tail(ENOUGH)?;
         self.adjust(-HEADERS, 0)?;

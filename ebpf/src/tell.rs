@@ -65,6 +65,12 @@ pub fn redirected(frame: &Skb, ifindex: u32) {
     with(ifindex, |c| c.redirected += frames);
 }
 
+/// A VM's TCP connection gets smaller segments than it offered.
+#[inline(always)]
+pub fn clamped(meta: &Meta) {
+    with(meta.ifindex, |c| c.clamped += 1);
+}
+
 /// A VM gets an answer from the tables, or an error that is counted as a drop too.
 #[inline(always)]
 pub fn answered(meta: &Meta, error: Option<DropReason>) {

@@ -45,7 +45,7 @@ pub fn encapsulate<F: FrameMut>(
     vsid: u32,
     config: &Config,
 ) -> Result<(), Refused> {
-    let to = Target { vsid, flow: crate::port::flow_id(&work.head), ..Target::default() };
+    let to = Target { vsid, flow: work.flow(), ..Target::default() };
     edit::encapsulate(frame, len, work, config, &to)
 }
 

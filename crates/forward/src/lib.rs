@@ -28,9 +28,9 @@ mod verdict;
 
 pub use access::{Frame, FrameMut, Meta, Refused, Tables};
 pub use hub::HubFrame;
-pub use port::{Head, PortWork, port_ingress};
+pub use port::{Head, PortWork, clamp, needs_closer_look, port_closer, port_first, port_ingress};
 pub use uplink::{UplinkWork, uplink_ingress};
-pub use verdict::{Action, Note, Target, Verdict};
+pub use verdict::{Action, Note, Target, Verdict, Words};
 
 /// Mark of an encapsulated frame that a port's program hands to the uplink's program for sending.
 ///

@@ -1,8 +1,12 @@
 //! From a row of the tables to the place where the frame goes.
 
-use crate::{Tables, Target, Verdict};
+use crate::{
+    Tables, Target, Verdict,
+    verdict::{Words, dropped},
+};
 use tenet_tables::{
-    Addr, DEVICE_VETH, DropReason, METHOD_NVGRE, PORT_ACTIVE, PORT_FLAG_DOWN, PORT_MOVED, PORT_PREPARED, Port,
+    Addr, DEVICE_VETH, DropReason, METHOD_NVGRE, METHOD_REWRITE, PORT_ACTIVE, PORT_FLAG_DOWN, PORT_MOVED,
+    PORT_PREPARED, Port,
 };
 
 /// Where a frame for a port of this host goes, by the port's state.
@@ -70,16 +74,17 @@ pub(crate) fn towards<T: Tables>(
     flow: u32,
     own: &Addr,
     to: &mut Target,
-) -> (Verdict, u32) {
+) -> (Words, u32) {
     let mut pa = place.pa;
     let mut moved = 0;
     if place.ifindex != 0 {
-        let Some(port) = tables.port(place.ifindex) else { return (Verdict::Drop(DropReason::NoRecord), 0) };
+        let Some(port) = tables.port(place.ifindex) else { return (dropped(DropReason::NoRecord), 0) };
         match fate(port, place.pa, Addr::UNSET, own) {
             Fate::Here => {
-                return (Verdict::Deliver { ifindex: place.ifindex, peer: skips_queue(port, ip) }, 0);
+                let peer = skips_queue(port, ip);
+                return (Verdict::Deliver { ifindex: place.ifindex, peer }.to_words(), 0);
             }
-            Fate::Drop(reason) => return (Verdict::Drop(reason), 0),
+            Fate::Drop(reason) => return (dropped(reason), 0),
             Fate::StillThere(home) => pa = home,
             Fate::Moved(to) => {
                 pa = to;
@@ -87,11 +92,16 @@ pub(crate) fn towards<T: Tables>(
             }
         }
     } else if *pa == *own {
-        return (Verdict::Drop(DropReason::Loop), 0);
+        return (dropped(DropReason::Loop), 0);
     }
-    if place.method != METHOD_NVGRE as u32 {
-        return (Verdict::Drop(DropReason::NoRecord), 0);
+    if place.method < METHOD_NVGRE as u32 || place.method > METHOD_REWRITE as u32 {
+        return (dropped(DropReason::NoRecord), 0);
     }
-    *to = Target { pa: *pa, method: place.method, vsid: place.vsid, flow };
-    (Verdict::Encapsulate, moved)
+    // Word by word: eBPF has no instruction for more, and a copy between places that might overlap is a slow call.
+    let [a, b, c, d] = pa.words;
+    to.pa.words = [a, b, c, d];
+    to.method = place.method;
+    to.vsid = place.vsid;
+    to.flow = flow;
+    (Verdict::Encapsulate.to_words(), moved)
 }

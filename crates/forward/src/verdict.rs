@@ -30,6 +30,14 @@ pub enum Verdict {
     Onward,
     /// Encapsulated by a port's program already: out by the neighbour that the kernel knows.
     Send,
+    /// First look of [`crate::port_first`] only: an ARP packet, to be looked at more closely.
+    Arp,
+    /// First look only: a message of neighbour or multicast listener discovery.
+    Discovery,
+    /// First look only: a packet for the gateway itself.
+    Gateway,
+    /// First look only: a packet that ends here for this reason, of which its sender may have to be told.
+    Complain(DropReason),
     /// Answer an ARP request: the target is at this MAC.
     AnswerArp {
         /// The target's MAC.
@@ -37,13 +45,22 @@ pub enum Verdict {
     },
     /// Answer a ping of the gateway.
     AnswerEcho,
+    /// Answer a neighbour solicitation: the target is at this MAC, or at the gateway's.
+    AnswerNeighbour {
+        /// The target's MAC.
+        mac: Mac,
+        /// Whether the target is the gateway.
+        router: bool,
+    },
+    /// Answer a router solicitation.
+    AnswerRouter,
     /// Tell the sender why its packet ends here.
     Error {
         /// What is counted.
         reason: DropReason,
-        /// ICMP type.
+        /// Type of ICMP, or of ICMPv6.
         ty: u8,
-        /// ICMP code.
+        /// Code of ICMP, or of ICMPv6.
         code: u8,
         /// Next-hop MTU, or 0.
         mtu: u16,
@@ -112,14 +129,35 @@ pub struct Note {
     pub mac: Mac,
 }
 
+/// A [`Verdict`] as plain words.
+///
+/// The decision returns these and not the enum itself: a verdict without content leaves some bytes of the enum
+/// undefined, which the compiler may read early and the kernel's verifier refuses to have read.
+pub type Words = [u32; 3];
+
+/// A drop as words.
+#[inline(always)]
+pub(crate) const fn dropped(reason: DropReason) -> Words {
+    Verdict::Drop(reason).to_words()
+}
+
 impl Verdict {
     /// First of [`Self::to_words`] of the verdicts that turn a frame round, and of all above.
-    pub const FIRST_RARE: u32 = 7;
+    pub const FIRST_RARE: u32 = 16;
+    /// Verdicts from this one on, up to [`Self::FIRST_RARE`], are of the first look only.
+    pub const FIRST_CLOSER: u32 = 12;
+
+    /// Whether it answers neighbour discovery.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_discovery(self) -> bool {
+        matches!(self, Self::AnswerNeighbour { .. } | Self::AnswerRouter)
+    }
 
     /// The verdict as plain words, every one of them defined, so that eBPF may keep it in a map.
     #[inline(always)]
     #[must_use]
-    pub const fn to_words(self) -> [u32; 3] {
+    pub const fn to_words(self) -> Words {
         match self {
             Self::Pass => [0, 0, 0],
             Self::Drop(reason) => [1, reason as u32, 0],
@@ -130,20 +168,29 @@ impl Verdict {
             Self::DeliverWhole { ifindex, len } => [6, ifindex, len as u32],
             Self::AnswerArp { mac } => {
                 let [a, b, c] = mac.halves;
-                [7, a as u32 | (b as u32) << 16, c as u32]
+                [16, a as u32 | (b as u32) << 16, c as u32]
             }
-            Self::AnswerEcho => [8, 0, 0],
+            Self::AnswerEcho => [17, 0, 0],
+            Self::Arp => [12, 0, 0],
+            Self::Discovery => [13, 0, 0],
+            Self::Gateway => [14, 0, 0],
+            Self::Complain(reason) => [15, reason as u32, 0],
+            Self::AnswerNeighbour { mac, router } => {
+                let [a, b, c] = mac.halves;
+                [20, a as u32 | (b as u32) << 16, c as u32 | (router as u32) << 16]
+            }
+            Self::AnswerRouter => [21, 0, 0],
             Self::Error { reason, ty, code, mtu } => {
-                [9, reason as u32, ty as u32 | (code as u32) << 8 | (mtu as u32) << 16]
+                [18, reason as u32, ty as u32 | (code as u32) << 8 | (mtu as u32) << 16]
             }
-            Self::Flood { vsid } => [10, vsid, 0],
+            Self::Flood { vsid } => [19, vsid, 0],
         }
     }
 
     /// The verdict that [`Self::to_words`] was given; a drop for anything else.
     #[inline(always)]
     #[must_use]
-    pub const fn from_words(words: [u32; 3]) -> Self {
+    pub const fn from_words(words: Words) -> Self {
         let [tag, a, b] = words;
         match tag {
             0 => Self::Pass,
@@ -153,10 +200,19 @@ impl Verdict {
             4 => Self::Onward,
             5 => Self::Send,
             6 => Self::DeliverWhole { ifindex: a, len: b as u16 },
-            7 => Self::AnswerArp { mac: Mac { halves: [a as u16, (a >> 16) as u16, b as u16] } },
-            8 => Self::AnswerEcho,
-            9 => Self::Error { reason: reason(a), ty: b as u8, code: (b >> 8) as u8, mtu: (b >> 16) as u16 },
-            10 => Self::Flood { vsid: a },
+            12 => Self::Arp,
+            13 => Self::Discovery,
+            14 => Self::Gateway,
+            15 => Self::Complain(reason(a)),
+            16 => Self::AnswerArp { mac: Mac { halves: [a as u16, (a >> 16) as u16, b as u16] } },
+            17 => Self::AnswerEcho,
+            18 => Self::Error { reason: reason(a), ty: b as u8, code: (b >> 8) as u8, mtu: (b >> 16) as u16 },
+            19 => Self::Flood { vsid: a },
+            20 => Self::AnswerNeighbour {
+                mac: Mac { halves: [a as u16, (a >> 16) as u16, b as u16] },
+                router: b >> 16 != 0,
+            },
+            21 => Self::AnswerRouter,
             _ => Self::Drop(DropReason::Malformed),
         }
     }

@@ -27,11 +27,7 @@ pub fn uplink<F: FrameMut, T: Tables>(
             let Some(config) = tables.config() else { return Action::Drop(DropReason::NotConfigured) };
             done(readdress(frame, work, config, Be32::from_word(work.to.pa.words[3])), Action::Wire)
         }
-        Verdict::Encapsulate
-        | Verdict::AnswerArp { .. }
-        | Verdict::AnswerEcho
-        | Verdict::Error { .. }
-        | Verdict::Flood { .. } => Action::Drop(DropReason::KernelRefused),
+        _ => Action::Drop(DropReason::KernelRefused),
     }
 }
 
@@ -44,8 +40,8 @@ pub fn encapsulate<F: FrameMut>(
     config: &Config,
     to: &Target,
 ) -> Result<(), Refused> {
-    let ip = work.head.eth.ty == EtherType::IPV4;
-    let ecn = if ip { work.head.ip.tos & Ipv4::ECN } else { 0 };
+    let ip = work.is_ip();
+    let ecn = work.class() & Ipv4::ECN;
     // The decision refused frames that this could overflow with.
     let total = (len + NVGRE_OVERHEAD - Ethernet::LEN) as u16;
     frame.grow_tunnel(ip)?;
@@ -58,7 +54,7 @@ pub fn encapsulate<F: FrameMut>(
         inner: work.head.eth,
     };
     frame.store(0, &outer)?;
-    if work.routed { frame.store(NvgreOuter::LEN, &work.head.ip) } else { Ok(()) }
+    if work.routed { work.head.store_packet(frame, NvgreOuter::LEN) } else { Ok(()) }
 }
 
 /// Takes the tunnel's headers off a frame.

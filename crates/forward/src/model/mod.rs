@@ -6,7 +6,7 @@ pub mod traffic;
 
 use crate::{
     Action, Frame, FrameMut, HubFrame, Meta, Note, PortWork, Refused, Tables, UplinkWork, Verdict, bucket,
-    edit, flood, port_ingress, uplink_ingress,
+    clamp, edit, flood, port_ingress, uplink_ingress,
 };
 use alloc::vec::Vec;
 use tenet_tables::{
@@ -169,6 +169,8 @@ pub struct Outcome {
     pub activated: bool,
     /// The port of this host that has moved and that it is redirected for, or 0.
     pub moved: u32,
+    /// Whether the segment size that it offered was lowered.
+    pub clamped: bool,
 }
 
 /// Does all that the program `port_in` does with a frame from a VM, the activation of the port included.
@@ -181,12 +183,28 @@ pub fn port_in(bytes: &[u8], meta: &Meta, tables: &mut Image, bucket: &mut Bucke
     {
         port.state = PORT_ACTIVE;
     }
+    let outcome = |action, frame, clamped| Outcome {
+        action,
+        frame,
+        note: work.note,
+        activated: work.activated,
+        moved: work.moved,
+        clamped,
+    };
+    let mut clamped = false;
     let action = if let Verdict::Flood { vsid } = verdict {
         Action::Drop(flood_out(&mut frame, meta, tables, &work, (vsid, bucket, now)))
     } else {
+        let forwarded = matches!(verdict, Verdict::Deliver { .. } | Verdict::Encapsulate);
+        if forwarded && work.segment != 0 {
+            match clamp(&mut frame, &work) {
+                Ok(lowered) => clamped = lowered,
+                Err(Refused) => return outcome(Action::Drop(DropReason::KernelRefused), frame, false),
+            }
+        }
         edit::port(&mut frame, meta.len, verdict, tables, meta.ifindex, &work)
     };
-    Outcome { action, frame, note: work.note, activated: work.activated, moved: work.moved }
+    outcome(action, frame, clamped)
 }
 
 fn flood_out(
@@ -223,7 +241,7 @@ pub fn uplink_in(bytes: &[u8], meta: &Meta, tables: &Image) -> Outcome {
     } else {
         edit::uplink(&mut frame, verdict, tables, &work)
     };
-    Outcome { action, frame, note: work.note, activated: false, moved: work.moved }
+    Outcome { action, frame, note: work.note, activated: false, moved: work.moved, clamped: false }
 }
 
 /// What the program `port_in` is told about a plain frame.
