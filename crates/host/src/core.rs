@@ -5,14 +5,14 @@ use crate::explain::explain;
 use crate::message::{Ack, Message, NetworkProof, PortStatus, Proof};
 use crate::part;
 use crate::plan::{self, Device, DeviceKind, Plan, Uplink};
-use crate::rows_back;
+use crate::{probe, rows_back};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 use tenet_compile::{Delta, PortRow, PortState, Row, RowKey, Rows, digests};
 use tenet_model::{NetId, PortRef};
 use tenet_tables::image::{Image, Operation};
-use tenet_tables::{Event, EventKind, PORT_ACTIVE, PORT_PREPARED};
+use tenet_tables::{Event, EventKind, PORT_ACTIVE, PORT_PREPARED, PROBE_NET};
 
 /// Lines about repairs kept for a controller that is away, and sent in one message.
 const REPAIRS_KEPT: usize = 50;
@@ -332,7 +332,9 @@ impl HostCore {
         }
         let keys = || delta.upserts.iter().map(|(r, _)| r.key()).chain(delta.deletes.iter().cloned());
         let host_wide = keys().any(|k| k == RowKey::Host);
-        let nets: BTreeSet<NetId> = keys().filter_map(|k| k.network()).collect();
+        let mut nets: BTreeSet<NetId> = keys().filter_map(|k| k.network()).collect();
+        // The agents' probes go to all hosts.
+        nets.extend(keys().any(|k| matches!(k, RowKey::Peer(_))).then_some(NetId(PROBE_NET)));
         rows.apply(delta);
         *generation = delta.generation;
         self.stats.changes += 1;
@@ -358,8 +360,11 @@ impl HostCore {
         // MTUs of port devices are ours to set and say nothing.
         let seen = |d: Option<&Device>| d.map(|d| (d.ifindex, d.carrier, d.kind));
         let changed = |name: &String| seen(old.get(name)) != seen(self.devices.get(name));
-        let nets: BTreeSet<NetId> =
+        let mut nets: BTreeSet<NetId> =
             plan::ports(rows).filter(|(p, _)| changed(&p.device)).map(|(p, _)| p.net).collect();
+        let probe_changed =
+            seen(probe::tap(&old).map(|t| t.1)) != seen(probe::tap(&self.devices).map(|t| t.1));
+        nets.extend(probe_changed.then_some(NetId(PROBE_NET)));
         let host_wide = before != self.uplink();
         if host_wide || !nets.is_empty() {
             self.owed.proof = true;
@@ -542,7 +547,8 @@ impl HostCore {
         let actual = self.actual.as_ref().unwrap_or(&empty);
         let mut host = Plan::default();
         plan::plan_host(rows, uplink, &mut host);
-        let planned = nets.clone().unwrap_or_else(|| plan::networks(rows));
+        let all = || plan::networks(rows).into_iter().chain([NetId(PROBE_NET)]).collect();
+        let planned = nets.clone().unwrap_or_else(all);
         let mut new = host.image;
         if nets.is_none() {
             self.problems.clear();
@@ -550,7 +556,11 @@ impl HostCore {
         self.problems.insert(None, host.problems);
         for net in &planned {
             let mut plan = Plan { image: new, problems: Vec::new() };
-            plan::plan_network(rows, *net, &devices, uplink, &self.paths, &mut plan);
+            if net.0 == PROBE_NET {
+                probe::plan_probe(rows, &self.devices, &mut plan);
+            } else {
+                plan::plan_network(rows, *net, &devices, uplink, &self.paths, &mut plan);
+            }
             new = plan.image;
             self.problems.insert(Some(*net), plan.problems);
         }
@@ -651,6 +661,7 @@ impl HostCore {
         if let Some((_, rows)) = &self.state {
             let devices = self.port_devices(rows);
             needed.extend(devices.into_iter().map(|(name, d)| (name, d.ifindex, Role::Port)));
+            needed.extend(probe::tap(&self.devices).map(|(name, d)| (name.clone(), d.ifindex, Role::Port)));
         }
         // What is attached is known only after the first look at the kernel.
         needed.retain(|(_, ifindex, _)| self.actual.is_some() && !self.attached.contains_key(ifindex));
@@ -678,6 +689,7 @@ impl HostCore {
             *counts.entry(net).or_default() += 1;
         }
         nets.extend(digests.keys());
+        nets.remove(&NetId(PROBE_NET));
         let number = |map: &BTreeMap<NetId, u64>, net| map.get(net).copied().unwrap_or(0);
         nets.iter()
             .map(|n| NetworkProof { net: *n, digest: number(&digests, n), rows: number(&counts, n) })
@@ -702,6 +714,7 @@ impl HostCore {
         let detail = match (device, attach) {
             (None, _) => format!("device {name} does not exist on this host yet"),
             (Some(_), _) if self.uplinks.contains(name) => format!("device {name} is an uplink of this host"),
+            (Some(d), _) if is_own(d) => format!("device {name} is the agent's own"),
             (Some(_), None | Some(AttachState::Pending)) => {
                 format!("the program on {name} is not attached yet")
             }
@@ -730,6 +743,7 @@ impl HostCore {
         plan::ports(rows)
             .filter(|(p, _)| !self.uplinks.contains(&p.device))
             .filter_map(|(p, _)| self.devices.get(&p.device).map(|d| (p.device.clone(), *d)))
+            .filter(|(_, d)| !is_own(d))
             .collect()
     }
 
@@ -758,6 +772,14 @@ impl HostCore {
         if self.repaired.len() <= REPAIRS_KEPT {
             self.repaired.push(line);
         }
+    }
+}
+
+/// Whether a device is the agent's own, and so never a VM's.
+const fn is_own(device: &Device) -> bool {
+    match device.kind {
+        DeviceKind::Hub | DeviceKind::Slow | DeviceKind::Probe => true,
+        DeviceKind::Plain | DeviceKind::Veth | DeviceKind::Tap => false,
     }
 }
 

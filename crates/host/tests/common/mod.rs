@@ -276,6 +276,7 @@ fn port_here(net: u32, n: u8, at: u8, alt: Option<u8>, prepared: bool) -> Option
 /// All devices that the generator's ports name, and the uplink.
 pub fn all_devices() -> BTreeMap<String, Device> {
     let mut all = devices(&[("eth0", 2)]);
+    all.insert(tenet_host::probe::TAP.into(), Device { kind: DeviceKind::Probe, ..device(3) });
     for net in 1u32..5 {
         for n in 2u32..60 {
             all.insert(format!("tap{net}-{n}"), device(net * 100 + n));

@@ -1,0 +1,95 @@
+//! The tables' entries for the agents' own probes.
+#![expect(clippy::unwrap_used, reason = "a test ends there")]
+
+mod common;
+
+use common::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+use tenet_compile::{RowKey, digests};
+use tenet_host::probe::{METHODS, TAP, mac};
+use tenet_host::{Device, DeviceKind, Input, Message, Role, plan, rows_back};
+use tenet_tables::{GATEWAY_MAC, MacKey, PROBE_NET, PROBE_VSID, RecordKey};
+
+const TAP_INDEX: u32 = 77;
+
+fn with_tap() -> BTreeMap<String, Device> {
+    let mut all = devices(&[("eth0", 2), ("tap1-11", 9)]);
+    all.insert(TAP.into(), Device { kind: DeviceKind::Probe, ..device(TAP_INDEX) });
+    all
+}
+
+#[test]
+fn every_host_is_reached_by_every_method() {
+    let plan = plan(&small(7), &with_tap(), None, &BTreeMap::new()).image;
+    for (pa, ifindex) in [(OWN, TAP_INDEX), (OTHER, 0)] {
+        for (method, name) in METHODS {
+            let key = MacKey { vsid: PROBE_VSID, mac: mac(pa.into(), method), reserved: 0 };
+            let entry = plan.macs[&key];
+            assert_eq!((entry.method, entry.ifindex), (method.into(), ifindex), "{name}");
+            assert_eq!(IpAddr::from(entry.pa), IpAddr::from(pa), "{name}");
+        }
+        let record = plan.records[&RecordKey { net: PROBE_NET, ca: IpAddr::from(pa).into() }];
+        assert_eq!((record.ifindex, record.vsid), (ifindex, PROBE_VSID));
+    }
+    assert_eq!(plan.ports[&TAP_INDEX].mtu, u16::MAX);
+}
+
+#[test]
+fn without_a_tap_there_is_nothing() {
+    let plan = plan(&small(7), &devices(&[("eth0", 2)]), None, &BTreeMap::new()).image;
+    assert!(plan.records.keys().all(|k| k.net != PROBE_NET));
+    assert!(!plan.subnets.contains_key(&PROBE_VSID));
+}
+
+#[test]
+fn no_proof_and_no_digest_knows_of_probes() {
+    let rows = small(7);
+    let image = plan(&rows, &with_tap(), None, &BTreeMap::new()).image;
+    assert_eq!(digests(&rows_back(&image, &rows)), digests(&rows));
+    let mut sim = Sim::started();
+    sim.feed(Input::Devices(with_tap()));
+    sim.full(7, rows);
+    assert_eq!(sim.attached[&TAP_INDEX], Role::Port);
+    for message in sim.said() {
+        let (Message::Ack(_) | Message::Proof(_)) = &message else { continue };
+        assert!(!format!("{message:?}").contains(&PROBE_NET.to_string()), "{message:?}");
+    }
+    assert_eq!(sim.core.name_of(TAP_INDEX), "");
+}
+
+#[test]
+fn a_new_host_is_probed_from_its_delta_on() {
+    let mut sim = Sim::started();
+    sim.feed(Input::Devices(with_tap()));
+    sim.full(7, small(7));
+    let new = [192, 168, 3, 30];
+    let mut next = small(7);
+    let row = peer(new, vec![]);
+    next.0.insert(row.key(), (row, 8));
+    sim.feed(Input::Delta(small(7).delta_to(7, &next, 8)));
+    let key = RecordKey { net: PROBE_NET, ca: IpAddr::from(new).into() };
+    assert!(sim.image.records.contains_key(&key));
+    sim.feed(Input::Delta(next.delta_to(8, &small(7), 9)));
+    assert!(!sim.image.records.contains_key(&key));
+    let other = RecordKey { net: PROBE_NET, ca: IpAddr::from(OTHER).into() };
+    assert!(sim.image.records.contains_key(&other));
+    assert!(small(7).0.contains_key(&RowKey::Host));
+}
+
+#[test]
+fn macs_are_unicast_and_apart() {
+    let mut all = BTreeSet::new();
+    for n in 0..1000u16 {
+        let six: IpAddr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, n / 7, n).into();
+        let [a, b] = n.to_be_bytes();
+        for pa in [six, [10, 0, a, b].into()] {
+            for (method, _) in METHODS {
+                let mac = mac(pa, method);
+                assert_eq!(mac.octets()[0] & 3, 2, "local and unicast");
+                assert_ne!(mac, GATEWAY_MAC);
+                assert!(all.insert(mac), "{pa}");
+            }
+        }
+    }
+}
