@@ -3,6 +3,7 @@
 pub mod fuzz;
 pub mod site;
 pub mod traffic;
+pub mod traffic6;
 
 use crate::{
     Action, Frame, FrameMut, HubFrame, Meta, Note, PortWork, Refused, Tables, UplinkWork, Verdict, bucket,

@@ -4,8 +4,8 @@ use alloc::vec::Vec;
 use tenet_tables::{
     Addr, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FloodEntry, FloodKey, GATEWAY_MAC, GENEVE_PORT,
     LAYOUT_VERSION, METHOD_GATEWAY, METHOD_NVGRE, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE,
-    PORT_BLOCKED, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record,
-    RecordKey, Route, Subnet, VXLAN_PORT,
+    PORT_BLOCKED, PORT_FLAG_AUTOCONF, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer,
+    PeerKey, Port, Record, RecordKey, Route, Subnet, VXLAN_PORT,
     image::{Image, Prefix},
 };
 use tenet_wire::Mac;
@@ -39,6 +39,23 @@ pub struct Machine {
     /// Its host by the table.
     pub pa: [u8; 4],
 }
+
+impl Machine {
+    /// Its customer address of IPv6. The last subnet has none, though the table has the address.
+    #[must_use]
+    pub const fn ca6(&self) -> [u8; 16] {
+        address6(self.ca[2], self.ca[3])
+    }
+}
+
+/// `fd00:1:0:third::last`.
+#[must_use]
+pub const fn address6(third: u8, last: u8) -> [u8; 16] {
+    [0xfd, 0, 0, 1, 0, 0, 0, third, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
+/// The subnet without IPv6.
+pub const IPV4_ONLY: u32 = 6002;
 
 /// The site, and the machines in it.
 #[derive(Clone, Debug)]
@@ -121,10 +138,19 @@ fn network(image: &mut Image, net: u32, vsid: u32, third: u8) {
         },
     );
     route(image, net, [10, 1, third, 0], 24, None);
+    let gateway6 = Addr::v6(address6(third, 1));
+    if vsid != IPV4_ONLY {
+        if let Some(subnet) = image.subnets.get_mut(&vsid) {
+            subnet.gateway6 = gateway6;
+            subnet.prefix6_len = 64;
+        }
+        route6(image, net, address6(third, 0), 64, None);
+    }
     // One network knows its gateways by record, the other by subnet only.
     if net == 1 {
         let record = Record { mac: GATEWAY_MAC, method: METHOD_GATEWAY, vsid, ..Record::default() };
         image.records.insert(RecordKey { net, ca: gateway }, record);
+        image.records.insert(RecordKey { net, ca: gateway6 }, record);
     }
 }
 
@@ -138,7 +164,24 @@ fn route(image: &mut Image, net: u32, ca: [u8; 4], len: u32, hop: Option<[u8; 4]
     image.routes.insert(key, Route { next_hop, metric: 0, reserved: 0, generation: 1 });
 }
 
+fn route6(image: &mut Image, net: u32, ca: [u8; 16], len: u32, hop: Option<[u8; 16]>) {
+    let key = Prefix { net, ca: super::truncate(Addr::v6(ca), len), len };
+    let next_hop = hop.map_or(Addr::UNSET, Addr::v6);
+    image.routes.insert(key, Route { next_hop, metric: 0, reserved: 0, generation: 1 });
+}
+
+/// `fd72:n::`.
+const fn outside6(n: u8) -> [u8; 16] {
+    [0xfd, 0x72, 0, n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]
+}
+
 fn routes(image: &mut Image) {
+    // As the ones of IPv4 below; the default route of the second network is of IPv6 only.
+    route6(image, 1, outside6(1), 32, Some(address6(1, 12)));
+    route6(image, 1, outside6(2), 32, Some(address6(1, 99)));
+    route6(image, 1, outside6(3), 32, Some(address6(2, 1)));
+    route6(image, 2, [0; 16], 0, Some(address6(1, 12)));
+
     // Through an appliance elsewhere, through one here, to nobody, and to a gateway, which leads nowhere.
     route(image, 1, [0, 0, 0, 0], 0, Some([10, 1, 1, 40]));
     route(image, 1, [172, 16, 0, 0], 12, Some([10, 1, 1, 12]));
@@ -196,6 +239,7 @@ fn machine(image: &mut Image, m: &Machine, ifindex: u32) {
         ..Record::default()
     };
     image.records.insert(RecordKey { net: m.net, ca: Addr::v4(m.ca) }, record);
+    image.records.insert(RecordKey { net: m.net, ca: Addr::v6(m.ca6()) }, record);
     let entry = MacEntry { pa, ifindex, method: u32::from(METHOD_NVGRE) };
     image.macs.insert(MacKey { vsid: m.vsid, mac, reserved: 0 }, entry);
 }
@@ -214,6 +258,7 @@ fn ports(image: &mut Image, machines: &[Machine], interfaces: [u32; PORTS]) {
             _ => Addr::UNSET,
         };
         let secure = if i == 1 { 0 } else { PORT_FLAG_SECURITY };
+        let autoconf = if i == 2 { PORT_FLAG_AUTOCONF } else { 0 };
         let down = if i == 6 || i == 7 { PORT_FLAG_DOWN } else { 0 };
         image.ports.insert(
             interfaces[i],
@@ -225,7 +270,7 @@ fn ports(image: &mut Image, machines: &[Machine], interfaces: [u32; PORTS]) {
                 mtu: MTU,
                 state,
                 device: if i == 0 || i == 8 { DEVICE_VETH } else { DEVICE_PLAIN },
-                flags: secure | down,
+                flags: secure | down | autoconf,
                 flood_rate: 1_000_000_000,
                 flood_burst: 1_000_000_000,
                 reserved: 0,

@@ -1,6 +1,7 @@
 //! Frames of all kinds for the [`site`](super::site): good, hostile and broken, reproducible from a seed.
 
 use super::site::{MTU, Machine, OTHER, OWN, PORTS, STRANGER, Site, THIRD};
+use super::traffic6;
 use crate::{Meta, SEND_MARK};
 use alloc::vec::Vec;
 use tenet_tables::GATEWAY_MAC;
@@ -74,7 +75,7 @@ pub fn sample(dice: &mut Dice, site: &Site) -> Sample {
     };
     spoil(dice, &mut bytes);
     let len = bytes.len() as u32;
-    let ip = bytes.get(12..14) == Some(&[8, 0]);
+    let ip = matches!(bytes.get(12..14), Some(&[8, 0] | &[0x86, 0xdd]));
     let gso_size =
         if !from_wire && ip && len > 200 && dice.one_in(10) { 1 + dice.below(1500) as u32 } else { 0 };
     Sample { from_wire, bytes, meta: Meta { ifindex, len, gso_size, mark, tagged: false } }
@@ -100,6 +101,9 @@ fn spoil(dice: &mut Dice, bytes: &mut Vec<u8>) {
 
 /// A frame as `me` sends it, or as somebody else sends it to `me`.
 fn inner(dice: &mut Dice, site: &Site, me: &Machine, to_me: bool) -> Vec<u8> {
+    if dice.one_in(2) {
+        return traffic6::inner(dice, site, me, to_me);
+    }
     let near: Vec<&Machine> = site.machines.iter().filter(|m| m.vsid == me.vsid).collect();
     let far: Vec<&Machine> = site.machines.iter().filter(|m| m.net == me.net).collect();
     let mut peer = *near[dice.below(near.len())];
@@ -236,6 +240,9 @@ fn transport(dice: &mut Dice, protocol: u8) -> Vec<u8> {
         bytes.extend_from_slice(ports.as_bytes());
         // Data offset 5 where TCP has it.
         bytes.extend_from_slice(&[0, 8, 0, 0, 0, 0, 0, 0, 0x50, 0x10]);
+        if protocol == ProtocolNumber::TCP && dice.one_in(2) {
+            open(dice, &mut bytes);
+        }
     }
     bytes.extend((0..body).map(|i| i as u8));
     if protocol == ProtocolNumber::ICMP {
@@ -247,6 +254,27 @@ fn transport(dice: &mut Dice, protocol: u8) -> Vec<u8> {
         bytes.truncate(keep);
     }
     bytes
+}
+
+/// Makes the start of a TCP header one that opens a connection, with options.
+pub(super) fn open(dice: &mut Dice, header: &mut Vec<u8>) {
+    let mut options = Vec::new();
+    for _ in 0..dice.below(4) {
+        let size = dice.pick(&[[5, 0xb4], [0xff, 0xff], [5, 0x50], [2, 0x18], [0, 0]]);
+        match dice.below(7) {
+            0 => options.push(1),
+            1..=3 => options.extend([2, 4, size[0], size[1]]),
+            4 => options.extend([3, 3, 7]),
+            5 => options.extend([dice.pick(&[2, 4, 8]), dice.pick(&[0, 1, 2, 3, 5, 200]), 9]),
+            _ => options.push(0),
+        }
+    }
+    options.resize(options.len().next_multiple_of(4), 0);
+    let words = 5 + options.len() / 4;
+    header[12] = (if dice.one_in(8) { dice.below(16) } else { words } as u8) << 4;
+    header[13] = dice.pick(&[0x02, 0x02, 0x12, 0xc2]);
+    header.extend([0xff, 0xff, dice.roll() as u8, dice.roll() as u8, 0, 0]);
+    header.extend(options);
 }
 
 /// A frame in a tunnel, mostly for this host.

@@ -21,9 +21,11 @@ pub fn port_closer<F: Frame, T: Tables>(
     let Some(port) = tables.port(meta.ifindex) else { return dropped(DropReason::UnknownPort) };
     let Some(config) = tables.config() else { return dropped(DropReason::NotConfigured) };
     let call = Call { frame, meta, tables, port, config };
+    // What is not discovery's own business goes on as any packet does.
+    let words =
+        if matches!(Verdict::from_words(words), Verdict::Discovery) { call.discovery(work) } else { words };
     match Verdict::from_words(words) {
         Verdict::Arp => call.arp(work),
-        Verdict::Discovery => call.discovery(work),
         Verdict::Gateway => call.gateway(work),
         Verdict::Complain(reason) => call.complain(work, reason),
         _ => words,

@@ -17,7 +17,7 @@ pub use work::{Head, PortWork};
 
 use crate::{
     Frame, Meta, Note, Tables, Verdict,
-    packet::{is_link_local, is_multicast, is_routable6},
+    packet::{is_link_local, is_mapped, is_multicast, is_routable6},
     reach::{Place, towards},
     verdict::{Words, dropped},
 };
@@ -25,7 +25,7 @@ use tenet_tables::{
     Addr, Config, DropReason, EventKind, GATEWAY_LINK_LOCAL, LAYOUT_VERSION, METHOD_GATEWAY, METHOD_REWRITE,
     MacKey, PORT_ACTIVE, PORT_FLAG_SECURITY, PORT_PREPARED, Port, RecordKey,
 };
-use tenet_wire::{Be16, EtherType, Ethernet, Icmp6, ProtocolNumber, Tcp};
+use tenet_wire::{Be16, EtherType, Ethernet, Icmp6, Mac, Ports, ProtocolNumber, Tcp};
 
 /// The most that any method puts before an inner packet, its link header included: STT over IPv6.
 const LARGEST_OVERHEAD: u32 = 92;
@@ -160,21 +160,24 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         }
         if !work.packet.v6 && work.packet.plain {
             let start = work.head.l3.v4_transport();
-            work.ports = start.ports;
+            work.transport.ports = start.ports;
             if tcp {
-                work.tcp = start.offset_flags;
-            }
-        } else if tcp {
-            let mut start = Tcp::default();
-            if self.frame.load(work.packet.transport_at(), &mut start).is_ok() {
-                work.ports = start.ports;
-                work.tcp = start.offset_flags;
+                work.transport.offset_flags = start.offset_flags;
             }
         } else {
-            // A datagram without ports spreads as well as it can.
-            let _ = self.frame.load(work.packet.transport_at(), &mut work.ports);
+            let at = work.packet.transport_at();
+            let loaded = if tcp {
+                self.frame.load(at, &mut work.transport)
+            } else {
+                self.frame.load(at, &mut work.transport.ports)
+            };
+            // What has no ports spreads as well as it can.
+            if loaded.is_err() {
+                work.transport.ports = Ports::default();
+                work.transport.offset_flags = Be16::default();
+            }
         }
-        if Tcp::opens(work.tcp) {
+        if Tcp::opens(work.transport.offset_flags) {
             work.segment = self.port.mtu.saturating_sub(if work.packet.v6 { 60 } else { 40 });
         }
     }
@@ -240,6 +243,14 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         };
         let on_link = route.next_hop.is_unset();
         let hop = if on_link { target } else { route.next_hop };
+        // A default route of IPv6 holds the mapped addresses, too.
+        if !work.packet.v6 && !is_mapped(&hop) {
+            return if self.is_own_gateway(&target) {
+                Verdict::Gateway.to_words()
+            } else {
+                Verdict::Complain(DropReason::NoRoute).to_words()
+            };
+        }
         let Some(record) = self.tables.record(&RecordKey { net: self.port.net, ca: hop }) else {
             if self.is_own_gateway(&target) {
                 return Verdict::Gateway.to_words();
@@ -256,8 +267,8 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         if work.packet.hop_limit <= 1 {
             return Verdict::Complain(DropReason::TtlExceeded).to_words();
         }
-        work.head.eth.dst = record.mac;
-        work.head.eth.src = self.config.gateway_mac;
+        set(&mut work.head.eth.dst, &record.mac);
+        set(&mut work.head.eth.src, &self.config.gateway_mac);
         if work.packet.v6 {
             let ip = work.head.l3.v6_mut();
             ip.hop_limit = ip.hop_limit.wrapping_sub(1);
@@ -317,10 +328,10 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         let mut headers = packet.transport + 8;
         if packet.protocol == ProtocolNumber::TCP {
             // Nobody segments what is a part already.
-            if packet.fragment || Tcp::header_len(work.tcp) < Tcp::LEN {
+            if packet.fragment || Tcp::header_len(work.transport.offset_flags) < Tcp::LEN {
                 return Size::Lies;
             }
-            headers = packet.transport + Tcp::header_len(work.tcp);
+            headers = packet.transport + Tcp::header_len(work.transport.offset_flags);
         }
         if self.meta.gso_size.wrapping_add(headers) > mtu { Size::TooBig } else { Size::Fits }
     }
@@ -344,6 +355,13 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         self.note(work, EventKind::UnknownDestination, ca);
         work.note.mac = work.head.eth.dst;
     }
+}
+
+/// Copies a MAC by halves: for a copy between places that might overlap the compiler calls a slow function.
+#[inline(always)]
+fn set(to: &mut Mac, from: &Mac) {
+    let [a, b, c] = from.halves;
+    to.halves = [a, b, c];
 }
 
 enum Size {

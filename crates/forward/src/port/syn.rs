@@ -17,7 +17,7 @@ const OPTIONS: u32 = 10;
 #[inline(always)]
 pub fn clamp<F: FrameMut>(frame: &mut F, work: &PortWork) -> Result<bool, Refused> {
     let start = work.packet.transport_at();
-    let end = start + Tcp::header_len(work.tcp);
+    let end = start + Tcp::header_len(work.transport.offset_flags);
     let mut at = start + Tcp::LEN;
     let mut left = OPTIONS;
     while left > 0 && at + Tcp::MSS_LEN as u32 <= end {

@@ -5,7 +5,7 @@ use crate::{
     packet::{L3, Packet},
 };
 use tenet_tables::Addr;
-use tenet_wire::{Be16, EtherType, Ethernet, Ipv4Frame, Ipv6Frame, Ports};
+use tenet_wire::{Be16, EtherType, Ethernet, Ipv4Frame, Ipv6Frame, Ports, Tcp};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The first bytes of a frame; what lies beyond its end stays zero.
@@ -84,10 +84,8 @@ pub struct PortWork {
     pub head: Head,
     /// What the packet says, if the frame is one of IP.
     pub packet: Packet,
-    /// Ports, if the packet has some and is no fragment.
-    pub ports: Ports,
-    /// Length and flags of TCP's header, likewise.
-    pub tcp: Be16,
+    /// Start of the transport's header, if the packet is TCP or UDP and no fragment; else ports and flags are zero.
+    pub transport: Tcp,
     /// Whether the gateway routed the frame.
     pub routed: bool,
     /// Whether this is the first frame of a prepared port, which makes it active.
@@ -105,8 +103,8 @@ impl PortWork {
     #[inline(always)]
     pub(super) fn begin(&mut self) {
         self.segment = 0;
-        self.ports = Ports::default();
-        self.tcp = Be16::default();
+        self.transport.ports = Ports::default();
+        self.transport.offset_flags = Be16::default();
         self.routed = false;
         self.activated = false;
         self.moved = 0;
@@ -141,7 +139,7 @@ impl PortWork {
         let mut mix = fold(&self.packet.src, self.packet.v6)
             ^ fold(&self.packet.dst, self.packet.v6).rotate_left(7)
             ^ self.packet.protocol as u32;
-        mix ^= (self.ports.src.half() as u32) << 16 | self.ports.dst.half() as u32;
+        mix ^= (self.transport.ports.src.half() as u32) << 16 | self.transport.ports.dst.half() as u32;
         // Fibonacci hashing: the high bits depend on all bits.
         mix.wrapping_mul(0x9e37_79b9)
     }
