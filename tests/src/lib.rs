@@ -10,6 +10,7 @@ pub mod bpf;
 pub mod frame;
 mod moves;
 mod nic;
+pub mod ovs;
 pub mod pcap;
 mod reach;
 mod restart;

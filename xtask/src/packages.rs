@@ -32,6 +32,13 @@ pub const TSHARK: Package = Package {
 pub const ETHTOOL: Package =
     Package { name: "ethtool", provides: "/sbin/ethtool", reason: "switches offloads of the test networks" };
 
+/// The other switch: what our frames must work with, and what our speed is compared with.
+pub const OPENVSWITCH: Package = Package {
+    name: "openvswitch-switch",
+    provides: "/usr/sbin/ovs-vswitchd",
+    reason: "its userspace datapath is the other end of interop tests; started in namespaces, no service is used",
+};
+
 /// Installs those that are missing, saying which and why.
 ///
 /// # Errors

@@ -36,8 +36,35 @@ pub struct RoundTrips {
 
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Bulk TCP from `a` to `b` over `streams` connections; gigabits a second as received after a warm-up of 0.3 s.
-pub fn tcp_bulk(a: &Vm, b: &Vm, streams: usize, time: Duration) -> Result<f64> {
+/// What bulk TCP gave and took.
+#[derive(Clone, Copy, Debug)]
+pub struct Bulk {
+    /// Gigabits a second, as received.
+    pub rate: f64,
+    /// Seconds of all CPUs together per gigabyte received; of the whole machine, so that softirqs count.
+    pub cpu_per_gb: f64,
+}
+
+/// Seconds that all CPUs together were busy since the machine started (`/proc/stat`: all but idle and waiting).
+fn busy() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let numbers = text.lines().next().unwrap_or_default().split_ascii_whitespace().skip(1);
+    let ticks: Vec<f64> = numbers.take(8).filter_map(|n| n.parse().ok()).collect();
+    let idle: f64 = ticks.iter().skip(3).take(2).sum();
+    // SAFETY: the call takes a number and returns one.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Ok((ticks.iter().sum::<f64>() - idle) / per_second.max(1) as f64)
+}
+
+/// Bulk TCP from `a` to `b` over `streams` connections; the rate without a warm-up of 0.3 s.
+pub fn tcp_bulk(a: &Vm, b: &Vm, streams: usize, time: Duration) -> Result<Bulk> {
+    let before = busy()?;
+    let (rate, bytes) = tcp_rate(a, b, streams, time)?;
+    Ok(Bulk { rate, cpu_per_gb: (busy()? - before) / (bytes as f64 / 1e9) })
+}
+
+/// Gigabits a second after the warm-up, and all bytes received.
+fn tcp_rate(a: &Vm, b: &Vm, streams: usize, time: Duration) -> Result<(f64, u64)> {
     const WARM_UP: Duration = Duration::from_millis(300);
     let (ready, port) = mpsc::channel();
     let to = b.clone();
@@ -53,35 +80,37 @@ pub fn tcp_bulk(a: &Vm, b: &Vm, streams: usize, time: Duration) -> Result<f64> {
         let counters: Vec<_> = connections
             .into_iter()
             .map(|mut c| {
-                thread::spawn(move || -> Result<(u64, Duration)> {
+                thread::spawn(move || -> Result<(u64, u64, Duration)> {
                     let mut buffer = vec![0u8; 1 << 20];
                     let begin = Instant::now();
-                    let (mut bytes, mut since) = (0u64, None);
+                    let (mut bytes, mut all, mut since) = (0u64, 0u64, None);
                     loop {
                         let n = c.read(&mut buffer)?;
                         let now = Instant::now();
                         if n == 0 {
                             break;
                         }
+                        all += n as u64;
                         if since.is_some() {
                             bytes += n as u64;
                         } else if now - begin > WARM_UP {
                             since = Some(now);
                         }
                     }
-                    Ok((bytes, since.map_or(Duration::ZERO, |s| s.elapsed())))
+                    Ok((bytes, all, since.map_or(Duration::ZERO, |s| s.elapsed())))
                 })
             })
             .collect();
-        let mut rate = 0.0;
+        let (mut rate, mut total) = (0.0, 0);
         for c in counters {
-            let (bytes, took) = join(c)?;
+            let (bytes, all, took) = join(c)?;
+            total += all;
             if took.is_zero() {
                 bail!("a TCP stream carried nothing after the warm-up");
             }
             rate += bytes as f64 * 8.0 / 1e9 / took.as_secs_f64();
         }
-        Ok(rate)
+        Ok((rate, total))
     });
     let port = port.recv_timeout(WAIT).context("the TCP receiver did not start")?;
     let target = SocketAddr::from((b.address, port));

@@ -3,41 +3,126 @@
 //! Contestants alternate inside each round; figures are medians over the rounds and ratios are taken inside a round,
 //! because shared machines swing by a factor of two between minutes. No absolute figure fails the bench.
 
+mod bpf;
+mod chart;
 mod latency;
 mod load;
+mod methods;
+mod relay;
 mod report;
 mod scale;
+mod size;
 mod topology;
 
-use crate::packages::{self, IPROUTE2, PING};
+use crate::packages::{self, ETHTOOL, IPROUTE2, OPENVSWITCH, PING};
 use anyhow::{Context as _, Result, bail};
-use report::{Measurement, Samples};
+use methods::METHODS;
 use std::{path::Path, time::Duration};
-use topology::Topology;
+use topology::SCENARIOS;
 
-/// Runs the parts named in `args` (`dataplane`, `latency`, `scale`; all without), with `--quick` for one short round.
+const PARTS: [&str; 4] = ["methods", "table", "latency", "scale"];
+const USAGE: &str = "\
+cargo xtask bench [PART ...] [OPTIONS]: measure, as root, on an otherwise idle machine
+
+  methods   every method, plain redirect, bridge + vxlan and Open vSwitch in the scenarios S1, S2, S3
+  table     10 against 500,000 lookup records, and the memory of a record
+  latency   from an API call to the kernel's maps
+  scale     a hundred hosts
+without PART: all of them
+
+  --quick            a short round, into target/bench instead of docs/bench
+  --rounds N         rounds (5)
+  --seconds S        seconds of a TCP measurement (1.2); others take 0.6 of it
+  --methods A,B      only these of nvgre,vxlan,geneve,stt,rewrite
+  --scenarios A,B    only these of S1,S2,S3
+  --ovs              install Open vSwitch if it is not there (else it is left out)
+  --no-ovs           leave Open vSwitch out
+";
+
+/// What the command line asks for.
+#[derive(Clone, PartialEq, Debug)]
+struct Options {
+    parts: Vec<String>,
+    quick: bool,
+    rounds: usize,
+    time: Duration,
+    methods: Vec<String>,
+    scenarios: Vec<String>,
+    ovs: bool,
+    install_ovs: bool,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Result<Self> {
+        let mut new = Self {
+            parts: Vec::new(),
+            quick: args.iter().any(|a| a == "--quick"),
+            rounds: 5,
+            time: Duration::from_millis(1200),
+            methods: METHODS.map(str::to_owned).to_vec(),
+            scenarios: SCENARIOS.map(|s| s.name.to_owned()).to_vec(),
+            ovs: tenet_tests::ovs::missing().is_none(),
+            install_ovs: false,
+        };
+        if new.quick {
+            (new.rounds, new.time) = (1, Duration::from_millis(300));
+        }
+        let mut rest = args.iter();
+        while let Some(arg) = rest.next() {
+            let mut value = || rest.next().with_context(|| format!("{arg} needs a value\n\n{USAGE}"));
+            match arg.as_str() {
+                "--quick" => {}
+                "--rounds" => new.rounds = value()?.parse().context("--rounds needs a number")?,
+                "--seconds" => {
+                    let seconds: f64 = value()?.parse().context("--seconds needs a number")?;
+                    new.time = Duration::try_from_secs_f64(seconds).context("--seconds needs a duration")?;
+                }
+                "--methods" => new.methods = list(value()?, &METHODS)?,
+                "--scenarios" => new.scenarios = list(value()?, &SCENARIOS.map(|s| s.name))?,
+                "--ovs" => (new.ovs, new.install_ovs) = (true, true),
+                "--no-ovs" => new.ovs = false,
+                part if PARTS.contains(&part) => new.parts.push(part.to_owned()),
+                other => bail!("`{other}` is unknown\n\n{USAGE}"),
+            }
+        }
+        anyhow::ensure!(new.rounds > 0 && !new.time.is_zero(), "no round, no figure");
+        Ok(new)
+    }
+}
+
+fn list(text: &str, known: &[&str]) -> Result<Vec<String>> {
+    let list: Vec<String> = text.split(',').filter(|t| !t.is_empty()).map(str::to_owned).collect();
+    if let Some(unknown) = list.iter().find(|t| !known.contains(&t.as_str())) {
+        bail!("`{unknown}` is unknown: use {}", known.join(","));
+    }
+    Ok(list)
+}
+
+/// Runs what `args` ask for.
 ///
 /// # Errors
 /// If something does not work at all; a missed target is printed, not an error.
 pub fn run(root: &Path, tenet: &Path, args: &[String]) -> Result<()> {
-    let quick = args.iter().any(|a| a == "--quick");
-    let parts: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
-    if let Some(unknown) = parts.iter().find(|p| !["dataplane", "latency", "scale"].contains(p)) {
-        bail!("no bench is called `{unknown}`: use dataplane, latency or scale");
+    if args.iter().any(|a| a == "--help" || a == "-h") {
+        print!("{USAGE}");
+        return Ok(());
     }
-    let wanted = |p: &str| parts.is_empty() || parts.contains(&p);
-    packages::ensure(&[IPROUTE2, PING])?;
-    let out = root.join(if quick { "target/bench" } else { "docs/bench" });
+    let options = Options::parse(args)?;
+    let wanted = |p: &str| options.parts.is_empty() || options.parts.iter().any(|part| part == p);
+    packages::ensure(&[IPROUTE2, PING, ETHTOOL])?;
+    if options.install_ovs {
+        packages::ensure(&[OPENVSWITCH])?;
+    }
+    let out = root.join(if options.quick { "target/bench" } else { "docs/bench" });
     std::fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
-    if wanted("dataplane") {
-        let measured = dataplane(tenet, quick)?;
-        let title = "NVGRE by Tenet against Linux bridge + vxlan device";
-        print!("{}", report::table(&measured));
-        std::fs::write(out.join("dataplane.json"), serde_json::to_string_pretty(&measured)?)?;
-        std::fs::write(out.join("dataplane.svg"), report::svg(title, &measured))?;
+    if wanted("methods") {
+        methods::run(tenet, &out, &options)?;
+    }
+    if wanted("table") {
+        size::run(tenet, &out, &options)?;
     }
     if wanted("latency") {
-        latency::changes(tenet, &out, if quick { 20 } else { 200 })?;
+        latency::changes(tenet, &out, if options.quick { 20 } else { 200 })?;
     }
     if wanted("scale") {
         scale::run(tenet, &out)?;
@@ -46,42 +131,23 @@ pub fn run(root: &Path, tenet: &Path, args: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn dataplane(tenet: &Path, quick: bool) -> Result<Vec<Measurement>> {
-    let topology = Topology::up(tenet)?;
-    let (rounds, time) = if quick { (1, Duration::from_millis(500)) } else { (5, Duration::from_secs(2)) };
-    let pairs = [("bridge + vxlan", topology.bridge_vms()), ("tenet nvgre", topology.tenet_vms())];
-    type Probe = fn(&[load::Vm; 2], Duration) -> Result<f64>;
-    let probes: [(&str, Option<f64>, Probe); 4] = [
-        ("TCP, 1 stream (Gbit/s)", Some(1.0), |[a, b], t| load::tcp_bulk(a, b, 1, t)),
-        ("TCP, 4 streams (Gbit/s)", None, |[a, b], t| load::tcp_bulk(a, b, 4, t)),
-        ("UDP, 18-byte payload (kpps received)", Some(1.5), |[a, b], t| {
-            Ok(load::udp_small(a, b, 18, t)? / 1e3)
-        }),
-        ("TCP 1-byte round trips (per ms)", None, |[a, b], t| {
-            let r = load::round_trips(a, b, t)?;
-            eprintln!("    p50 {:.1} µs, p99 {:.1} µs", r.p50, r.p99);
-            Ok(r.rate / 1e3)
-        }),
-    ];
-    let mut measured: Vec<Measurement> = probes
-        .iter()
-        .map(|(title, target, _)| Measurement {
-            title: (*title).to_owned(),
-            target: *target,
-            contestants: pairs.iter().map(|(n, _)| ((*n).to_owned(), Samples::default())).collect(),
-        })
-        .collect();
-    for round in 0..rounds {
-        for (m, (title, _, probe)) in measured.iter_mut().zip(&probes) {
-            for ((name, samples), (_, pair)) in m.contestants.iter_mut().zip(&pairs) {
-                let value = probe(pair, time).with_context(|| format!("{title} by {name}"))?;
-                eprintln!("  round {} of {rounds}: {title}: {name} {value:.2}", round + 1);
-                samples.0.push(value);
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options> {
+        Options::parse(&args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_command_line_says_what_is_measured() {
+        let options = parse(&["methods", "--rounds", "7", "--methods", "stt,rewrite", "--scenarios", "S3"]).unwrap();
+        assert_eq!((options.rounds, options.quick), (7, false));
+        assert_eq!((options.methods, options.scenarios), (vec!["stt".into(), "rewrite".into()], vec!["S3".into()]));
+        assert_eq!(parse(&["--quick"]).unwrap().rounds, 1);
+        assert_eq!(parse(&["--rounds", "3", "--quick"]).unwrap().rounds, 3);
+        for wrong in [&["--methods", "gre"][..], &["dataplan"], &["--rounds"], &["--rounds", "0"]] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }
-    for pid in topology.agents() {
-        eprintln!("  agent {pid}: {} KB resident", latency::resident_kb(pid)?);
-    }
-    Ok(measured)
 }

@@ -1,20 +1,20 @@
-//! Medians, ratios and their picture.
+//! Medians, ratios, and their tables.
 
 use serde::Serialize;
 use std::fmt::Write as _;
 
-/// Samples of one measurement over the rounds.
+/// Samples of one measurement over the rounds; one that failed is not a number.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Samples(pub Vec<f64>);
 
 impl Samples {
-    /// The middle sample (the mean of the two middle ones for an even number); 0 without samples.
+    /// The middle sample (the mean of the two middle ones for an even number); not a number without samples.
     #[must_use]
     pub fn median(&self) -> f64 {
-        let mut s = self.0.clone();
+        let mut s: Vec<f64> = self.0.iter().copied().filter(|s| s.is_finite()).collect();
         s.sort_by(f64::total_cmp);
         match s.len() {
-            0 => 0.0,
+            0 => f64::NAN,
             n if n % 2 == 1 => s[n / 2],
             n => f64::midpoint(s[n / 2 - 1], s[n / 2]),
         }
@@ -23,7 +23,8 @@ impl Samples {
     /// The smallest and largest sample.
     #[must_use]
     pub fn range(&self) -> (f64, f64) {
-        self.0.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), s| (a.min(*s), b.max(*s)))
+        let good = self.0.iter().filter(|s| s.is_finite());
+        good.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), s| (a.min(*s), b.max(*s)))
     }
 
     /// Median of the ratios to `base`, taken round by round, so that a slow minute weighs on both alike.
@@ -36,88 +37,156 @@ impl Samples {
 /// One measured quantity for every contestant.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
-    /// What, with its unit: `TCP, 1 stream (Gbit/s)`.
+    /// Where it was measured: `S1`.
+    pub scenario: String,
+    /// Its name: `TCP ×1`.
     pub title: String,
-    /// Ratio to the first contestant that the project promises, if it does.
-    pub target: Option<f64>,
-    /// Name and samples; the first is the one that the others are compared with.
-    pub contestants: Vec<(String, Samples)>,
+    /// Its unit: `Gbit/s`.
+    pub unit: String,
+    /// Whether less is better.
+    pub less_is_better: bool,
+    /// What each gave.
+    pub contestants: Vec<Line>,
 }
 
-impl Measurement {
-    /// Ratio of contestant `i` to the first.
+/// One contestant's samples.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    /// Its name.
+    pub name: String,
+    /// One per round.
+    pub samples: Samples,
+    /// The median.
+    pub median: f64,
+    /// The ratio to the bridge.
+    pub to_bridge: f64,
+    /// The ratio to plain redirect.
+    pub to_plain: f64,
+    /// The ratio to the bridge that the project wants.
+    pub target: Option<f64>,
+}
+
+impl Line {
+    /// A contestant that has no samples yet.
     #[must_use]
-    pub fn ratio(&self, i: usize) -> f64 {
-        match (self.contestants.get(i), self.contestants.first()) {
-            (Some((_, s)), Some((_, base))) => s.ratio_to(base),
-            _ => 0.0,
+    pub fn new(name: &str, target: Option<f64>) -> Self {
+        let none = f64::NAN;
+        Self {
+            name: name.to_owned(),
+            samples: Samples::default(),
+            median: none,
+            to_bridge: none,
+            to_plain: none,
+            target,
         }
+    }
+
+    /// Whether the target is reached; `None` without one.
+    #[must_use]
+    pub fn reached(&self) -> Option<bool> {
+        self.target.map(|t| self.to_bridge >= t)
     }
 }
 
-/// The table for people.
+impl Measurement {
+    /// Works out medians and ratios when all samples are there.
+    pub fn finish(&mut self, bridge: &str, plain: &str) {
+        let of = |name: &str| self.contestants.iter().find(|c| c.name == name).map(|c| c.samples.clone());
+        let (bridge, plain) = (of(bridge).unwrap_or_default(), of(plain).unwrap_or_default());
+        for line in &mut self.contestants {
+            line.median = line.samples.median();
+            line.to_bridge = line.samples.ratio_to(&bridge);
+            line.to_plain = line.samples.ratio_to(&plain);
+        }
+    }
+
+    /// Title with unit.
+    #[must_use]
+    pub fn heading(&self) -> String {
+        let less = if self.less_is_better { ", less is better" } else { "" };
+        format!("{}, {} ({}{less})", self.scenario, self.title, self.unit)
+    }
+}
+
+/// The tables for a terminal.
 #[must_use]
 pub fn table(measurements: &[Measurement]) -> String {
     let mut out = String::new();
     for m in measurements {
-        let target = m.target.map_or_else(String::new, |t| format!("   (promised: {t:.2})"));
-        let _ = writeln!(out, "{}{target}", m.title);
-        for (i, (name, s)) in m.contestants.iter().enumerate() {
-            let (min, max) = s.range();
-            let _ = writeln!(
+        _ = writeln!(out, "{}", m.heading());
+        _ = writeln!(
+            out,
+            "  {:<18} {:>10} {:>10} {:>10} {:>8} {:>8}   target",
+            "", "median", "min", "max", "/bridge", "/plain"
+        );
+        for line in &m.contestants {
+            let (min, max) = line.samples.range();
+            _ = writeln!(
                 out,
-                "  {name:<24} median {:>10.2}   min {min:>10.2}   max {max:>10.2}   ratio {:>5.2}",
-                s.median(),
-                m.ratio(i)
+                "  {:<18} {:>10} {:>10} {:>10} {:>8} {:>8}   {}",
+                line.name,
+                number(line.median),
+                number(min),
+                number(max),
+                ratio(line.to_bridge),
+                ratio(line.to_plain),
+                verdict(line),
             );
         }
     }
     out
 }
 
-/// A bar chart of the ratios as SVG.
+/// The same as Markdown: one table a scenario, a column a quantity.
 #[must_use]
-pub fn svg(title: &str, measurements: &[Measurement]) -> String {
-    const WIDTH: f64 = 760.0;
-    const LEFT: f64 = 250.0;
-    const BAR: f64 = 18.0;
-    let highest = measurements
-        .iter()
-        .flat_map(|m| (0..m.contestants.len()).map(|i| m.ratio(i)))
-        .fold(1.0_f64, f64::max);
-    let scale = (WIDTH - LEFT - 90.0) / highest;
-    let mut body = String::new();
-    let mut y = 50.0;
-    for m in measurements {
-        let _ = writeln!(body, r#"<text x="10" y="{:.0}" class="t">{}</text>"#, y + 4.0, m.title);
-        y += 14.0;
-        for (i, (name, s)) in m.contestants.iter().enumerate() {
-            let ratio = m.ratio(i);
-            let colour = if i == 0 { "#9aa5b1" } else { "#2563eb" };
-            let _ = writeln!(
-                body,
-                r#"<text x="{:.0}" y="{:.0}" text-anchor="end">{name}</text><rect x="{LEFT}" y="{y:.0}" width="{:.0}" height="{BAR}" rx="3" fill="{colour}"/><text x="{:.0}" y="{:.0}">×{ratio:.2}  ({:.1})</text>"#,
-                LEFT - 8.0,
-                y + 13.0,
-                ratio * scale,
-                LEFT + ratio * scale + 6.0,
-                y + 13.0,
-                s.median(),
-            );
-            y += BAR + 4.0;
+pub fn markdown(measurements: &[Measurement]) -> String {
+    let mut out = String::new();
+    let mut scenarios: Vec<&str> = measurements.iter().map(|m| m.scenario.as_str()).collect();
+    scenarios.dedup();
+    for scenario in scenarios {
+        let of: Vec<&Measurement> = measurements.iter().filter(|m| m.scenario == scenario).collect();
+        _ = write!(out, "\n| {scenario} |");
+        for m in &of {
+            _ = write!(out, " {} ({}) |", m.title, m.unit);
         }
-        y += 18.0;
+        _ = writeln!(out, "\n| --- |{}", " --- |".repeat(of.len()));
+        let names = of.first().map(|m| &m.contestants[..]).unwrap_or_default();
+        for (at, line) in names.iter().enumerate() {
+            _ = write!(out, "| {} |", line.name);
+            for line in of.iter().filter_map(|m| m.contestants.get(at)) {
+                let bold = if line.reached() == Some(true) { "**" } else { "" };
+                let target = line.target.map_or_else(String::new, |t| format!(" (≥ {t:.2})"));
+                _ = write!(out, " {} ×{bold}{}{bold}{target} |", number(line.median), ratio(line.to_bridge));
+            }
+            out.push('\n');
+        }
     }
-    let one = LEFT + scale;
-    format!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y:.0}" viewBox="0 0 {WIDTH} {y:.0}" font-family="system-ui, sans-serif" font-size="12">
-<style>.t{{font-weight:600}}</style>
-<rect width="100%" height="100%" fill="#ffffff"/>
-<text x="10" y="24" font-size="15" font-weight="600">{title}</text>
-<line x1="{one:.0}" y1="40" x2="{one:.0}" y2="{y:.0}" stroke="#d0d7de" stroke-dasharray="4 4"/>
-{body}</svg>
-"##
-    )
+    out
+}
+
+fn verdict(line: &Line) -> String {
+    match (line.target, line.reached()) {
+        (Some(t), Some(true)) => format!("≥ {t:.2} reached"),
+        (Some(t), _) => format!("≥ {t:.2} MISSED"),
+        (None, _) => String::new(),
+    }
+}
+
+/// A figure in as many digits as it deserves.
+#[must_use]
+pub fn number(n: f64) -> String {
+    match n {
+        n if !n.is_finite() => "–".to_owned(),
+        n if n.abs() >= 100.0 => format!("{n:.0}"),
+        n if n.abs() >= 10.0 => format!("{n:.1}"),
+        n => format!("{n:.2}"),
+    }
+}
+
+/// A ratio.
+#[must_use]
+pub fn ratio(n: f64) -> String {
+    if n.is_finite() { format!("{n:.2}") } else { "–".to_owned() }
 }
 
 #[cfg(test)]
@@ -130,5 +199,40 @@ mod tests {
         let twice = Samples(vec![2.0, 20.0, 4.0]);
         assert!((twice.ratio_to(&base) - 2.0).abs() < 1e-9);
         assert!((Samples(vec![4.0, 1.0]).median() - 2.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_failed_round_counts_for_nobody() {
+        let base = Samples(vec![1.0, f64::NAN, 2.0]);
+        let other = Samples(vec![3.0, 9.0, f64::NAN]);
+        assert!((other.ratio_to(&base) - 3.0).abs() < 1e-9);
+        assert!((other.median() - 6.0).abs() < 1e-9);
+        assert!(Samples::default().median().is_nan());
+    }
+
+    #[test]
+    fn a_missed_target_is_called_so() {
+        let line = |name: &str, samples: Vec<f64>, target| Line {
+            samples: Samples(samples),
+            ..Line::new(name, target)
+        };
+        let mut m = Measurement {
+            scenario: "S1".into(),
+            title: "TCP ×1".into(),
+            unit: "Gbit/s".into(),
+            less_is_better: false,
+            contestants: vec![
+                line("bridge", vec![10.0, 12.0], None),
+                line("good", vec![11.0, 13.2], Some(1.05)),
+                line("bad", vec![9.0, 10.8], Some(1.05)),
+                line("gone", vec![f64::NAN, f64::NAN], Some(1.0)),
+            ],
+        };
+        m.finish("bridge", "plain");
+        let reached: Vec<_> = m.contestants.iter().map(Line::reached).collect();
+        assert_eq!(reached, [None, Some(true), Some(false), Some(false)]);
+        let text = table(&[m.clone()]);
+        assert_eq!((text.matches("reached").count(), text.matches("MISSED").count()), (1, 2), "{text}");
+        assert!(markdown(&[m]).contains("×**1.10** (≥ 1.05)"));
     }
 }

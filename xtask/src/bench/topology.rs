@@ -1,237 +1,243 @@
-//! Two hosts on one wire, and on each of them one VM per contestant.
+//! The contestants, each with two hosts of its own on a wire of its own, so that none is in another's way:
 //!
 //! ```text
-//!   tenet-a ─veth─┐                         ┌─veth─ tenet-b      by Tenet: the real controller and agents
-//!                 h1 ═══ u1 ─ veth ─ u2 ═══ h2
-//!  bridge-a ─veth─┘   MTU 1600, VMs 1500    └─veth─ bridge-b     by a Linux bridge and a vxlan device
+//!   VM ─veth─ host 1 ═══ u1 ─ veth, MTU 1600 ─ u2 ═══ host 2 ─veth or tap─ VM     VMs 1500
 //! ```
 //!
-//! Both contestants live side by side on the same wire in the same run, so that rounds can alternate.
+//! Plain redirect is a program of four instructions on either side. Tenet's two hosts carry one network per method.
+
+mod ovs;
+mod tenet;
+mod wire;
 
 use super::load::Vm;
+use super::relay::Relay;
 use anyhow::{Context as _, Result, bail};
-use std::{
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+pub use tenet::Tenet;
+use wire::Side;
+
+/// The comparison that ratios are taken to, by name.
+pub const BRIDGE: &str = "bridge + vxlan";
+/// The limit.
+pub const PLAIN: &str = "plain redirect";
+/// The other product.
+pub const OVS: &str = "Open vSwitch";
 
 const PA: [&str; 2] = ["192.168.9.1", "192.168.9.2"];
 
+/// How wire and receiver are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Scenario {
+    /// Its name in tables.
+    pub name: &'static str,
+    /// What it is, in words.
+    pub about: &'static str,
+    /// Whether the wire takes large frames whole.
+    pub offloads: bool,
+    /// Whether the receiving VM is on a tap that a relay drains.
+    pub tap: bool,
+}
+
+/// All scenarios.
+pub const SCENARIOS: [Scenario; 3] = [
+    Scenario { name: "S1", about: "the wire takes large frames, VMs on veths", offloads: true, tap: false },
+    Scenario { name: "S2", about: "segments on the wire, VMs on veths", offloads: false, tap: false },
+    Scenario { name: "S3", about: "segments on the wire, receiving VM on a tap", offloads: false, tap: true },
+];
+
+/// Who takes part, besides bridge and plain.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Tenet's methods.
+    pub methods: Vec<String>,
+    /// Whether Open vSwitch does.
+    pub ovs: bool,
+}
+
+/// A contestant's two VMs.
+#[derive(Clone, Debug)]
+pub struct Contestant {
+    /// Its name in tables.
+    pub name: String,
+    /// Sender and receiver.
+    pub vms: [Vm; 2],
+}
+
 /// The running topology; removed on drop.
 pub struct Topology {
-    prefix: String,
-    folder: PathBuf,
-    tenet: PathBuf,
-    processes: Vec<Child>,
+    /// Those that work, the bridge first.
+    pub contestants: Vec<Contestant>,
+    /// Those that do not, with the reason.
+    pub refused: Vec<(String, String)>,
+    /// Tenet, if one of its methods takes part.
+    pub tenet: Option<Tenet>,
+    // Dropped in this order: what uses the namespaces before these.
+    _relays: Vec<Relay>,
+    _links: Vec<std::os::fd::OwnedFd>,
+    _switches: Vec<tenet_tests::ovs::Ovs>,
+    _sides: Vec<Side>,
+    _folder: Folder,
 }
 
 impl Topology {
-    /// Builds the networks, starts controller and agents from the binary `tenet`, and waits until all VMs answer.
-    pub fn up(tenet: &Path) -> Result<Self> {
-        let prefix = format!("tb{:x}", std::process::id());
-        let folder = std::env::temp_dir().join(format!("tenet-bench-{prefix}"));
-        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        let mut t = Self { prefix, folder, tenet: tenet.to_owned(), processes: Vec::new() };
-        t.wire()?;
-        t.bridges()?;
-        t.tenet_side()?;
-        for pair in [t.tenet_vms(), t.bridge_vms()] {
-            t.wait_ping(&pair)?;
+    /// Builds all and waits until the VMs of each contestant reach each other; one that does not is refused aloud.
+    pub fn up(tenet: &Path, scenario: Scenario, wanted: &Wanted) -> Result<Self> {
+        let prefix = format!("tb{:x}{}", std::process::id(), number());
+        let folder = Folder(std::env::temp_dir().join(format!("tenet-bench-{prefix}")));
+        std::fs::create_dir_all(&folder.0).with_context(|| format!("create {}", folder.0.display()))?;
+        let mut t = Self {
+            contestants: Vec::new(),
+            refused: Vec::new(),
+            tenet: None,
+            _relays: Vec::new(),
+            _links: Vec::new(),
+            _switches: Vec::new(),
+            _sides: Vec::new(),
+            _folder: folder,
+        };
+        let mut found = vec![t.bridge(&prefix, scenario)?, t.plain(&prefix, scenario)?];
+        if wanted.ovs {
+            match t.ovs(&prefix, scenario) {
+                Ok(contestant) => found.push(contestant),
+                Err(e) => t.refuse(OVS, &format!("{e:#}")),
+            }
         }
+        if !wanted.methods.is_empty() {
+            found.extend(t.with_tenet(tenet, &prefix, scenario, &wanted.methods)?);
+        }
+        for contestant in found {
+            match reach(&contestant.vms) {
+                Ok(()) => t.contestants.push(contestant),
+                Err(e) => t.refuse(&contestant.name, &format!("{e:#}")),
+            }
+        }
+        anyhow::ensure!(
+            t.contestants.first().is_some_and(|c| c.name == BRIDGE),
+            "the bridge does not work, which all are compared with: {:?}",
+            t.refused
+        );
         Ok(t)
     }
 
-    /// The two VMs joined by Tenet.
-    #[must_use]
-    pub fn tenet_vms(&self) -> [Vm; 2] {
-        self.vms("t")
+    fn refuse(&mut self, name: &str, why: &str) {
+        eprintln!("  {name} does not take part: {why}");
+        self.refused.push((name.to_owned(), why.to_owned()));
     }
 
-    /// The two VMs joined by a bridge and a vxlan device.
-    #[must_use]
-    pub fn bridge_vms(&self) -> [Vm; 2] {
-        self.vms("b")
-    }
-
-    /// Process ids of the agents.
-    #[must_use]
-    pub fn agents(&self) -> Vec<u32> {
-        self.processes.iter().skip(1).map(Child::id).collect()
-    }
-
-    fn vms(&self, side: &str) -> [Vm; 2] {
-        [1, 2].map(|i| Vm { netns: self.ns(&format!("{side}{i}")), address: Ipv4Addr::new(10, 1, 0, i) })
-    }
-
-    fn ns(&self, name: &str) -> String {
-        format!("{}-{name}", self.prefix)
-    }
-
-    fn wire(&self) -> Result<()> {
-        for name in ["h1", "h2", "t1", "t2", "b1", "b2"] {
-            let ns = self.ns(name);
-            ip(&format!("netns add {ns}"))?;
-            ip(&format!("-n {ns} link set lo up"))?;
-            run(Command::new("ip").args([
-                "netns",
-                "exec",
-                &ns,
-                "sysctl",
-                "-qw",
-                "net.ipv6.conf.all.disable_ipv6=1",
-            ]))?;
-        }
-        let (h1, h2) = (self.ns("h1"), self.ns("h2"));
-        ip(&format!("link add u1 netns {h1} type veth peer name u2 netns {h2}"))?;
+    fn bridge(&mut self, prefix: &str, scenario: Scenario) -> Result<Contestant> {
+        let side = Side::new(prefix, "b", scenario)?;
+        let vms = self.pair(&side, "b", "vm", [1, 2], scenario)?;
         for (i, pa) in PA.iter().enumerate() {
-            let h = self.ns(&format!("h{}", i + 1));
-            ip(&format!("-n {h} link set u{} mtu 1600 up", i + 1))?;
-            ip(&format!("-n {h} addr add {pa}/24 dev u{}", i + 1))?;
-            for side in ["t", "b"] {
-                let vm = self.ns(&format!("{side}{}", i + 1));
-                ip(&format!("link add {side}vm netns {h} type veth peer name eth0 netns {vm}"))?;
-                ip(&format!("-n {vm} link set eth0 address 02:00:00:00:01:0{} mtu 1500 up", i + 1))?;
-                ip(&format!("-n {vm} addr add 10.1.0.{}/24 dev eth0", i + 1))?;
-                ip(&format!("-n {h} link set {side}vm up"))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn bridges(&self) -> Result<()> {
-        for (i, pa) in PA.iter().enumerate() {
-            let (h, u, other) = (self.ns(&format!("h{}", i + 1)), i + 1, PA[1 - i]);
+            let (h, u, other) = (&side.hosts[i], i + 1, PA[1 - i]);
             ip(&format!(
                 "-n {h} link add vx type vxlan id 5002 remote {other} local {pa} dstport 4789 dev u{u}"
             ))?;
             ip(&format!("-n {h} link add br0 type bridge"))?;
             ip(&format!("-n {h} link set vx mtu 1500 master br0 up"))?;
-            ip(&format!("-n {h} link set bvm mtu 1500 master br0 up"))?;
+            ip(&format!("-n {h} link set vm mtu 1500 master br0 up"))?;
             ip(&format!("-n {h} link set br0 up"))?;
         }
-        Ok(())
+        self._sides.push(side);
+        Ok(Contestant { name: BRIDGE.to_owned(), vms })
     }
 
-    fn tenet_side(&mut self) -> Result<()> {
-        let state = self.folder.join("controller");
-        let (h1, state_text) = (self.ns("h1"), state.display().to_string());
-        self.spawn(&h1, &["controller", "--state-dir", &state_text, "--address", PA[0]])?;
-        wait(Duration::from_secs(20), "the controller to write admin.json", || {
-            Ok(state.join("admin.json").exists())
-        })?;
-        let site = self.folder.join("site.yaml");
-        std::fs::write(
-            &site,
-            format!(
-                "hosts:\n  h1: {{ pa: {} }}\n  h2: {{ pa: {} }}\ntenants:\n  bench:\n    networks:\n      blue:\n        \
-                 subnets:\n          all: {{ prefix: 10.1.0.0/24, vsid: 5001, gateway: 10.1.0.254 }}\n    vms:\n      \
-                 a: {{ ports: {{ eth0: {{ subnet: blue/all, mac: \"02:00:00:00:01:01\", address: 10.1.0.1, host: h1, device: tvm }} }} }}\n      \
-                 b: {{ ports: {{ eth0: {{ subnet: blue/all, mac: \"02:00:00:00:01:02\", address: 10.1.0.2, host: h2, device: tvm }} }} }}\n",
-                PA[0], PA[1]
-            ),
-        )?;
-        for (i, _) in PA.iter().enumerate() {
-            let name = format!("h{}", i + 1);
-            let h = self.ns(&name);
-            let token = self.cli(&["host", "token", &name, "--pa", PA[i]])?;
-            let folder = self.folder.join(&name).display().to_string();
-            let bpffs = format!("/sys/fs/bpf/tenet-bench-{}/{name}", self.prefix);
-            let uplink = format!("u{}", i + 1);
-            let controller = format!("https://{}:7443", PA[0]);
-            self.spawn(
-                &h,
-                &[
-                    "agent",
-                    "--state-dir",
-                    &folder,
-                    "--controller",
-                    &controller,
-                    "--join",
-                    token.trim(),
-                    "--uplink",
-                    &uplink,
-                    "--bpffs",
-                    &bpffs,
-                ],
-            )?;
+    fn plain(&mut self, prefix: &str, scenario: Scenario) -> Result<Contestant> {
+        let side = Side::new(prefix, "p", scenario)?;
+        let vms = self.pair(&side, "p", "vm", [1, 2], scenario)?;
+        for (i, links) in side.links()?.iter().enumerate() {
+            let (port, uplink) = (links.index("vm")?, links.index(&format!("u{}", i + 1))?);
+            for (from, to) in [(port, uplink), (uplink, port)] {
+                self._links.push(links.netns().run(|| super::bpf::redirect(from, to))??);
+            }
         }
-        self.cli(&["apply", "-f", &site.display().to_string(), "--yes"])?;
-        Ok(())
+        self._sides.push(side);
+        Ok(Contestant { name: PLAIN.to_owned(), vms })
     }
 
-    /// Runs the CLI in the controller's namespace; its standard output.
-    pub fn cli(&self, args: &[&str]) -> Result<String> {
-        let admin = self.folder.join("controller/admin.json");
-        let output = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{}", self.ns("h1")))
-            .arg(&self.tenet)
-            .args(args)
-            .env("TENET_ADMIN_FILE", admin)
-            .output()
-            .context("run tenet")?;
-        if !output.status.success() {
-            bail!("tenet {} failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    fn ovs(&mut self, prefix: &str, scenario: Scenario) -> Result<Contestant> {
+        let side = Side::new(prefix, "o", scenario)?;
+        let vms = self.pair(&side, "o", "vm", [1, 2], scenario)?;
+        let switches = ovs::start(&side, &self._folder.0, &vms);
+        self._sides.push(side);
+        self._switches = switches?;
+        Ok(Contestant { name: OVS.to_owned(), vms })
+    }
+
+    /// Tenet with one network per method; a method that controller or CLI refuses is left out with the reason.
+    fn with_tenet(
+        &mut self,
+        binary: &Path,
+        prefix: &str,
+        scenario: Scenario,
+        methods: &[String],
+    ) -> Result<Vec<Contestant>> {
+        let side = Side::new(prefix, "t", scenario)?;
+        let mut contestants = Vec::new();
+        for (at, method) in methods.iter().enumerate() {
+            let macs = [2 * at as u8 + 1, 2 * at as u8 + 2];
+            let device = format!("vm-{method}");
+            let vms = self.pair(&side, &format!("t{at}"), &device, macs, scenario)?;
+            contestants.push((method.clone(), Contestant { name: format!("Tenet {method}"), vms }));
         }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let mut tenet = Tenet::start(binary, &self._folder.0, &side)?;
+        self._sides.push(side);
+        let mut taken = Vec::new();
+        for (at, (method, contestant)) in contestants.into_iter().enumerate() {
+            match tenet.add(at, &method, scenario) {
+                Ok(()) => taken.push(contestant),
+                Err(e) => self.refuse(&contestant.name, &format!("{e:#}")),
+            }
+        }
+        self.tenet = Some(tenet);
+        Ok(taken)
     }
 
-    fn spawn(&mut self, netns: &str, args: &[&str]) -> Result<()> {
-        let log = std::fs::File::create(self.folder.join(format!("{}-{}.log", netns, args[0])))?;
-        // nsenter changes the network namespace only, so that /sys/fs/bpf stays the host's.
-        let child = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{netns}"))
-            .arg(&self.tenet)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start tenet")?;
-        self.processes.push(child);
-        Ok(())
-    }
-
-    fn wait_ping(&self, [a, b]: &[Vm; 2]) -> Result<()> {
-        wait(
-            Duration::from_secs(20),
-            &format!("{} to reach {} (logs in {})", a.netns, b.address, self.folder.display()),
-            || {
-                Ok(Command::new("ip")
-                    .args(["netns", "exec", &a.netns, "ping", "-c1", "-W1", "-q", &b.address.to_string()])
-                    .output()?
-                    .status
-                    .success())
-            },
-        )
+    /// Two VMs, one on each host, with 10.1.0.1 and .2; in the tap scenario the second is on a tap.
+    fn pair(
+        &mut self,
+        side: &Side,
+        tag: &str,
+        device: &str,
+        macs: [u8; 2],
+        scenario: Scenario,
+    ) -> Result<[Vm; 2]> {
+        let first = side.vm(0, tag, device, macs[0])?;
+        if !scenario.tap {
+            return Ok([first, side.vm(1, tag, device, macs[1])?]);
+        }
+        let (second, relay) = side.vm_on_tap(1, tag, device, macs[1])?;
+        self._relays.push(relay);
+        Ok([first, second])
     }
 }
 
-impl Drop for Topology {
+/// A folder that ends with its handle.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
     fn drop(&mut self) {
-        for p in &mut self.processes {
-            p.kill().ok();
-            p.wait().ok();
-        }
-        for (i, _) in PA.iter().enumerate() {
-            let bpffs = format!("/sys/fs/bpf/tenet-bench-{}/h{}", self.prefix, i + 1);
-            let h = format!("--net=/run/netns/{}", self.ns(&format!("h{}", i + 1)));
-            Command::new("nsenter")
-                .arg(h)
-                .arg(&self.tenet)
-                .args(["agent", "--detach", "--bpffs", &bpffs])
-                .output()
-                .ok();
-        }
-        for name in ["h1", "h2", "t1", "t2", "b1", "b2"] {
-            ip(&format!("netns del {}", self.ns(name))).ok();
-        }
-        std::fs::remove_dir(format!("/sys/fs/bpf/tenet-bench-{}", self.prefix)).ok();
-        if !std::thread::panicking() {
-            std::fs::remove_dir_all(&self.folder).ok();
+        if std::env::var_os("TENET_BENCH_KEEP").is_none() {
+            std::fs::remove_dir_all(&self.0).ok();
         }
     }
+}
+
+/// Tells the topologies of one process apart.
+fn number() -> u32 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+fn reach([a, b]: &[Vm; 2]) -> Result<()> {
+    let answers = || {
+        let ping = ["-c1", "-W1", "-q", &b.address.to_string()].map(str::to_owned);
+        let done = Command::new("ip").args(["netns", "exec", &a.netns, "ping"]).args(ping).output()?;
+        Ok(done.status.success())
+    };
+    wait(Duration::from_secs(15), "its VMs to reach each other", answers)
 }
 
 fn ip(args: &str) -> Result<()> {

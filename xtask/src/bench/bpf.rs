@@ -1,0 +1,189 @@
+//! The kernel's own word on BPF: sizes and run times of programs, memory of maps; and the smallest program there is,
+//! which the others are compared with. By the bare system call, so that what is measured does not measure itself.
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+const MAP_UPDATE: libc::c_long = 2;
+const MAP_LOOKUP: libc::c_long = 1;
+const MAP_NEXT_KEY: libc::c_long = 4;
+const PROG_LOAD: libc::c_long = 5;
+const OBJ_GET: libc::c_long = 7;
+const PROG_BY_ID: libc::c_long = 13;
+const OBJ_INFO: libc::c_long = 15;
+const LINK_CREATE: libc::c_long = 28;
+const ENABLE_STATS: libc::c_long = 32;
+const TCX_INGRESS: u64 = 46;
+const SCHED_CLS: u64 = 3;
+
+/// `union bpf_attr`, as words.
+type Attr = [u64; 20];
+
+fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<i64> {
+    // SAFETY: `attr` is live, writable and as long as said; pointers in it are live by the callers' contracts.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of::<Attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn descriptor(command: libc::c_long, attr: &mut Attr) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(bpf(command, attr)?).map_err(io::Error::other)?;
+    // SAFETY: these commands return a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn raw(fd: &OwnedFd) -> u64 {
+    u64::from(fd.as_raw_fd().unsigned_abs())
+}
+
+fn open(pin: &Path) -> Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut attr: Attr = [0; 20];
+    attr[0] = path.as_ptr() as u64;
+    descriptor(OBJ_GET, &mut attr).with_context(|| format!("open {}", pin.display()))
+}
+
+/// What the kernel knows about an object: `bpf_prog_info`, `bpf_link_info` or `bpf_map_info`.
+fn info(fd: &OwnedFd) -> io::Result<[u8; 256]> {
+    let mut info = [0_u8; 256];
+    let mut attr: Attr = [0; 20];
+    attr[0] = raw(fd) | (info.len() as u64) << 32;
+    attr[1] = info.as_mut_ptr() as u64;
+    bpf(OBJ_INFO, &mut attr)?;
+    Ok(info)
+}
+
+fn u32_at(info: &[u8; 256], at: usize) -> u32 {
+    info.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+fn u64_at(info: &[u8; 256], at: usize) -> u64 {
+    info.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes)
+}
+
+/// A loaded program as the kernel describes it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Program {
+    /// Its name.
+    pub name: String,
+    /// Instructions that the verifier walked.
+    pub verified: u32,
+    /// Instructions after the verifier's rewriting.
+    pub instructions: u32,
+    /// Bytes of machine code.
+    pub machine_code: u32,
+    /// Nanoseconds that it has run since statistics were turned on.
+    pub run_ns: u64,
+    /// How often.
+    pub runs: u64,
+}
+
+/// The programs whose links are pinned in a folder, each once, by name.
+pub fn programs(links: &Path) -> Result<Vec<Program>> {
+    let mut found: Vec<(u32, Program)> = Vec::new();
+    for entry in std::fs::read_dir(links).with_context(|| format!("read {}", links.display()))? {
+        let Ok(link) = open(&entry?.path()) else { continue };
+        // A pinned program instead of a link (clsact) describes itself.
+        let about = info(&link)?;
+        let id = u32_at(&about, 8);
+        let mut attr: Attr = [0; 20];
+        attr[0] = u64::from(id);
+        let Ok(program) = descriptor(PROG_BY_ID, &mut attr) else { continue };
+        let about = info(&program)?;
+        if found.iter().any(|(other, _)| *other == id) {
+            continue;
+        }
+        let name: Vec<u8> = about.iter().skip(64).take(16).copied().take_while(|b| *b != 0).collect();
+        let program = Program {
+            name: String::from_utf8_lossy(&name).into_owned(),
+            verified: u32_at(&about, 216),
+            instructions: u32_at(&about, 20) / 8,
+            machine_code: u32_at(&about, 16),
+            run_ns: u64_at(&about, 192),
+            runs: u64_at(&about, 200),
+        };
+        found.push((id, program));
+    }
+    let mut programs: Vec<Program> = found.into_iter().map(|(_, p)| p).collect();
+    programs.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(programs)
+}
+
+/// Makes the kernel count the run time of every program until the handle is dropped; this costs some nanoseconds a run.
+pub fn count_run_time() -> Result<OwnedFd> {
+    descriptor(ENABLE_STATS, &mut [0; 20]).context("turn the kernel's BPF statistics on")
+}
+
+/// A pinned map.
+pub struct Map {
+    fd: OwnedFd,
+    key: usize,
+    value: usize,
+}
+
+impl Map {
+    /// Opens one.
+    pub fn open(pin: &Path) -> Result<Self> {
+        let fd = open(pin)?;
+        let about = info(&fd)?;
+        Ok(Self { key: u32_at(&about, 8) as usize, value: u32_at(&about, 12) as usize, fd })
+    }
+
+    /// Some key and its value.
+    pub fn first(&self) -> Result<(Vec<u8>, Vec<u8>)> {
+        let (mut key, mut value) = (vec![0_u8; self.key], vec![0_u8; self.value]);
+        let mut attr: Attr = [0; 20];
+        attr[0] = raw(&self.fd);
+        attr[2] = key.as_mut_ptr() as u64;
+        bpf(MAP_NEXT_KEY, &mut attr).context("read the first key of a map")?;
+        let mut attr: Attr = [0; 20];
+        attr[0] = raw(&self.fd);
+        attr[1] = key.as_ptr() as u64;
+        attr[2] = value.as_mut_ptr() as u64;
+        bpf(MAP_LOOKUP, &mut attr).context("read a map's first value")?;
+        Ok((key, value))
+    }
+
+    /// Sets an entry.
+    ///
+    /// # Errors
+    /// If key or value are of another length than the map's, or the map is full.
+    pub fn set(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        anyhow::ensure!(key.len() == self.key && value.len() == self.value, "the map has another layout");
+        let mut attr: Attr = [0; 20];
+        attr[0] = raw(&self.fd);
+        attr[1] = key.as_ptr() as u64;
+        attr[2] = value.as_ptr() as u64;
+        bpf(MAP_UPDATE, &mut attr).context("write a map's entry")?;
+        Ok(())
+    }
+
+    /// Kernel memory that it takes, in bytes (`memlock` of its descriptor).
+    pub fn memory(&self) -> Result<u64> {
+        let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let line = text.lines().find_map(|l| l.strip_prefix("memlock:"));
+        line.and_then(|l| l.trim().parse().ok()).context("the kernel does not say what a map takes")
+    }
+}
+
+/// Sends every frame that comes in at a device out of another, and nothing more; for as long as the handle lives.
+/// To be called in the devices' namespace.
+pub fn redirect(from: u32, to: u32) -> Result<OwnedFd> {
+    // r1 = to; r2 = 0; call bpf_redirect; exit
+    let code: [u64; 4] = [0x01b7 | u64::from(to) << 32, 0x02b7, 0x85 | 23 << 32, 0x95];
+    let license = c"GPL";
+    let mut attr: Attr = [0; 20];
+    attr[0] = SCHED_CLS | (code.len() as u64) << 32;
+    attr[1] = code.as_ptr() as u64;
+    attr[2] = license.as_ptr() as u64;
+    let program = descriptor(PROG_LOAD, &mut attr).context("load a program that redirects")?;
+    let mut attr: Attr = [0; 20];
+    attr[0] = raw(&program) | u64::from(from) << 32;
+    attr[1] = TCX_INGRESS;
+    descriptor(LINK_CREATE, &mut attr).context("attach a program that redirects (TCX, kernel 6.6)")
+}
