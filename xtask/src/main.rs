@@ -62,9 +62,14 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
-/// Builds the release binary and measures it.
+/// Builds the release binary and measures it, or measures another that is named.
 #[cfg(feature = "bench")]
 fn run_bench(root: &Path, args: &[String]) -> Result<()> {
+    if let Some(at) = args.iter().position(|a| a == "--binary") {
+        let binary = args.get(at + 1).context("--binary needs a path")?;
+        let rest = [args.get(..at).unwrap_or_default(), args.get(at + 2..).unwrap_or_default()].concat();
+        return bench::run(root, Path::new(binary), &rest);
+    }
     cargo(root, &["build", "--release", "--package", "tenet"])?;
     bench::run(root, &root.join("target/release/tenet"), args)
 }

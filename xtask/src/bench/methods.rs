@@ -73,7 +73,8 @@ pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
         measured.extend(rounds(&topology, scenario, options));
         if let Some(t) = &topology.tenet {
             for pid in t.agents() {
-                memory.push(latency::resident_kb(pid)?);
+                // One that has ended has no memory; what it could not do is said above.
+                memory.extend(latency::resident_kb(pid));
             }
         }
         costs.extend(costs_of(&topology, scenario, options.time)?);

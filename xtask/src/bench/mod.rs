@@ -35,6 +35,7 @@ without PART: all of them
   --seconds S        seconds of a TCP measurement (1.2); others take 0.6 of it
   --methods A,B      only these of nvgre,vxlan,geneve,stt,rewrite
   --scenarios A,B    only these of S1,S2,S3
+  --binary FILE      measure this `tenet` instead of building one
   --ovs              install Open vSwitch if it is not there (else it is left out)
   --no-ovs           leave Open vSwitch out
 ";
@@ -141,9 +142,13 @@ mod tests {
 
     #[test]
     fn the_command_line_says_what_is_measured() {
-        let options = parse(&["methods", "--rounds", "7", "--methods", "stt,rewrite", "--scenarios", "S3"]).unwrap();
+        let options =
+            parse(&["methods", "--rounds", "7", "--methods", "stt,rewrite", "--scenarios", "S3"]).unwrap();
         assert_eq!((options.rounds, options.quick), (7, false));
-        assert_eq!((options.methods, options.scenarios), (vec!["stt".into(), "rewrite".into()], vec!["S3".into()]));
+        assert_eq!(
+            (options.methods, options.scenarios),
+            (vec!["stt".into(), "rewrite".into()], vec!["S3".into()])
+        );
         assert_eq!(parse(&["--quick"]).unwrap().rounds, 1);
         assert_eq!(parse(&["--rounds", "3", "--quick"]).unwrap().rounds, 3);
         for wrong in [&["--methods", "gre"][..], &["dataplan"], &["--rounds"], &["--rounds", "0"]] {

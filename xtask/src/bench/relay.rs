@@ -36,7 +36,8 @@ impl Relay {
         for (from, to) in [(port.try_clone()?, nic.try_clone()?), (nic, port)] {
             let stop = stop.clone();
             let carry = move || carry(from, to, &stop);
-            threads.push(std::thread::Builder::new().name("tap".to_owned()).spawn(carry).context("a thread")?);
+            threads
+                .push(std::thread::Builder::new().name("tap".to_owned()).spawn(carry).context("a thread")?);
         }
         Ok(Self { stop, threads })
     }

@@ -13,8 +13,11 @@ pub const RECORDS: u32 = 500_000;
 /// Measures two Tenets side by side, one with the records of two VMs, one with half a million more in the kernel's
 /// maps, and writes `table.json`.
 pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
-    let methods: Vec<String> =
-        ["nvgre", "vxlan", "rewrite"].map(str::to_owned).into_iter().filter(|m| options.methods.contains(m)).collect();
+    let methods: Vec<String> = ["nvgre", "vxlan", "rewrite"]
+        .map(str::to_owned)
+        .into_iter()
+        .filter(|m| options.methods.contains(m))
+        .collect();
     let wanted = Wanted { methods, ovs: false };
     let records = if options.quick { RECORDS / 10 } else { RECORDS };
     let mut small = Topology::up(tenet, SCENARIOS[0], &wanted)?;
@@ -72,7 +75,10 @@ pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
         println!("a record's entry in {name} takes {bytes:.0} B of kernel memory");
     }
     let per_record: f64 = memory[0].iter().map(|(_, bytes)| bytes).sum();
-    println!("together {per_record:.0} B a lookup record, {:.0} MB for {records}", per_record * f64::from(records) / 1e6);
+    println!(
+        "together {per_record:.0} B a lookup record, {:.0} MB for {records}",
+        per_record * f64::from(records) / 1e6
+    );
     let document = json!({ "records": records, "bytes_per_record": memory[0], "results": results });
     std::fs::write(out.join("table.json"), serde_json::to_string_pretty(&document)?)?;
     Ok(())

@@ -111,7 +111,11 @@ impl Topology {
         for contestant in found {
             match reach(&contestant.vms) {
                 Ok(()) => t.contestants.push(contestant),
-                Err(e) => t.refuse(&contestant.name, &format!("{e:#}")),
+                Err(e) => {
+                    let logs = t.tenet.as_ref().filter(|_| contestant.name.starts_with("Tenet"));
+                    let logs = logs.map(Tenet::last_words).unwrap_or_default();
+                    t.refuse(&contestant.name, &format!("{e:#}{logs}"));
+                }
             }
         }
         anyhow::ensure!(

@@ -78,6 +78,19 @@ impl Tenet {
         self.processes.iter().skip(1).map(Child::id).collect()
     }
 
+    /// The last lines that the agents wrote, for somebody who wonders why nothing works.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let mut text = String::new();
+        for i in 1..=self.hosts.len() {
+            let log = std::fs::read_to_string(self.folder.join(format!("h{i}.log"))).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines.get(lines.len().saturating_sub(3)..).unwrap_or_default();
+            _ = write!(text, "\n    agent {i}: {}", tail.join("\n      "));
+        }
+        text
+    }
+
     /// Ends the agents by force, which leaves the programs at work and the maps alone.
     pub fn kill_agents(&mut self) {
         for agent in self.processes.iter_mut().skip(1) {

@@ -84,7 +84,8 @@ impl Side {
         ip(&format!("netns add {name}"))?;
         self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.to_owned());
         ip(&format!("-n {name} link set lo up"))?;
-        let quiet = ["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"];
+        let quiet =
+            ["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"];
         run(Command::new("ip").args(["netns", "exec", name]).args(quiet))
     }
 }
