@@ -210,7 +210,7 @@ impl<'a> Allocator<'a> {
 }
 
 /// An address as a number among those of its family.
-fn number(address: &IpAddr) -> u128 {
+pub(crate) fn number(address: &IpAddr) -> u128 {
     match address {
         IpAddr::V4(a) => u128::from(u32::from(*a)),
         IpAddr::V6(a) => u128::from(*a),
@@ -218,7 +218,7 @@ fn number(address: &IpAddr) -> u128 {
 }
 
 /// The address of a number.
-fn address(family: Family, number: u128) -> IpAddr {
+pub(crate) fn address(family: Family, number: u128) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::from((number & u128::from(u32::MAX)) as u32)),
         Family::V6 => IpAddr::V6(Ipv6Addr::from(number)),
@@ -226,7 +226,7 @@ fn address(family: Family, number: u128) -> IpAddr {
 }
 
 /// The lowest number from `first` on that is not in an ascending sequence; the last one if all are.
-fn lowest(first: u128, used: impl Iterator<Item = u128>) -> u128 {
+pub(crate) fn lowest(first: u128, used: impl Iterator<Item = u128>) -> u128 {
     let mut free = first;
     for n in used {
         if n > free {

@@ -14,6 +14,7 @@ mod names;
 mod numbers;
 mod object;
 mod problem;
+mod rewrite;
 mod rules;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -1,6 +1,6 @@
 //! Why a change is refused: which two objects disagree, and what to do.
 
-use crate::{HostName, Key, Mac, Name, NetId, Phase, SubnetRef, TenantName, Vsid};
+use crate::{Family, HostName, Key, Mac, Method, Name, NetId, Phase, SubnetRef, TenantName, Vsid};
 use ipnet::IpNet;
 use std::{fmt, net::IpAddr};
 use uuid::Uuid;
@@ -75,13 +75,14 @@ pub enum Why {
         /// The other subnet.
         other: Key,
     },
-    /// An IPv6 customer or provider address.
-    #[error("{what} {address} is IPv6, which is not yet available: use IPv4")]
-    Ipv6 {
-        /// Which address it is.
-        what: &'static str,
-        /// Its text.
-        address: String,
+    /// A subnet without prefix.
+    #[error("has no prefix: give it one of IPv4, one of IPv6, or both")]
+    NoPrefix,
+    /// A subnet with two prefixes of one family.
+    #[error("has more than one {family} prefix: keep one, and put the other one into a subnet of its own")]
+    TwoPrefixes {
+        /// The family.
+        family: Family,
     },
     /// A prefix with bits set after its length.
     #[error("prefix {prefix} has bits set after its length: write {}", .prefix.trunc())]
@@ -90,7 +91,7 @@ pub enum Why {
         prefix: IpNet,
     },
     /// A subnet too small for a gateway and a port.
-    #[error("prefix {prefix} leaves no room for a gateway and a port: use /30 or shorter")]
+    #[error("prefix {prefix} leaves no room for a gateway and a port: use /{} or shorter", .prefix.max_prefix_len() - 2)]
     PrefixTooLong {
         /// The prefix.
         prefix: IpNet,
@@ -123,12 +124,12 @@ pub enum Why {
         /// The prefix.
         prefix: IpNet,
     },
-    /// A gateway that is its subnet's network or broadcast address.
+    /// A gateway that is its subnet's network, broadcast or anycast address.
     #[error("gateway {gateway} is the {which} address of its prefix {prefix}: use {}", FirstOf(.prefix))]
     GatewayReserved {
         /// The gateway.
         gateway: IpAddr,
-        /// `network` or `broadcast`.
+        /// `network`, `broadcast` or `subnet-router anycast`.
         which: &'static str,
         /// The prefix.
         prefix: IpNet,
@@ -174,12 +175,20 @@ pub enum Why {
         /// Its prefixes.
         prefixes: Vec<IpNet>,
     },
+    /// An address that no machine can have.
+    #[error("address {address} is {use_}: choose an address of the port's subnet")]
+    AddressUnusable {
+        /// The address.
+        address: IpAddr,
+        /// What it is for.
+        use_: &'static str,
+    },
     /// A customer address that no port can have.
     #[error("address {address} is the {which} address of subnet {subnet}: choose another address")]
     AddressReserved {
         /// The address.
         address: IpAddr,
-        /// `network`, `broadcast` or `gateway`.
+        /// `network`, `broadcast`, `subnet-router anycast` or `gateway`.
         which: &'static str,
         /// The subnet.
         subnet: SubnetRef,
@@ -248,6 +257,128 @@ pub enum Why {
         /// What it is.
         use_: &'static str,
     },
+    /// Hosts of both families.
+    #[error("provider address {pa} is {}, but that of {} is {}: give all hosts of the site addresses of one family", Family::of(.pa), .other.title(), Family::of(.other_pa))]
+    PaFamily {
+        /// The address.
+        pa: IpAddr,
+        /// That of another host.
+        other_pa: IpAddr,
+        /// The other host.
+        other: Key,
+    },
+    /// Two ranges of rewrite addresses with an address in common.
+    #[error("rewrite pool {pool} overlaps {other_pool} of {}: choose another range", .other.title())]
+    PoolOverlap {
+        /// The range.
+        pool: IpNet,
+        /// The other.
+        other_pool: IpNet,
+        /// Whose that is.
+        other: Key,
+    },
+    /// A range of rewrite addresses with a host's own address in it.
+    #[error("rewrite pool {pool} has the provider address {pa} of {} in it: choose a range without hosts", .other.title())]
+    PoolOverPa {
+        /// The range.
+        pool: IpNet,
+        /// The address.
+        pa: IpAddr,
+        /// The host whose address that is.
+        other: Key,
+    },
+    /// A host's own address in a range of rewrite addresses.
+    #[error("provider address {pa} is in the rewrite pool {pool} of {}: choose another address or change that pool first", .other.title())]
+    PaInPool {
+        /// The address.
+        pa: IpAddr,
+        /// The range.
+        pool: IpNet,
+        /// Whose that is.
+        other: Key,
+    },
+    /// Rewrite addresses in use that would be in no pool any more.
+    #[error("its rewrite pool would no longer have {address} of {}{}: keep that range, or detach the port first", .port.title(), More(*.more))]
+    PoolInUse {
+        /// The rewrite address.
+        address: IpAddr,
+        /// The port that has it.
+        port: Key,
+        /// How many more there are.
+        more: usize,
+    },
+    /// An address that needs a rewrite address, on a host without a pool of its family.
+    #[error("host {host} has no {family} rewrite pool for {address} of {}{}: tenet host set {host} --rewrite-pool RANGE", .port.title(), More(*.more))]
+    NoPool {
+        /// The host.
+        host: HostName,
+        /// The family.
+        family: Family,
+        /// The customer address.
+        address: IpAddr,
+        /// The port that has it.
+        port: Key,
+        /// How many more addresses there are.
+        more: usize,
+    },
+    /// An address that needs a rewrite address, on a host whose pool has none left.
+    #[error("the rewrite pool {} of host {host} is exhausted, none is left for {address} of {}{}: add a range with tenet host set {host} --rewrite-pool, or detach ports", Listed(.pool), .port.title(), More(*.more))]
+    PoolExhausted {
+        /// The host.
+        host: HostName,
+        /// Its pool of that family.
+        pool: Vec<IpNet>,
+        /// The customer address.
+        address: IpAddr,
+        /// The port that has it.
+        port: Key,
+        /// How many more addresses there are.
+        more: usize,
+    },
+    /// A change of method in one step while the network is in use.
+    #[error(
+        "its method cannot change from {from} to {to} at once while ports are attached: write {to} as the method that it is switching to first"
+    )]
+    MethodAtOnce {
+        /// Its method.
+        from: Method,
+        /// The wanted one.
+        to: Method,
+    },
+    /// A switch to the method that the network has.
+    #[error("is already using {method}: write no method to switch to")]
+    SwitchToSame {
+        /// The method.
+        method: Method,
+    },
+    /// A UDP port of 0.
+    #[error("the UDP port of {method} cannot be 0: use {} unless the provider network needs another", .default)]
+    UdpPortZero {
+        /// Whose port.
+        method: Method,
+        /// The usual port.
+        default: u16,
+    },
+    /// Two methods on one UDP port.
+    #[error(
+        "{port} cannot be the UDP port of Geneve, as VXLAN uses it (4789 always): use 6081 or another port"
+    )]
+    UdpPortTaken {
+        /// The port.
+        port: u16,
+    },
+    /// A next hop of another family than the route.
+    #[error(
+        "next hop {next_hop} is no {family} address like the prefix {prefix}: use the {family} address of a port of that network"
+    )]
+    NextHopFamily {
+        /// The next hop.
+        next_hop: IpAddr,
+        /// The prefix's family.
+        family: Family,
+        /// The prefix.
+        prefix: IpNet,
+    },
     /// A next hop outside of all subnets of the network.
     #[error("next hop {next_hop} is in no subnet of {}: use the address of a port of that network", .network.title())]
     NextHopOutside {
@@ -261,7 +392,7 @@ pub enum Why {
     NextHopReserved {
         /// The next hop.
         next_hop: IpAddr,
-        /// `network`, `broadcast` or `gateway`.
+        /// `network`, `broadcast`, `subnet-router anycast` or `gateway`.
         which: &'static str,
         /// The subnet.
         subnet: Key,

@@ -1,12 +1,13 @@
 //! The rules that the objects of a site keep among each other.
 
 mod delete;
+mod host;
 mod migration;
 mod port;
 
 use crate::{
-    Change, DEFAULT_TENANT, Desired, Key, Network, Object, Operation, Problem, Route, Subnet, Why, address,
-    view::View,
+    Change, DEFAULT_TENANT, Desired, Family, Key, Method, Network, Object, Operation, Problem, Route, Site,
+    Subnet, Why, address, rewrite, view::View,
 };
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -14,7 +15,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 pub(crate) struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn add(&mut self, about: Key, why: Why) {
+    pub(crate) fn add(&mut self, about: Key, why: Why) {
         self.0.push(Problem { about, why });
     }
 
@@ -32,10 +33,14 @@ pub(crate) fn check(base: &Desired, change: &Change) -> Result<Vec<Operation>, V
             problems.add(operation.key(), Why::Twice);
         }
     }
-    let mut effective =
-        Change { operations: change.operations.iter().filter(|o| changes(base, o)).cloned().collect() };
-    let asked = effective.operations.len();
+    let mut effective = change.clone();
     cascade(base, &order, &mut effective);
+    let follow = effective.operations.split_off(change.operations.len());
+    let more = rewrite::complete(base, &mut effective, &follow, &mut problems);
+    effective.operations.retain(|o| changes(base, o));
+    let asked = effective.operations.len();
+    effective.operations.extend(follow);
+    effective.operations.extend(more);
     let view = View::new(base, &effective);
     for operation in &effective.operations[..asked] {
         match operation {
@@ -45,7 +50,7 @@ pub(crate) fn check(base: &Desired, change: &Change) -> Result<Vec<Operation>, V
     }
     networks(&view, &mut problems);
     subnets(&view, &mut problems);
-    hosts(&view, &mut problems);
+    host::check(&view, &mut problems);
     port::check(&view, &mut problems);
     migration::devices(&view, &mut problems);
     if problems.0.is_empty() {
@@ -88,7 +93,7 @@ fn put(view: &View<'_>, object: &Object, problems: &mut Problems) {
             if view.networks.get(&o.name.network_ref()).is_none() {
                 problems.add(about.clone(), Why::Unknown(Key::Network(o.name.network_ref())));
             }
-            problems.all(&about, o.prefixes.iter().flat_map(|p| address::subnet(p.prefix, p.gateway)));
+            problems.all(&about, prefixes(o));
         }
         Object::Vm(o) => {
             if view.tenants.get(&o.name.tenant).is_none() {
@@ -96,7 +101,10 @@ fn put(view: &View<'_>, object: &Object, problems: &mut Problems) {
             }
         }
         Object::Port(o) => port::put(view, o, problems),
-        Object::Host(o) => problems.all(&about, address::provider(o.pa)),
+        Object::Host(o) => {
+            problems.all(&about, address::provider(o.pa));
+            problems.all(&about, o.rewrite_pool.iter().flat_map(|pool| address::pool(*pool)));
+        }
         Object::Route(o) => {
             if view.networks.get(&o.network).is_none() {
                 problems.add(about, Why::Unknown(Key::Network(o.network.clone())));
@@ -106,8 +114,42 @@ fn put(view: &View<'_>, object: &Object, problems: &mut Problems) {
             problems.all(&about, route(view, o));
         }
         Object::Migration(o) => migration::put(view, o, problems),
-        Object::Site(_) => {}
+        Object::Site(o) => problems.all(&about, udp_ports(o)),
     }
+}
+
+/// How many prefixes a subnet has, and what each must be on its own.
+fn prefixes(subnet: &Subnet) -> Vec<Why> {
+    let mut why = Vec::new();
+    if subnet.prefixes.is_empty() {
+        why.push(Why::NoPrefix);
+    }
+    for family in [Family::V4, Family::V6] {
+        if subnet.prefixes.iter().filter(|p| p.family() == family).count() > 1 {
+            why.push(Why::TwoPrefixes { family });
+        }
+    }
+    why.extend(subnet.prefixes.iter().flat_map(|p| address::subnet(p.prefix, p.gateway)));
+    why
+}
+
+/// UDP ports tell the methods apart.
+fn udp_ports(site: &Site) -> Vec<Why> {
+    let usual = Site::default();
+    let mut why = Vec::new();
+    for (method, port, default) in [
+        (Method::Vxlan, site.vxlan_port, usual.vxlan_port),
+        (Method::Geneve, site.geneve_port, usual.geneve_port),
+    ] {
+        if port == 0 {
+            why.push(Why::UdpPortZero { method, default });
+        }
+    }
+    let port = site.geneve_port;
+    if port != 0 && (port == site.vxlan_port || port == usual.vxlan_port) {
+        why.push(Why::UdpPortTaken { port });
+    }
+    why
 }
 
 /// Networks: number and routing domain id are a network's own.
@@ -138,9 +180,24 @@ fn networks(view: &View<'_>, problems: &mut Problems) {
             let (from, to) = (was.id.0.to_string(), network.id.0.to_string());
             problems.add(key(), Why::Fixed { field: "number", from, to });
         }
+        problems.all(&key(), method(view, network));
     };
     view.networks.kept().for_each(|(_, n)| claim(n, false));
     view.networks.written().for_each(|(_, n)| claim(n, true));
+}
+
+/// A network in use changes its method in two steps, so that receivers are ready before senders change.
+fn method(view: &View<'_>, network: &Network) -> Option<Why> {
+    if network.switching == Some(network.method) {
+        return Some(Why::SwitchToSame { method: network.method });
+    }
+    let was = view.networks.before(&network.name)?;
+    if was.method == network.method || was.switching == Some(network.method) {
+        return None;
+    }
+    let mut ports = view.ports_of_tenant(&network.name.tenant);
+    let used = ports.any(|p| p.host.is_some() && p.subnet.is_of(&network.name));
+    used.then_some(Why::MethodAtOnce { from: was.method, to: network.method })
 }
 
 /// Subnets: VSIDs over all, prefixes inside their network, and what the change of a subnet does to routes and ports.
@@ -174,20 +231,6 @@ fn subnets(view: &View<'_>, problems: &mut Problems) {
     }
 }
 
-/// Hosts: each has its own provider address.
-fn hosts(view: &View<'_>, problems: &mut Problems) {
-    if view.hosts.written().next().is_none() {
-        return;
-    }
-    let mut pas: BTreeMap<_, _> = view.hosts.kept().map(|(k, h)| (h.pa, k)).collect();
-    for (name, host) in view.hosts.written() {
-        if let Some(other) = pas.insert(host.pa, name) {
-            problems
-                .add(Key::Host(name.clone()), Why::PaTaken { pa: host.pa, other: Key::Host(other.clone()) });
-        }
-    }
-}
-
 /// A route among its network's subnets.
 fn route(view: &View<'_>, route: &Route) -> Vec<Why> {
     let mut why: Vec<Why> = view
@@ -207,8 +250,9 @@ fn route(view: &View<'_>, route: &Route) -> Vec<Why> {
 /// What is wrong with a route's next hop.
 fn next_hop(view: &View<'_>, route: &Route) -> Option<Why> {
     let next_hop = route.next_hop;
-    if next_hop.is_ipv6() {
-        return Some(Why::Ipv6 { what: "next hop", address: next_hop.to_string() });
+    let family = Family::of(&route.prefix.addr());
+    if Family::of(&next_hop) != family {
+        return Some(Why::NextHopFamily { next_hop, family, prefix: route.prefix });
     }
     let Some(subnet) = view.subnets_of(&route.network).find(|s| s.prefix_of(&next_hop).is_some()) else {
         return Some(Why::NextHopOutside { next_hop, network: Key::Network(route.network.clone()) });
@@ -227,7 +271,7 @@ fn reserved(subnet: &Subnet, address: IpAddr) -> Option<&'static str> {
 fn overlaps(subnet: &Subnet, other: &Subnet) -> Vec<Why> {
     let pairs = subnet.prefixes.iter().flat_map(|p| other.prefixes.iter().map(|o| (p.prefix, o.prefix)));
     pairs
-        .filter(|(a, b)| a.contains(b) || b.contains(a))
+        .filter(|(a, b)| address::overlap(a, b))
         .map(|(prefix, other_prefix)| {
             let other = Key::Subnet(other.name.clone());
             Why::Overlap { prefix, other_prefix, other }

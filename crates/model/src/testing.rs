@@ -2,13 +2,12 @@
 #![expect(clippy::expect_used, reason = "only tests use this, and its names are fixed")]
 
 use crate::{
-    Allocator, Change, Desired, Host, HostName, Key, Migration, Name, Network, NetworkRef, Object, Operation,
-    Phase, Port, PortRef, Route, Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, VmRef,
+    Allocator, Change, Desired, Family, Host, HostName, Key, Method, Migration, Name, Network, NetworkRef,
+    Object, Operation, Phase, Port, PortRef, Route, Site, Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, VmRef,
 };
-use ipnet::IpNet;
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 use uuid::Uuid;
 
@@ -58,7 +57,7 @@ fn name(dice: &mut Dice, prefix: &str, of: u64) -> Name {
 }
 
 fn step(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
-    let made = match dice.below(20) {
+    let made = match dice.below(23) {
         0 => Some(Object::Tenant(Tenant { name: name(dice, "t", 3) })),
         1 => network(desired, dice),
         2 => subnet(desired, dice),
@@ -78,6 +77,11 @@ fn step(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
             })
         }
         15 => return finish(desired, dice),
+        20 | 21 => return switch(desired, dice),
+        22 => {
+            let (vxlan_port, geneve_port) = (4789 + dice.below(2) as u16, 6081 + dice.below(2) as u16);
+            Some(Object::Site(Site { vxlan_port, geneve_port }))
+        }
         _ => return delete(desired, dice).into_iter().map(Operation::Delete).collect(),
     };
     made.into_iter().map(Operation::Put).collect()
@@ -89,7 +93,27 @@ fn network(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let was = desired.networks.get(&name).map(|n| n.value.id);
     let id = was.or_else(|| Allocator::new(desired).net_id().ok())?;
     let rdid = Uuid::from_u128(u128::from(dice.below(u64::MAX)));
-    Some(Object::Network(Network { name, rdid, id, method: crate::Method::Nvgre, switching: None }))
+    let method = Method::ALL[dice.below(5) as usize];
+    let switching = dice.one_of(Method::ALL.into_iter()).filter(|_| dice.below(4) == 0);
+    Some(Object::Network(Network { name, rdid, id, method, switching }))
+}
+
+/// A step on the way from one method to another.
+fn switch(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
+    let Some(network) = dice.one_of(desired.networks.values().map(|n| n.value.clone())) else {
+        return vec![];
+    };
+    if let (Some(method), true) = (network.switching, dice.below(3) != 0) {
+        let done = Network { method, switching: None, ..network };
+        return vec![Operation::Put(Object::Network(done))];
+    }
+    if dice.below(3) == 0 {
+        return desired.release(&network.name).operations;
+    }
+    // Half of the time to or from the one that needs addresses.
+    let method = Method::ALL[dice.below(8).min(4) as usize];
+    let begun = desired.with_method(&network.name, method).map(Object::Network);
+    begun.map(Operation::Put).into_iter().collect()
 }
 
 fn subnet(desired: &Desired, dice: &mut Dice) -> Option<Object> {
@@ -100,9 +124,14 @@ fn subnet(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let keep = dice.below(3) != 0;
     let was = desired.subnets.get(&name).filter(|_| keep);
     let vsid = was.map(|s| s.value.vsid).or_else(|| Allocator::new(desired).vsid().ok())?;
-    let prefix: IpNet = format!("10.1.{third}.0/24").parse().ok()?;
-    let gateway = format!("10.1.{third}.{}", 1 + dice.below(2) * 253).parse().ok()?;
-    Some(Object::Subnet(Subnet { name, vsid, prefixes: vec![SubnetPrefix { prefix, gateway }] }))
+    let last = 1 + dice.below(2) * 253;
+    let own = |prefix: String, gateway: String| {
+        Some(SubnetPrefix { prefix: prefix.parse().ok()?, gateway: gateway.parse().ok()? })
+    };
+    let v4 = own(format!("10.1.{third}.0/24"), format!("10.1.{third}.{last}"))?;
+    let v6 = own(format!("fd00:1:{third}::/64"), format!("fd00:1:{third}::{last:x}"))?;
+    let prefixes = [vec![v4], vec![v6], vec![v4, v6], vec![v6, v4]][dice.below(4) as usize].clone();
+    Some(Object::Subnet(Subnet { name, vsid, prefixes }))
 }
 
 fn port(desired: &Desired, dice: &mut Dice) -> Option<Object> {
@@ -111,21 +140,16 @@ fn port(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let subnet = dice
         .one_of(desired.subnets.values().map(|s| s.value.clone()).filter(|s| s.name.tenant == vm.tenant))?;
     let mut allocator = Allocator::new(desired);
-    let addresses = (0..=dice.below(2)).map_while(|_| allocator.address(&subnet).ok()).collect();
+    let addresses = match dice.below(2) {
+        0 => allocator.addresses(&subnet).ok()?,
+        _ => (0..=dice.below(2)).map_while(|_| allocator.address(&subnet).ok()).collect(),
+    };
     let mac = allocator.mac(&name).ok()?;
     let host = dice.one_of(desired.hosts.keys().cloned()).filter(|_| dice.below(5) != 0);
     let device = host.as_ref().map(|_| device(&name));
     let security = dice.below(4) != 0;
-    Some(Object::Port(Port {
-        name,
-        subnet: subnet.name,
-        mac,
-        addresses,
-        host,
-        device,
-        security,
-        rewrite: BTreeMap::new(),
-    }))
+    let (subnet, rewrite) = (subnet.name, BTreeMap::new());
+    Some(Object::Port(Port { name, subnet, mac, addresses, host, device, security, rewrite }))
 }
 
 /// Its own on every host.
@@ -136,14 +160,27 @@ fn device(port: &PortRef) -> String {
 fn host(dice: &mut Dice) -> Object {
     let n = dice.below(5);
     let name: HostName = Name::new(format!("h{n}")).expect("a letter and a digit are a name");
-    let pa = Ipv4Addr::new(192, 168, dice.below(3) as u8, 10 + n as u8);
-    Object::Host(Host { name, pa: IpAddr::V4(pa), rewrite_pool: vec![] })
+    let pa = match dice.below(20) {
+        0 => IpAddr::V6(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, n as u16)),
+        _ => IpAddr::V4(Ipv4Addr::new(192, 168, dice.below(3) as u8, 10 + n as u8)),
+    };
+    // Small ones, which are soon exhausted, and now and then one that meets another host's.
+    let at = if dice.below(8) == 0 { 0 } else { n };
+    let texts = [format!("192.168.9.{}/29", at * 8), format!("fd00:9::{at}0/125"), "10.9.0.0/24".to_owned()];
+    let all = texts.iter().filter(|_| dice.below(6) != 0).take(2);
+    let rewrite_pool = all.filter_map(|text| text.parse().ok()).collect();
+    Object::Host(Host { name, pa, rewrite_pool })
 }
 
 fn route(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let subnet = dice.one_of(desired.subnets.values().map(|s| s.value.clone()))?;
-    let prefix = ["0.0.0.0/0", "172.16.0.0/12", "10.0.0.0/8"][dice.below(3) as usize].parse().ok()?;
-    let next_hop = subnet.prefixes.first()?.prefix.hosts().nth(1 + dice.below(3) as usize)?;
+    let own = subnet.prefixes.first()?;
+    let prefixes = match own.family() {
+        Family::V4 => ["0.0.0.0/0", "172.16.0.0/12", "10.0.0.0/8"],
+        Family::V6 => ["::/0", "2001:db8::/32", "fd00::/16"],
+    };
+    let prefix = prefixes[dice.below(3) as usize].parse().ok()?;
+    let next_hop = own.prefix.hosts().nth(1 + dice.below(3) as usize)?;
     let metric = dice.below(3) as u32;
     Some(Object::Route(Route { network: subnet.name.network_ref(), prefix, next_hop, metric }))
 }
@@ -178,7 +215,8 @@ fn finish(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
 }
 
 fn delete(desired: &Desired, dice: &mut Dice) -> Option<Key> {
-    match dice.below(8) {
+    match dice.below(9) {
+        8 => Some(Key::Site),
         0 => dice.one_of(desired.tenants.keys().cloned()).map(Key::Tenant),
         1 => dice.one_of(desired.networks.keys().cloned()).map(Key::Network),
         2 => dice.one_of(desired.subnets.keys().cloned()).map(Key::Subnet),

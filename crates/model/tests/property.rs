@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_model::{
-    Allocator, Change, Checked, Desired, GATEWAY_MAC, Key, Name, NetId, Object, Operation, Port, Subnet,
-    SubnetPrefix, Tenant, Vsid,
+    Allocator, Change, Checked, Desired, GATEWAY_MAC, Key, Name, NetId, Object, Operation, Port, Site,
+    Subnet, SubnetPrefix, Tenant, Vsid,
     testing::{Dice, change},
 };
 
@@ -22,6 +22,13 @@ fn broken(site: &Desired) -> Vec<String> {
     unique(site.networks.values().map(|n| n.value.rdid), "RDIDs", &mut rule);
     unique(site.subnets.values().map(|s| s.value.vsid), "VSIDs", &mut rule);
     unique(site.hosts.values().map(|h| h.value.pa), "PAs", &mut rule);
+    hosts(site, &mut rule);
+    rewrites(site, &mut rule);
+    let Site { vxlan_port, geneve_port } = site.site.value;
+    rule(geneve_port != vxlan_port && geneve_port != 4789, "UDP ports tell the methods apart".to_owned());
+    for (name, n) in &site.networks {
+        rule(n.value.switching != Some(n.value.method), format!("{name} switches to another method"));
+    }
     for name in site.networks.keys() {
         rule(site.tenants.contains_key(&name.tenant), format!("{name} has a tenant"));
     }
@@ -60,6 +67,52 @@ fn broken(site: &Desired) -> Vec<String> {
         rule(ports.keys().eq(m.value.devices.keys()) && !ports.is_empty(), format!("{vm} has its devices"));
     }
     out
+}
+
+fn hosts(site: &Desired, rule: &mut dyn FnMut(bool, String)) {
+    let families: BTreeSet<bool> = site.hosts.values().map(|h| h.value.pa.is_ipv4()).collect();
+    rule(families.len() < 2, "provider addresses are of one family".to_owned());
+    let pools: Vec<_> = site.hosts.values().flat_map(|h| &h.value.rewrite_pool).collect();
+    for (n, pool) in pools.iter().enumerate() {
+        let met = pools[..n].iter().any(|o| o.contains(*pool) || pool.contains(*o));
+        rule(!met, format!("{pool} is in one pool"));
+        let inside = site.hosts.values().any(|h| pool.contains(&h.value.pa));
+        rule(!inside, format!("{pool} has no host"));
+    }
+}
+
+/// Whose rewrite addresses are in which pool, and who has one.
+fn rewrites(site: &Desired, rule: &mut dyn FnMut(bool, String)) {
+    let mut all = Vec::new();
+    let mut check = |what: &str, p: &Port, host: &tenet_model::HostName, given: &BTreeMap<_, _>| {
+        let needs = site.networks.get(&p.subnet.network_ref()).is_some_and(|n| n.value.rewrites());
+        let has = p.addresses.iter().all(|a| given.contains_key(a));
+        rule(has || !needs, format!("{what} has all its rewrite addresses"));
+        let pool = site.hosts.get(host).map_or(&[][..], |h| &h.value.rewrite_pool);
+        for (ca, pa) in given {
+            let ca: &std::net::IpAddr = ca;
+            let pa: &std::net::IpAddr = pa;
+            rule(p.addresses.contains(ca) && ca.is_ipv4() == pa.is_ipv4(), format!("{what} has {ca}"));
+            rule(pool.iter().any(|pool| pool.contains(pa)), format!("{pa} of {what} is {host}'s"));
+            all.push(*pa);
+        }
+    };
+    let mut bare = true;
+    for (name, p) in &site.ports {
+        match &p.value.host {
+            Some(host) => check(&name.to_string(), &p.value, host, &p.value.rewrite),
+            None => bare &= p.value.rewrite.is_empty(),
+        }
+    }
+    for (vm, m) in &site.migrations {
+        for (name, p) in site.ports_of(vm).filter(|(_, p)| p.value.host.is_some()) {
+            let none = BTreeMap::new();
+            let given = m.value.rewrite.get(&name.port).unwrap_or(&none);
+            check(&format!("{name} to be"), &p.value, &m.value.to, given);
+        }
+    }
+    rule(bare, "detached ports have no rewrite addresses".to_owned());
+    unique(all.into_iter(), "rewrite addresses", rule);
 }
 
 fn ports(site: &Desired, rule: &mut dyn FnMut(bool, String)) {
@@ -156,7 +209,7 @@ proptest! {
                     let step = problems.iter().any(|p| matches!(
                         p.why,
                         Why::Fixed { .. } | Why::Migrating { .. } | Why::AlreadyMigrating { .. } | Why::PhaseOrder { .. }
-                            | Why::NotFound | Why::Twice | Why::DefaultTenant
+                            | Why::MethodAtOnce { .. } | Why::NotFound | Why::Twice | Why::DefaultTenant
                     ));
                     let after = forced(&site, &change);
                     prop_assert!(step || !broken(&after).is_empty(), "{:?} refused for {:?}", change, problems);
@@ -183,9 +236,9 @@ proptest! {
             let mut change = Change::put(Object::Vm(tenet_model::Vm { name: vm.clone() }));
             for n in 0..3 {
                 let name = tenet_model::PortRef { tenant: vm.tenant.clone(), vm: vm.vm.clone(), port: Name::new(format!("p{n}")).unwrap() };
-                let (mac, address) = (allocator.mac(&name).unwrap(), allocator.address(&subnet.value).unwrap());
+                let (mac, addresses) = (allocator.mac(&name).unwrap(), allocator.addresses(&subnet.value).unwrap());
                 let subnet = subnet.value.name.clone();
-                let port = Port { name, subnet, mac, addresses: vec![address], host: None, device: None, security: true, rewrite: BTreeMap::new() };
+                let port = Port { name, subnet, mac, addresses, host: None, device: None, security: true, rewrite: BTreeMap::new() };
                 change.operations.push(Operation::Put(Object::Port(port)));
             }
             prop_assert!(site.check(&change).is_ok(), "{:?}", site.check(&change));
@@ -209,6 +262,57 @@ proptest! {
             site.apply(checked.operations(), revision);
         }
     }
+}
+
+/// The site is walked through methods, pools and migrations, not only past them.
+#[test]
+fn random_sites_rewrite() {
+    let (mut rewriting, mut addresses, mut coming, mut left) = (0, 0, 0, 0);
+    for seed in 0..20 {
+        let mut dice = Dice::new(seed);
+        let mut site = start();
+        for revision in 2..300 {
+            if let Ok(checked) = site.check(&change(&site, &mut dice)) {
+                site.apply(checked.operations(), revision);
+            }
+            rewriting += site.networks.values().filter(|n| n.value.rewrites()).count();
+            addresses += site.ports.values().filter(|p| p.value.rewrite.len() > 1).count();
+            coming += site.migrations.values().filter(|m| !m.value.rewrite.is_empty()).count();
+            left += site.unreleased().len();
+        }
+    }
+    println!(
+        "{rewriting} rewriting networks, {addresses} ports with two addresses, {coming} migrations, {left} left over"
+    );
+    assert!(rewriting > 200 && addresses > 100 && coming > 20 && left > 20);
+}
+
+#[test]
+fn allocates_ipv6_from_the_second_address_on() {
+    let mut subnet = Subnet {
+        name: "default/n/s".parse().unwrap(),
+        vsid: Vsid::MIN,
+        prefixes: vec![SubnetPrefix {
+            prefix: "fd00::/125".parse().unwrap(),
+            gateway: "fd00::4".parse().unwrap(),
+        }],
+    };
+    let mut site = start();
+    site.put(Object::Subnet(subnet.clone()), 2);
+    let mut allocator = Allocator::new(&site);
+    let given: Vec<String> =
+        std::iter::from_fn(|| allocator.address(&subnet).ok()).map(|a| a.to_string()).collect();
+    assert_eq!(given, ["fd00::2", "fd00::3", "fd00::5", "fd00::6", "fd00::7"]);
+    let (prefix, gateway) = ("10.0.0.0/30".parse().unwrap(), "10.0.0.1".parse().unwrap());
+    subnet.prefixes = vec![
+        SubnetPrefix { prefix, gateway },
+        SubnetPrefix { prefix: "2001:db8::/64".parse().unwrap(), gateway: "2001:db8::1".parse().unwrap() },
+    ];
+    subnet.name = "default/n/t".parse().unwrap();
+    let both: Vec<String> = allocator.addresses(&subnet).unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(both, ["10.0.0.2", "2001:db8::2"]);
+    let error = allocator.addresses(&subnet).unwrap_err().to_string();
+    assert!(error.contains("default/n/t (10.0.0.0/30) are in use"), "{error}");
 }
 
 #[test]

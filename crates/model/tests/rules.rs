@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 use tenet_model::{
     Change, Desired, Host, Key, Method, Migration, Name, NetId, Network, Object, Operation, Phase, Port,
-    Route, Subnet, SubnetPrefix, Tenant, Vm,
+    Route, Site, Subnet, SubnetPrefix, Tenant, Vm,
 };
 use uuid::Uuid;
 
@@ -51,14 +51,24 @@ fn operation(line: &str) -> Operation {
         "tenant" => Object::Tenant(Tenant { name: word(w) }),
         "network" => {
             let (name, id, rdid) = (word(w), NetId(word(w)), Uuid::from_u128(word(w)));
-            Object::Network(Network { name, rdid, id, method: Method::Nvgre, switching: None })
+            let method = optional(w).map_or(Method::Nvgre, |m| m.parse().unwrap());
+            let switching = optional(w).map(|m| m.parse().unwrap());
+            Object::Network(Network { name, rdid, id, method, switching })
         }
         "subnet" => {
             let (name, vsid) = (word(w), word::<u32>(w).try_into().unwrap());
-            let prefixes = vec![SubnetPrefix { prefix: word(w), gateway: word(w) }];
+            let mut prefixes = Vec::new();
+            while let Some(prefix) = optional(w) {
+                prefixes.push(SubnetPrefix { prefix: prefix.parse().unwrap(), gateway: word(w) });
+            }
             Object::Subnet(Subnet { name, vsid, prefixes })
         }
-        "host" => Object::Host(Host { name: word(w), pa: word(w), rewrite_pool: vec![] }),
+        "host" => Object::Host(Host {
+            name: word(w),
+            pa: word(w),
+            rewrite_pool: w.map(|p| p.parse().unwrap()).collect(),
+        }),
+        "site" => Object::Site(Site { vxlan_port: word(w), geneve_port: word(w) }),
         "vm" => Object::Vm(Vm { name: word(w) }),
         "port" => {
             let (name, subnet, mac) = (word(w), word(w), word(w));
@@ -145,7 +155,11 @@ fn outcomes(text: &str) -> String {
         let lines: Vec<&str> = case.iter().map(|l| &l[2..]).collect();
         out += &format!("{}\n", case.join("\n"));
         match desired.check(&change(&lines.join("\n"))) {
-            Ok(_) => out += "fine\n\n",
+            Ok(checked) => {
+                out += "fine\n";
+                checked.operations().iter().for_each(|o| out += &rewrites(o));
+                out += "\n";
+            }
             Err(problems) => {
                 problems.iter().for_each(|p| out += &format!("{p}\n"));
                 out += "\n";
@@ -153,6 +167,21 @@ fn outcomes(text: &str) -> String {
         }
     }
     format!("{}\n", out.trim_end())
+}
+
+/// The rewrite addresses of a write, a line each.
+fn rewrites(operation: &Operation) -> String {
+    let line = |what: String, (ca, pa): (&IpAddr, &IpAddr)| format!("{what} rewrites {ca} as {pa}\n");
+    match operation {
+        Operation::Put(Object::Port(p)) => {
+            p.rewrite.iter().map(|pair| line(format!("port {}", p.name), pair)).collect()
+        }
+        Operation::Put(Object::Migration(m)) => {
+            let all = m.rewrite.iter().flat_map(|(port, r)| r.iter().map(move |pair| (port, pair)));
+            all.map(|(port, pair)| line(format!("{} on {} to be", port, m.to), pair)).collect()
+        }
+        Operation::Put(_) | Operation::Delete(_) => String::new(),
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Ports: what one needs, and what it may share with none other.
 
 use super::{Problems, reserved};
-use crate::{GATEWAY_MAC, Key, Mac, Name, Port, PortRef, Subnet, SubnetRef, Why, view::View};
+use crate::{GATEWAY_MAC, Key, Mac, Name, Port, PortRef, Subnet, SubnetRef, Why, address, view::View};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -36,7 +36,12 @@ pub(super) fn put(view: &View<'_>, port: &Port, problems: &mut Problems) {
     if let Some(device) = port.device.as_ref().filter(|d| !legal_device(d)) {
         problems.add(about.clone(), Why::DeviceName { device: device.clone() });
     }
-    if view.migrations.before(&vm).is_some() && view.migrations.get(&vm).is_some() {
+    // Rewrite addresses come and go with the network's method, which needs not wait.
+    let same = |was: &Port| Port { rewrite: port.rewrite.clone(), ..was.clone() } == *port;
+    if view.migrations.before(&vm).is_some()
+        && view.migrations.get(&vm).is_some()
+        && !view.ports.before(&port.name).is_some_and(same)
+    {
         problems.add(about, Why::Migrating { migration: Key::Migration(vm) });
     }
 }
@@ -81,8 +86,8 @@ fn addresses(port: &Port, subnet: &Subnet) -> Vec<Why> {
         why.push(Why::NoAddress { subnet: subnet.name.clone() });
     }
     for address in &port.addresses {
-        if address.is_ipv6() {
-            why.push(Why::Ipv6 { what: "address", address: address.to_string() });
+        if let Some(use_) = address::unusable(*address) {
+            why.push(Why::AddressUnusable { address: *address, use_ });
         } else if subnet.prefix_of(address).is_none() {
             let (address, prefixes) = (*address, subnet.prefixes.iter().map(|p| p.prefix).collect());
             why.push(Why::AddressOutside { address, subnet: subnet.name.clone(), prefixes });
