@@ -1,4 +1,4 @@
-//! `cargo +nightly fuzz run names`.
+//! `cargo xtask fuzz names`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tenet_fuzz::names(bytes));

@@ -1,4 +1,4 @@
-//! `cargo +nightly fuzz run site_file`.
+//! `cargo xtask fuzz site_file`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tenet_fuzz::site_file(bytes));

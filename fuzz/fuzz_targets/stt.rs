@@ -1,4 +1,4 @@
-//! Any bytes as segments of STT: `cargo +nightly fuzz run stt`.
+//! Any bytes as segments of STT: `cargo xtask fuzz stt`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tenet_stt::fuzz::segments(bytes));

@@ -1,4 +1,4 @@
-//! Any bytes as a frame: `cargo +nightly fuzz run wire`.
+//! Any bytes as a frame: `cargo xtask fuzz wire`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tenet_forward::model::fuzz::wire(bytes));

@@ -6,6 +6,7 @@ mod check_deps;
 mod demo;
 mod ebpf;
 mod elf;
+mod fuzz;
 mod packages;
 mod test;
 
@@ -20,6 +21,7 @@ cargo xtask TASK
   test [ARGS]                every test, kernel ones included (as root); ARGS go to the tests
   ebpf [--check] [--out F]   rebuild the eBPF object in the repository, or check that it belongs to its sources
   bench [PART] [OPTIONS]     measure (as root, `--help` tells more): methods, table, latency, scale
+  fuzz [TARGET] [--seconds N] look for inputs that make a parser panic, a minute each
   check-deps                 the pure crates name nothing impure
 ";
 
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
             ebpf::run(&root, rest.iter().any(|a| a == "--check"), out.as_deref())
         }
         "bench" => run_bench(&root, rest),
+        "fuzz" => fuzz::run(&root, rest),
         "check-deps" => check_deps::run(&root),
         "help" | "-h" | "--help" => {
             print!("{USAGE}");
