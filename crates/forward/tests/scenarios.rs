@@ -13,6 +13,9 @@ use tenet_wire::{
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
+#[path = "scenarios/v6.rs"]
+mod v6;
+
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenarios.txt");
 
 #[test]
@@ -70,7 +73,11 @@ fn play(site: &site::Site, scenario: &str) -> String {
     if kind == "port" {
         let index: usize = who.parse().unwrap();
         let me = &site.machines[index];
-        let bytes = inner(&words, site, me.vsid, me.ca, Mac::new(me.mac));
+        let bytes = if words.has("v6") {
+            v6::inner(&words, site, me)
+        } else {
+            inner(&words, site, me.vsid, me.ca, Mac::new(me.mac))
+        };
         let mut image = site.image.clone();
         let meta = model::meta(&bytes, site.interfaces[index]);
         let mut bucket = Bucket { flood_tokens: 1_000_000, ..Bucket::default() };
@@ -173,6 +180,9 @@ fn tell(outcome: &Outcome, site: &site::Site) -> String {
         Action::Back(Some(reason)) => format!("error {} {}", reason.name(), frame(bytes)),
         Action::Wire | Action::WireByMark => tunnel(bytes),
     };
+    if outcome.clamped {
+        text.push_str(", clamped");
+    }
     for (ifindex, copy) in &outcome.frame.to_ports {
         let port = site.interfaces.iter().position(|i| i == ifindex).unwrap();
         assert!(parse::frame(copy).is_ok());
@@ -234,6 +244,7 @@ fn frame(bytes: &[u8]) -> String {
             }
             text
         }
+        Payload::Ipv6(ip, transport) => format!("{link} {}", v6::packet(&ip, &transport)),
         Payload::Other(_) => format!("{link} {:?}", frame.eth.ty),
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! The data plane does not use this module: it loads the same layouts with kernel helpers.
 
-use crate::{Arp, EtherType, Ethernet, Gre, Ipv4, ProtocolNumber};
+use crate::{
+    Arp, EtherType, Ethernet, Gre, Icmp6, Ipv4, Ipv6, Ipv6Fragment, LinkOption, Neighbour, ProtocolNumber,
+    RouterAdvertisement,
+};
 use zerocopy::FromBytes;
 
 /// Why a frame is not what it should be.
@@ -32,8 +35,62 @@ pub enum Payload<'a> {
     Arp(Arp),
     /// IPv4, its header checked; the slice is what the header says it carries.
     Ipv4(Ipv4, &'a [u8]),
+    /// IPv6, its header checked; what it carries stands behind its extension headers.
+    Ipv6(Ipv6, Transport<'a>),
     /// Anything else, not looked at.
     Other(&'a [u8]),
+}
+
+/// What a packet of IPv6 carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transport<'a> {
+    /// One of [`ProtocolNumber`], or anything else.
+    pub protocol: u8,
+    /// The fragment header, if there is one. A later fragment's [`Self::bytes`] are the middle of something.
+    pub fragment: Option<Ipv6Fragment>,
+    /// What stands behind the extension headers.
+    pub bytes: &'a [u8],
+}
+
+/// A message of neighbour discovery taken apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Discovery<'a> {
+    /// Somebody asks for routers.
+    RouterSolicitation(Options<'a>),
+    /// A router tells of itself, in the form that ours have.
+    RouterAdvertisement(RouterAdvertisement),
+    /// A solicitation, or an advertisement, by [`Neighbour::ty_code`].
+    Neighbour(Neighbour, Options<'a>),
+}
+
+/// Options of neighbour discovery, one after the other; a forbidden length ends them with an error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Options<'a> {
+    /// The start of an option, and all of its bytes.
+    type Item = Result<(LinkOption, &'a [u8]), ParseError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let rest = core::mem::take(&mut self.rest);
+        let Ok((option, _)) = LinkOption::read_from_prefix(rest) else {
+            return Some(Err(ParseError::Truncated("discovery option")));
+        };
+        let len = option.len() as usize;
+        if len == 0 {
+            return Some(Err(ParseError::Malformed("discovery option")));
+        }
+        let Some((all, rest)) = rest.split_at_checked(len) else {
+            return Some(Err(ParseError::Truncated("discovery option")));
+        };
+        self.rest = rest;
+        Some(Ok((option, all)))
+    }
 }
 
 /// A frame taken apart.
@@ -76,6 +133,9 @@ pub fn frame(bytes: &[u8]) -> Result<Frame<'_>, ParseError> {
     } else if eth.ty == EtherType::IPV4 {
         let (ip, payload) = ipv4(rest)?;
         Payload::Ipv4(ip, payload)
+    } else if eth.ty == EtherType::IPV6 {
+        let (ip, transport) = ipv6(rest)?;
+        Payload::Ipv6(ip, transport)
     } else {
         Payload::Other(rest)
     };
@@ -96,6 +156,58 @@ pub fn ipv4(bytes: &[u8]) -> Result<(Ipv4, &[u8]), ParseError> {
         .get(ip.header_len() as usize..usize::from(ip.total_len.get()))
         .ok_or(ParseError::Malformed("IPv4"))?;
     Ok((ip, payload))
+}
+
+/// Takes an IPv6 packet apart into its header and what stands behind its extension headers; padding is left out.
+///
+/// # Errors
+/// If a header ends early or lies about lengths.
+pub fn ipv6(bytes: &[u8]) -> Result<(Ipv6, Transport<'_>), ParseError> {
+    let (ip, rest) = Ipv6::read_from_prefix(bytes).map_err(|_| ParseError::Truncated("IPv6"))?;
+    let available = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    if !ip.fits(available) {
+        return Err(ParseError::Malformed("IPv6"));
+    }
+    let mut bytes = rest.get(..usize::from(ip.payload_len.get())).ok_or(ParseError::Malformed("IPv6"))?;
+    let (mut protocol, mut fragment) = (ip.next, None);
+    while ProtocolNumber::is_extension(protocol) {
+        let (header, _) =
+            Ipv6Fragment::read_from_prefix(bytes).map_err(|_| ParseError::Truncated("IPv6 extension"))?;
+        let len = if protocol == ProtocolNumber::FRAGMENT {
+            fragment = Some(header);
+            Ipv6Fragment::LEN as usize
+        } else {
+            (usize::from(header.reserved) + 1) * 8
+        };
+        bytes = bytes.get(len..).ok_or(ParseError::Malformed("IPv6 extension"))?;
+        protocol = header.next;
+        if header.is_later() && fragment.is_some() {
+            break;
+        }
+    }
+    Ok((ip, Transport { protocol, fragment, bytes }))
+}
+
+/// Takes a message of ICMPv6 apart; `Ok(None)` if it is none of neighbour discovery.
+///
+/// # Errors
+/// If the message ends early, or an advertisement of a router is not like ours.
+pub fn discovery(message: &[u8]) -> Result<Option<Discovery<'_>>, ParseError> {
+    const WHAT: &str = "neighbour discovery";
+    let (icmp, rest) = Icmp6::read_from_prefix(message).map_err(|_| ParseError::Truncated("ICMPv6"))?;
+    Ok(Some(match icmp.ty() {
+        Icmp6::ROUTER_SOLICITATION => Discovery::RouterSolicitation(Options { rest }),
+        Icmp6::ROUTER_ADVERTISEMENT => {
+            let nd =
+                RouterAdvertisement::read_from_bytes(message).map_err(|_| ParseError::Malformed(WHAT))?;
+            Discovery::RouterAdvertisement(nd)
+        }
+        Icmp6::NEIGHBOUR_SOLICITATION | Icmp6::NEIGHBOUR_ADVERTISEMENT => {
+            let (nd, rest) = Neighbour::read_from_prefix(message).map_err(|_| ParseError::Truncated(WHAT))?;
+            Discovery::Neighbour(nd, Options { rest })
+        }
+        _ => return Ok(None),
+    }))
 }
 
 /// Takes an NVGRE frame apart; `Ok(None)` if the frame is sound but something else.

@@ -12,6 +12,14 @@ use tenet_wire::parse;
 pub fn wire(bytes: &[u8]) {
     let _ = parse::frame(bytes);
     let _ = parse::ipv4(bytes);
+    if let Ok((_, transport)) = parse::ipv6(bytes) {
+        assert!(transport.bytes.len() + 40 <= bytes.len());
+    }
+    if let Ok(Some(parse::Discovery::Neighbour(_, options) | parse::Discovery::RouterSolicitation(options))) =
+        parse::discovery(bytes)
+    {
+        assert!(options.count() <= bytes.len());
+    }
     if let Ok(Some(found)) = parse::nvgre(bytes) {
         assert!(found.gre.is_nvgre() && found.gre.vsid() < 1 << 24);
     }

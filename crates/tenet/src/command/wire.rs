@@ -1,8 +1,8 @@
 //! NVGRE frames in words.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use tenet_wire::parse::{Frame, Payload, nvgre};
-use tenet_wire::{Arp, Ipv4, ProtocolNumber};
+use tenet_wire::{Arp, Ipv4, Ipv6, Ipv6Halves, ProtocolNumber};
 
 /// An NVGRE frame as people read it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,6 +58,25 @@ fn words(frame: &Frame<'_>) -> (Option<(Ipv4Addr, Ipv4Addr)>, String) {
                 other => format!("protocol {other}"),
             };
             (Some((from, to)), format!("{from} > {to}  {what}, TTL {}, {} bytes", ip.ttl, ip.total_len.get()))
+        }
+        Payload::Ipv6(ip, transport) => {
+            let address = |halves: Ipv6Halves| {
+                let [a, b, c, d, e, f, g, h] = halves.map(u16::from_be);
+                Ipv6Addr::new(a, b, c, d, e, f, g, h)
+            };
+            let port = |at: usize| {
+                let bytes = transport.bytes.get(at..at + 2);
+                bytes.and_then(|b| b.try_into().ok()).map_or(0, u16::from_be_bytes)
+            };
+            let what = match transport.protocol {
+                ProtocolNumber::ICMPV6 => "ICMPv6".to_owned(),
+                ProtocolNumber::TCP => format!("TCP {} > {}", port(0), port(2)),
+                ProtocolNumber::UDP => format!("UDP {} > {}", port(0), port(2)),
+                other => format!("protocol {other}"),
+            };
+            let (from, to) = (address(ip.src), address(ip.dst));
+            let len = u32::from(ip.payload_len.get()) + Ipv6::LEN;
+            (None, format!("{from} > {to}  {what}, hop limit {}, {len} bytes", ip.hop_limit))
         }
         Payload::Other(rest) => {
             (None, format!("EtherType {:#06x}, {} bytes", frame.eth.ty.get(), rest.len()))
