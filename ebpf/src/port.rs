@@ -87,8 +87,15 @@ fn tell_port(frame: Skb, sheet: &PortSheet) {
 #[inline(always)]
 fn act_port(frame: Skb, sheet: &PortSheet) -> i32 {
     if sheet.verdict[0] >= Verdict::FIRST_RARE {
-        if Verdict::from_words(sheet.verdict).is_discovery() {
-            answer_discovery(frame, sheet)
+        let verdict = Verdict::from_words(sheet.verdict);
+        if verdict.is_discovery() {
+            if verdict.advertises() {
+                let result = advertise(frame.again(), sheet);
+                if matches!(verdict, Verdict::AnswerRouter) {
+                    return result;
+                }
+            }
+            answer_neighbour(frame, sheet)
         } else if sheet.work.is_v6() {
             answer_port6(frame, sheet)
         } else {
@@ -117,12 +124,20 @@ fn answer_port(mut frame: Skb, sheet: &PortSheet) -> i32 {
     turn_back(&meta, action)
 }
 
-/// As [`answer_port`], of neighbour discovery.
+/// As [`answer_port`]: a router's advertisement, as the answer or before it.
 #[inline(never)]
-fn answer_discovery(mut frame: Skb, sheet: &PortSheet) -> i32 {
+fn advertise(mut frame: Skb, sheet: &PortSheet) -> i32 {
     let meta = frame.meta();
     let verdict = Verdict::from_words(sheet.verdict);
-    turn_back(&meta, edit::port_discovery(&mut frame, verdict, &Maps, meta.ifindex, &sheet.work))
+    let action = edit::port_advertise(&mut frame, verdict, &Maps, meta.ifindex, &sheet.work);
+    if matches!(verdict, Verdict::AnswerRouter) { turn_back(&meta, action) } else { SHOT }
+}
+
+/// As [`answer_port`], of neighbour solicitations.
+#[inline(never)]
+fn answer_neighbour(mut frame: Skb, sheet: &PortSheet) -> i32 {
+    let meta = frame.meta();
+    turn_back(&meta, edit::port_neighbour(&mut frame, Verdict::from_words(sheet.verdict), &sheet.work))
 }
 
 /// As [`answer_port`], of IPv6 otherwise.

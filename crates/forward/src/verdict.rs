@@ -154,6 +154,13 @@ impl Verdict {
         matches!(self, Self::AnswerNeighbour { .. } | Self::AnswerRouter)
     }
 
+    /// Whether a router's advertisement is sent, with the answer or as the answer.
+    #[inline(always)]
+    #[must_use]
+    pub const fn advertises(self) -> bool {
+        matches!(self, Self::AnswerNeighbour { router: true, .. } | Self::AnswerRouter)
+    }
+
     /// The verdict as plain words, every one of them defined, so that eBPF may keep it in a map.
     #[inline(always)]
     #[must_use]

@@ -3,7 +3,7 @@
 mod port;
 mod tunnel;
 
-pub use port::{port, port_answer, port_answer6, port_discovery, port_forward};
+pub use port::{port, port_advertise, port_answer, port_answer6, port_forward, port_neighbour};
 pub use tunnel::{decapsulate, encapsulate, uplink};
 
 use crate::{Action, Refused};

@@ -24,7 +24,13 @@ pub fn port<F: FrameMut, T: Tables>(
     if verdict.to_words()[0] < Verdict::FIRST_RARE {
         port_forward(frame, len, verdict, tables, work)
     } else if verdict.is_discovery() {
-        port_discovery(frame, verdict, tables, ifindex, work)
+        if verdict.advertises() {
+            let action = port_advertise(frame, verdict, tables, ifindex, work);
+            if matches!(verdict, Verdict::AnswerRouter) {
+                return action;
+            }
+        }
+        port_neighbour(frame, verdict, work)
     } else if work.is_v6() {
         port_answer6(frame, verdict, tables, ifindex, work)
     } else {
@@ -80,24 +86,41 @@ pub fn port_answer<F: FrameMut, T: Tables>(
     }
 }
 
-/// The part of [`port`] that answers neighbour discovery.
+/// The first part of [`port`] that answers neighbour discovery: makes a router's advertisement of the frame, if the
+/// verdict wants one. Of a solicitation that asks where the gateway is, this sends a copy only: advertisements are sent
+/// on demand, and whoever looks for the gateway uses it, and hears anew that it is a router before what he heard before
+/// expires.
 #[inline(always)]
-pub fn port_discovery<F: FrameMut, T: Tables>(
+pub fn port_advertise<F: FrameMut, T: Tables>(
     frame: &mut F,
     verdict: Verdict,
     tables: &T,
     ifindex: u32,
     work: &PortWork,
 ) -> Action {
+    let asked = matches!(verdict, Verdict::AnswerRouter);
+    let gateway = match Gateway::find(tables, ifindex) {
+        Some(gateway) if !gateway.subnet.gateway6.is_unset() => gateway,
+        _ => return Action::Drop(DropReason::NdUnknown),
+    };
+    // Who probes for the gateway's address wants it himself.
+    let looks = matches!(verdict, Verdict::AnswerNeighbour { router: true, .. });
+    if !asked && (!looks || work.packet.src.is_unset()) {
+        return Action::Drop(DropReason::NdUnknown);
+    }
+    let action = done(answer_router(frame, work, &gateway), Action::Back(None));
+    if !asked && matches!(action, Action::Back(_)) {
+        frame.clone_to_port(ifindex);
+    }
+    action
+}
+
+/// The second part of [`port`] that answers neighbour discovery.
+#[inline(always)]
+pub fn port_neighbour<F: FrameMut>(frame: &mut F, verdict: Verdict, work: &PortWork) -> Action {
     match verdict {
         Verdict::AnswerNeighbour { mac, router } => {
             done(answer_neighbour(frame, work, mac, router), Action::Back(None))
-        }
-        Verdict::AnswerRouter => {
-            let Some(gateway) = Gateway::find(tables, ifindex) else {
-                return Action::Drop(DropReason::NdUnknown);
-            };
-            done(answer_router(frame, work, &gateway), Action::Back(None))
         }
         _ => Action::Drop(DropReason::KernelRefused),
     }
@@ -241,12 +264,11 @@ fn answer_neighbour<F: FrameMut>(
     mac: Mac,
     router: bool,
 ) -> Result<(), Refused> {
-    let mut question = Neighbour::default();
-    frame.load(work.packet.transport_at(), &mut question)?;
+    let target = work.target;
     frame.remake(AdvertisementFrame::LEN)?;
     let solicited = if work.packet.src.is_unset() { 0 } else { Neighbour::SOLICITED };
     let flags = Neighbour::OVERRIDE | solicited | if router { Neighbour::ROUTER } else { 0 };
-    frame.store(0, &AdvertisementFrame::new(&back_to(work, mac, question.target), question.target, flags))
+    frame.store(0, &AdvertisementFrame::new(&back_to(work, mac, target), target, flags))
 }
 
 #[inline(always)]

@@ -53,6 +53,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         if self.frame.load(at, &mut nd).is_err() {
             return dropped(DropReason::Truncated);
         }
+        work.target = nd.target;
         let target = addr6(&nd.target);
         if is_multicast(&target) {
             return dropped(DropReason::Malformed);

@@ -5,7 +5,7 @@ use crate::{
     packet::{L3, Packet},
 };
 use tenet_tables::Addr;
-use tenet_wire::{Be16, EtherType, Ethernet, Ipv4Frame, Ipv6Frame, Ports, Tcp};
+use tenet_wire::{Be16, EtherType, Ethernet, Ipv4Frame, Ipv6Frame, Ipv6Halves, Ports, Tcp};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The first bytes of a frame; what lies beyond its end stays zero.
@@ -86,6 +86,8 @@ pub struct PortWork {
     pub packet: Packet,
     /// Start of the transport's header, if the packet is TCP or UDP and no fragment; else ports and flags are zero.
     pub transport: Tcp,
+    /// The address that a neighbour solicitation asks for.
+    pub target: Ipv6Halves,
     /// Whether the gateway routed the frame.
     pub routed: bool,
     /// Whether this is the first frame of a prepared port, which makes it active.
