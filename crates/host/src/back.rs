@@ -1,6 +1,7 @@
 //! From the content of the kernel's maps back to rows, so that both sides can be compared by digest.
 
 use crate::plan::method_number;
+use crate::rewrite::Reverse;
 use ipnet::IpNet;
 use std::{collections::BTreeMap, net::IpAddr};
 use tenet_compile::{RecordRow, RouteRow, Row, RowKey, Rows, SubnetRow};
@@ -15,7 +16,8 @@ use tenet_tables::{Addr, Record, RecordKey, Route, Subnet};
 #[must_use]
 pub fn rows_back(image: &Image, names: &Rows) -> Rows {
     let subnets = image.subnets.iter().filter_map(|(vsid, s)| subnet(*vsid, s, names));
-    let records = image.records.iter().filter_map(|(key, r)| record(key, r, names));
+    let reverse = Reverse::new(image);
+    let records = image.records.iter().filter_map(|(key, r)| record(key, r, &reverse, names));
     let routes = image.routes.iter().filter_map(|(prefix, r)| route(prefix, r));
     let all: BTreeMap<RowKey, (Row, u64)> = subnets
         .chain(records)
@@ -46,9 +48,10 @@ fn subnet(vsid: u32, s: &Subnet, names: &Rows) -> Option<(Row, u64)> {
     Some((Row::Subnet(SubnetRow { net, vsid, name, prefixes }), s.generation))
 }
 
-fn record(key: &RecordKey, r: &Record, names: &Rows) -> Option<(Row, u64)> {
+fn record(key: &RecordKey, r: &Record, reverse: &Reverse<'_>, names: &Rows) -> Option<(Row, u64)> {
     let net = NetId(key.net);
     let ca: IpAddr = key.ca.into();
+    let (rewrite_pa, other_rewrite_pa) = reverse.of(key, r);
     let port = match names.0.get(&RowKey::Record(net, ca)) {
         Some((Row::Record(r), _)) => r.port.clone(),
         _ => PortRef { tenant: unknown()?, vm: unknown()?, port: unknown()? },
@@ -61,8 +64,8 @@ fn record(key: &RecordKey, r: &Record, names: &Rows) -> Option<(Row, u64)> {
         pa: r.pa.into(),
         alt_pa: (!r.alt_pa.is_unset()).then(|| r.alt_pa.into()),
         method: method(r.method)?,
-        rewrite_pa: (!r.rewrite_pa.is_unset()).then(|| r.rewrite_pa.into()),
-        other_rewrite_pa: None,
+        rewrite_pa,
+        other_rewrite_pa,
         port,
     };
     Some((Row::Record(row), r.generation))

@@ -606,11 +606,13 @@ impl HostCore {
             let old = Image {
                 peers: self.wanted.peers.clone(),
                 config: self.wanted.config,
+                pools: self.wanted.pools.clone(),
                 ..part::part(&self.wanted, &nets, &vsids)
             };
             let have = Image {
                 peers: actual.peers.clone(),
                 config: actual.config,
+                pools: actual.pools.clone(),
                 ..part::part(actual, &nets, &vsids)
             };
             let operations = have.operations_to(&new);

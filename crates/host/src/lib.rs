@@ -11,10 +11,12 @@ mod core;
 mod event;
 mod explain;
 mod message;
+mod mtu;
 mod part;
 pub mod paths;
 pub mod plan;
 pub mod probe;
+mod rewrite;
 
 pub use crate::core::{AttachState, HostCore, Input, Output, Role, Stats};
 pub use back::rows_back;

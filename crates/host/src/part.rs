@@ -12,7 +12,7 @@ pub(crate) fn vsids(image: &Image, nets: &BTreeSet<u32>) -> BTreeSet<u32> {
     subnets.chain(ports).chain(records).collect()
 }
 
-/// The networks' entries; `MACS` and `FLOOD`, which name no network, by virtual subnet. Neither `CONFIG` nor `PEERS`.
+/// The networks' entries; `MACS` and `FLOOD`, which name no network, by virtual subnet. None of `CONFIG`, `PEERS` and `POOLS`.
 pub(crate) fn part(image: &Image, nets: &BTreeSet<u32>, vsids: &BTreeSet<u32>) -> Image {
     let mut part = Image::default();
     for net in nets {
@@ -32,6 +32,8 @@ pub(crate) fn part(image: &Image, nets: &BTreeSet<u32>, vsids: &BTreeSet<u32>) -
     let concerned = |vsid: &u32, net: u32| vsids.contains(vsid) || nets.contains(&net);
     part.subnets
         .extend(image.subnets.iter().filter(|(vsid, s)| concerned(vsid, s.net)).map(|(k, v)| (*k, *v)));
+    part.rewrites
+        .extend(image.rewrites.iter().filter(|(_, r)| concerned(&r.vsid, r.net)).map(|(k, v)| (*k, *v)));
     part.ports.extend(image.ports.iter().filter(|(_, p)| nets.contains(&p.net)).map(|(k, v)| (*k, *v)));
     part
 }

@@ -1,9 +1,11 @@
 //! From rows to the content of the kernel's maps.
 
 use crate::probe;
+use crate::{mtu, rewrite};
+use ipnet::{IpNet, Ipv6Net};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
 };
 use tenet_compile::{
     HostRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, RowKey, Rows, SubnetRow,
@@ -13,17 +15,15 @@ use tenet_tables::image::{Image, Prefix};
 use tenet_tables::{
     Addr, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, GATEWAY_MAC,
     LAYOUT_VERSION, METHOD_GATEWAY, METHOD_GENEVE, METHOD_NVGRE, METHOD_REWRITE, METHOD_STT, METHOD_VXLAN,
-    Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_DOWN,
-    PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey, Route, Subnet,
+    Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_AUTOCONF,
+    PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey,
+    Route, Subnet,
 };
 
 /// Broadcast and multicast frames per second that a port may send.
 pub const FLOOD_RATE: u32 = 1000;
 /// Broadcast and multicast frames that a port may send in one burst.
 pub const FLOOD_BURST: u32 = 500;
-/// MTU taken for an uplink that is not there, until it is.
-const DEFAULT_MTU: u32 = 1500;
-
 /// How frames are given to a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum DeviceKind {
@@ -108,17 +108,14 @@ pub(crate) fn networks(rows: &Rows) -> BTreeSet<NetId> {
     rows.0.keys().filter_map(RowKey::network).collect()
 }
 
-/// Largest inner IP packet over an uplink by a method, where the outer header is of a family.
-#[must_use]
-pub fn port_mtu(uplink: Option<Uplink>, method: Method, outer: Family) -> u16 {
-    let mtu = uplink.map_or(DEFAULT_MTU, |u| u.mtu).saturating_sub(u32::from(method.overhead(outer)));
-    u16::try_from(mtu).unwrap_or(u16::MAX)
-}
-
 /// This host's row, if it came yet.
 pub(crate) fn host_row(rows: &Rows) -> Option<&HostRow> {
+    host_versioned(rows).map(|(host, _)| host)
+}
+
+fn host_versioned(rows: &Rows) -> Option<(&HostRow, u64)> {
     match rows.0.get(&RowKey::Host) {
-        Some((Row::Host(h), _)) => Some(h),
+        Some((Row::Host(h), generation)) => Some((h, *generation)),
         _ => None,
     }
 }
@@ -135,15 +132,16 @@ fn ports_of(rows: &Rows, net: NetId) -> impl Iterator<Item = (&PortRow, u64)> {
     ports(rows).filter(move |(p, _)| p.net == net)
 }
 
-/// Writes `CONFIG` and `PEERS`.
+/// Writes `CONFIG`, `PEERS` and `POOLS`.
 pub(crate) fn plan_host(rows: &Rows, uplink: Option<Uplink>, plan: &mut Plan) {
-    let Some(host) = host_row(rows) else {
+    let Some((host, generation)) = host_versioned(rows) else {
         plan.problems.push("the controller sent no row for this host".to_owned());
         return;
     };
     if uplink.is_none() {
         plan.problems.push("no uplink exists: name one that does with --uplink".to_owned());
     }
+    let flags = rewrite::plan_pools(host, generation, plan);
     plan.image.config = Some(Config {
         layout: LAYOUT_VERSION,
         uplink: uplink.map_or(0, |u| u.ifindex),
@@ -154,7 +152,7 @@ pub(crate) fn plan_host(rows: &Rows, uplink: Option<Uplink>, plan: &mut Plan) {
         slow: uplink.map_or(0, |u| u.slow),
         vxlan_port: host.vxlan_port,
         geneve_port: host.geneve_port,
-        flags: 0,
+        flags,
     });
     for (row, _) in rows.0.values() {
         match row {
@@ -189,13 +187,14 @@ pub(crate) fn plan_network(
     paths: &BTreeMap<IpAddr, u16>,
     plan: &mut Plan,
 ) {
-    let _ = paths;
     let Some(own) = host_row(rows).map(|h| h.pa) else { return };
-    let method = match rows.0.get(&RowKey::Network(net)) {
-        Some((Row::Network(n), _)) => n.method,
-        _ => Method::default(),
+    let network = match rows.0.get(&RowKey::Network(net)) {
+        Some((Row::Network(n), _)) => Some(n),
+        _ => None,
     };
-    let mtu = port_mtu(uplink, method, Family::of(&own));
+    let method = network.map_or_else(Method::default, |n| n.method);
+    let mtu = mtu::port_mtu(rows, net, network, uplink, paths);
+    let formed = autoconf(rows, net);
     let mut local: BTreeMap<&PortRef, u32> = BTreeMap::new();
     let mut users: BTreeMap<u32, &PortRow> = BTreeMap::new();
     let mut flood: BTreeMap<Vsid, BTreeSet<FloodEntry>> = BTreeMap::new();
@@ -206,7 +205,11 @@ pub(crate) fn plan_network(
                 .push(format!("{} and {} name the same device {}", other.name, port.name, port.device));
         }
         local.insert(&port.name, device.ifindex);
-        plan.image.ports.insert(device.ifindex, kernel_port(port, generation, *device, mtu));
+        let mut entry = kernel_port(port, generation, *device, mtu);
+        if formed.contains(&port.name) {
+            entry.flags |= PORT_FLAG_AUTOCONF;
+        }
+        plan.image.ports.insert(device.ifindex, entry);
         // Broadcasts reach a moved port through its new host, which is on the list by the record.
         if port.state != PortState::Moved {
             flood
@@ -216,16 +219,15 @@ pub(crate) fn plan_network(
         }
     }
 
-    let lowest = Vsid::MIN;
-    for (_, (row, generation)) in rows.0.range(RowKey::Subnet(net, lowest)..) {
-        let Row::Subnet(s) = row else { break };
-        if s.net != net {
-            break;
-        }
-        plan.image.subnets.insert(s.vsid.number(), kernel_subnet(s, method, *generation));
+    if !users.is_empty() {
+        plan.problems.extend(mtu::too_small(rows, net, network, mtu));
+    }
+
+    for (s, generation) in subnets_of(rows, net) {
+        plan.image.subnets.insert(s.vsid.number(), kernel_subnet(s, method, generation));
         for own in &s.prefixes {
             let key = RecordKey { net: net.0, ca: own.gateway.into() };
-            plan.image.records.insert(key, gateway_record(s, *generation));
+            plan.image.records.insert(key, gateway_record(s, generation));
         }
     }
 
@@ -235,6 +237,7 @@ pub(crate) fn plan_network(
             RecordKey { net: net.0, ca: record.ca.into() },
             kernel_record(record, generation, ifindex),
         );
+        rewrite::plan_rewrites(record, generation, ifindex, own, plan);
         let key = MacKey { vsid: record.vsid.number(), mac: Mac::new(record.mac.octets()), reserved: 0 };
         let entry =
             MacEntry { pa: record.pa.into(), ifindex, method: u32::from(method_number(record.method)) };
@@ -280,6 +283,37 @@ fn plan_flood(vsid: Vsid, receivers: BTreeSet<FloodEntry>, plan: &mut Plan) {
     for (index, entry) in (0..FLOOD_LIMIT).zip(receivers) {
         plan.image.flood.insert(FloodKey { vsid: vsid.number(), index }, entry);
     }
+}
+
+/// Ports with the address in their subnet's IPv6 prefix that a VM forms by itself from its MAC (RFC 4862 §5.5.3).
+fn autoconf(rows: &Rows, net: NetId) -> BTreeSet<&PortRef> {
+    let prefixes = subnets_of(rows, net).flat_map(|(s, _)| s.prefixes.iter().map(|p| (s.vsid, p.prefix)));
+    let formable: BTreeMap<Vsid, Ipv6Net> = prefixes
+        .filter_map(|(vsid, prefix)| match prefix {
+            IpNet::V6(p) if p.prefix_len() == 64 => Some((vsid, p)),
+            IpNet::V4(_) | IpNet::V6(_) => None,
+        })
+        .collect();
+    if formable.is_empty() {
+        return BTreeSet::new();
+    }
+    let own = records_of(rows, net).filter(|(r, _)| {
+        formable.get(&r.vsid).is_some_and(|prefix| r.ca == IpAddr::V6(from_mac(prefix, r.mac.octets())))
+    });
+    own.map(|(r, _)| &r.port).collect()
+}
+
+/// The address that a MAC makes in a prefix (RFC 4291 appendix A).
+fn from_mac(prefix: &Ipv6Net, [a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
+    let id = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from(u128::from(prefix.network()) | u128::from(id))
+}
+
+fn subnets_of(rows: &Rows, net: NetId) -> impl Iterator<Item = (&SubnetRow, u64)> {
+    rows.0.range(RowKey::Subnet(net, Vsid::MIN)..).map_while(move |(_, (row, generation))| match row {
+        Row::Subnet(s) if s.net == net => Some((s, *generation)),
+        _ => None,
+    })
 }
 
 pub(crate) fn records_of(rows: &Rows, net: NetId) -> impl Iterator<Item = (&RecordRow, u64)> {

@@ -468,6 +468,8 @@ proptest! {
                 Operation::Peer(k, _) => Operation::Peer(k, None),
                 Operation::Subnet(k, _) => Operation::Subnet(k, None),
                 Operation::Configure(mut c) => { c.uplink += 1; Operation::Configure(c) }
+                Operation::Pool(k, _) => Operation::Pool(k, None),
+                Operation::Rewrite(k, Some(mut v)) => { v.other_pa.words[3] += 1; Operation::Rewrite(k, (!remove).then_some(v)) }
                 other => other,
             };
             sim.image.apply(operation);

@@ -4,15 +4,15 @@ mod common;
 
 use common::*;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use tenet_compile::{PortState, Row, RowKey, Rows, digests};
+use tenet_compile::{HostRow, NetworkRow, PortState, RecordRow, Row, RowKey, Rows, SubnetRow, digests};
 use tenet_host::{Device, Plan, Uplink, rows_back};
-use tenet_model::NetId;
+use tenet_model::{Method, NetId};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{
-    Addr, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, METHOD_GATEWAY, PEER_FLAG_ANY_SOURCE,
-    PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PeerKey, RecordKey,
+    Addr, CONFIG_FLAG_REWRITE, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, METHOD_GATEWAY, METHOD_VXLAN,
+    PEER_FLAG_ANY_SOURCE, PORT_FLAG_AUTOCONF, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PeerKey, RecordKey,
 };
 
 const UPLINK: Option<Uplink> = Some(uplink(1500));
@@ -152,6 +152,7 @@ fn damaged(image: &Image) -> Vec<Image> {
             with(Operation::Record(*k, Some(tenet_tables::Record { generation: v.generation + 1, ..*v })));
             with(Operation::Record(*k, Some(tenet_tables::Record { pa: addr([9, 9, 9, 9]), ..*v })));
             with(Operation::Record(*k, Some(tenet_tables::Record { alt_pa: addr([9, 9, 9, 9]), ..*v })));
+            with(Operation::Record(*k, Some(tenet_tables::Record { rewrite_pa: addr([9, 9, 9, 9]), ..*v })));
             with(Operation::Record(*k, Some(tenet_tables::Record { method: 77, ..*v })));
             with(Operation::Record(*k, Some(tenet_tables::Record { vsid: v.vsid + 1, ..*v })));
             with(Operation::Record(RecordKey { net: k.net, ca: addr([9, 9, 9, 9]) }, Some(*v)));
@@ -160,7 +161,18 @@ fn damaged(image: &Image) -> Vec<Image> {
     for (k, v) in &image.subnets {
         with(Operation::Subnet(*k, None));
         with(Operation::Subnet(*k, Some(tenet_tables::Subnet { prefix_len: 97, ..*v })));
+        with(Operation::Subnet(*k, Some(tenet_tables::Subnet { prefix6_len: 63, ..*v })));
+        with(Operation::Subnet(*k, Some(tenet_tables::Subnet { gateway6: addr([9, 9, 9, 9]), ..*v })));
         with(Operation::Subnet(*k + 1000, Some(*v)));
+    }
+    for (k, v) in &image.rewrites {
+        with(Operation::Rewrite(*k, None));
+        with(Operation::Rewrite(*k, Some(tenet_tables::Rewrite { other_pa: addr([9, 9, 9, 9]), ..*v })));
+        with(Operation::Rewrite(*k, Some(tenet_tables::Rewrite { ca: addr([9, 9, 9, 9]), ..*v })));
+        with(Operation::Rewrite(*k, Some(tenet_tables::Rewrite { vsid: v.vsid + 1, ..*v })));
+        with(Operation::Rewrite(*k, Some(tenet_tables::Rewrite { net: v.net + 9, ..*v })));
+        with(Operation::Rewrite(*k, Some(tenet_tables::Rewrite { generation: v.generation + 1, ..*v })));
+        with(Operation::Rewrite(tenet_tables::RewriteKey { pa: addr([9, 9, 9, 9]) }, Some(*v)));
     }
     for (k, v) in &image.routes {
         with(Operation::Route(*k, None));
@@ -170,6 +182,165 @@ fn damaged(image: &Image) -> Vec<Image> {
     all
 }
 
+/// The small site with IPv6 beside IPv4, by a method.
+fn dual(kind: Kind) -> Rows {
+    let mut site = small(7);
+    let mut put = |row: Row| drop(site.0.insert(row.key(), (row, 7)));
+    let Row::Network(row) = network(1) else { unreachable!() };
+    put(Row::Network(NetworkRow { method: kind.method, switching: kind.switching, ..row }));
+    let Row::Subnet(row) = subnet(1) else { unreachable!() };
+    put(Row::Subnet(SubnetRow { prefixes: prefixes(1, kind), ..row }));
+    for (n, pa) in [(11, OWN), (12, OTHER)] {
+        let Row::Record(row) = record(1, n, pa, None) else { unreachable!() };
+        put(Row::Record(RecordRow { method: kind.method, ..row.clone() }));
+        put(Row::Record(RecordRow { ca: ca6(1, n), method: kind.method, ..row }));
+    }
+    site
+}
+
+const BOTH: Kind = Kind { method: Method::Vxlan, switching: None, v4: true, v6: true, left: false };
+
+#[test]
+fn ipv6_stands_beside_ipv4() {
+    let i = plan(&dual(BOTH), &devices(&[("tap1-11", 11)]), UPLINK).image;
+    let subnet = i.subnets[&5001];
+    assert_eq!((subnet.prefix_len, subnet.prefix6_len, subnet.method), (96 + 24, 64, METHOD_VXLAN.into()));
+    assert_eq!((subnet.gateway, subnet.gateway6), (addr(ca(1)), addr(prefixes(1, BOTH)[1].gateway)));
+    for gateway in [subnet.gateway, subnet.gateway6] {
+        assert_eq!(i.records[&RecordKey { net: 1, ca: gateway }].method, METHOD_GATEWAY);
+    }
+    assert_eq!(i.records[&RecordKey { net: 1, ca: addr(ca6(1, 11)) }].ifindex, 11);
+    let only = plan(&dual(Kind { v4: false, ..BOTH }), &BTreeMap::new(), UPLINK).image.subnets[&5001];
+    assert_eq!((only.prefix_len, only.gateway, only.prefix6_len), (0, Addr::UNSET, 64));
+}
+
+#[test]
+fn a_subnet_of_ipv6_alone_floods_like_any() {
+    let site = dual(Kind { v4: false, ..BOTH });
+    let mut site =
+        Rows(site.0.into_iter().filter(|(k, _)| !matches!(k, RowKey::Record(_, IpAddr::V4(_)))).collect());
+    let local = FloodEntry { pa: Addr::UNSET, ifindex: 11 };
+    let i = plan(&site, &devices(&[("tap1-11", 11)]), UPLINK).image;
+    assert_eq!(flood(&i, 5001), [local, FloodEntry { pa: addr(OTHER), ifindex: 0 }]);
+    // Over IPv6 as well.
+    let far: IpAddr = "2001:db8::2".parse().unwrap();
+    for (row, _) in site.0.values_mut() {
+        match row {
+            Row::Host(r) => r.pa = "2001:db8::1".parse().unwrap(),
+            Row::Record(r) if r.pa == IpAddr::from(OTHER) => r.pa = far,
+            Row::Record(r) => r.pa = "2001:db8::1".parse().unwrap(),
+            _ => {}
+        }
+    }
+    let i = plan(&site, &devices(&[("tap1-11", 11)]), UPLINK).image;
+    assert_eq!(flood(&i, 5001), [local, FloodEntry { pa: addr(far), ifindex: 0 }]);
+    assert_eq!(
+        (i.ports[&11].mtu, i.config.unwrap().pa),
+        (1500 - 70, addr("2001:db8::1".parse::<IpAddr>().unwrap()))
+    );
+}
+
+#[test]
+fn only_addresses_formed_from_the_mac_are_advertised_for_autoconfiguration() {
+    for (n, expected) in [(11, 0), (12, PORT_FLAG_AUTOCONF)] {
+        let mut site = dual(BOTH);
+        let row = port(1, n, PortState::Active, None);
+        site.0.insert(row.key(), (row, 7));
+        let name = format!("tap1-{n}");
+        let i = plan(&site, &devices(&[(&name, n.into())]), UPLINK).image;
+        assert_eq!(i.ports[&n.into()].flags, PORT_FLAG_SECURITY | expected, "{}", ca6(1, n));
+    }
+}
+
+#[test]
+fn mtu_is_that_of_the_narrowest_path_less_the_larger_overhead() {
+    use Method::*;
+    let site = |method, switching| dual(Kind { method, switching, ..BOTH });
+    let third: IpAddr = [192, 168, 9, 9].into();
+    for (method, switching, path, expected) in [
+        (Nvgre, None, None, 1458),
+        (Vxlan, None, None, 1450),
+        (Geneve, None, Some(1400), 1350),
+        (Stt, None, None, 1428),
+        (Rewrite, None, None, 1500),
+        (Rewrite, None, Some(1480), 1480),
+        (Nvgre, Some(Stt), None, 1428),
+        (Stt, Some(Rewrite), None, 1428),
+        (Rewrite, Some(Vxlan), Some(1480), 1430),
+        (Nvgre, None, Some(9000), 1458),
+    ] {
+        let mut paths = BTreeMap::from([(third, 576)]);
+        paths.extend(path.map(|p| (IpAddr::from(OTHER), p)));
+        let p = tenet_host::plan(&site(method, switching), &devices(&[("tap1-11", 11)]), UPLINK, &paths);
+        assert_eq!(p.image.ports[&11].mtu, expected, "{method} {switching:?} {path:?}");
+        assert_eq!(p.problems, Vec::<String>::new());
+    }
+    let narrow = BTreeMap::from([(IpAddr::from(OTHER), 1300)]);
+    let p = tenet_host::plan(&site(Vxlan, None), &devices(&[("tap1-11", 11)]), UPLINK, &narrow);
+    assert!(p.problems[0].contains("t1/blue has IPv6 addresses, but"), "{:?}", p.problems);
+    assert!(p.problems[0].contains("1250 bytes"), "{:?}", p.problems);
+}
+
+#[test]
+fn rewrite_addresses_stand_in_both_directions() {
+    let third = [192, 168, 3, 30];
+    let mut site = small(7);
+    for (n, pa, alt, first, second) in [
+        (11, OWN, Some(third), [172, 20, 0, 11], Some([172, 20, 3, 11])),
+        (12, OTHER, None, [172, 20, 1, 12], None),
+        (13, OTHER, Some(OWN), [172, 20, 1, 13], Some([172, 20, 0, 13])),
+    ] {
+        let Row::Record(row) = record(1, n, pa, alt) else { unreachable!() };
+        let (rewrite_pa, other_rewrite_pa) = (Some(first.into()), second.map(Into::into));
+        let row = Row::Record(RecordRow { method: Method::Rewrite, rewrite_pa, other_rewrite_pa, ..row });
+        site.0.insert(row.key(), (row, 8));
+    }
+    for row in [
+        port(1, 13, PortState::Prepared, Some(OTHER)),
+        Row::Host(HostRow {
+            pool: vec!["172.20.0.0/24".parse().unwrap(), "fd00:9::/64".parse().unwrap()],
+            ..own_row()
+        }),
+    ] {
+        site.0.insert(row.key(), (row, 9));
+    }
+    let i = plan(&site, &devices(&[("tap1-11", 11), ("tap1-13", 13)]), UPLINK).image;
+    let entries: Vec<_> = (i.rewrites.iter())
+        .map(|(k, r)| (IpAddr::from(k.pa), IpAddr::from(r.ca), IpAddr::from(r.other_pa), r.ifindex))
+        .collect();
+    let none = IpAddr::from(Addr::UNSET);
+    let a = |octets: [u8; 4]| IpAddr::from(octets);
+    let expected = [
+        (a([172, 20, 0, 11]), ca(11), a([172, 20, 3, 11]), 11),
+        (a([172, 20, 0, 13]), ca(13), a([172, 20, 1, 13]), 13),
+        (a([172, 20, 1, 12]), ca(12), none, 0),
+        (a([172, 20, 1, 13]), ca(13), a([172, 20, 0, 13]), 0),
+        (a([172, 20, 3, 11]), ca(11), a([172, 20, 0, 11]), 0),
+    ];
+    assert_eq!(entries.into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(expected));
+    assert_eq!(i.records[&RecordKey { net: 1, ca: addr(ca(12)) }].rewrite_pa, addr([172, 20, 1, 12]));
+    let pools: Vec<_> =
+        i.pools.iter().map(|((k, len), p)| (IpAddr::from(k.pa), *len, p.generation)).collect();
+    assert_eq!(pools, [(a([172, 20, 0, 0]), 120, 9), ("fd00:9::".parse().unwrap(), 64, 9)]);
+    assert_eq!(i.config.unwrap().flags, CONFIG_FLAG_REWRITE);
+}
+
+#[test]
+fn config_has_the_sites_ports_and_the_uplinks_own() {
+    let mut site = small(7);
+    let row = Row::Host(HostRow { vxlan_port: 8472, geneve_port: 6082, ..own_row() });
+    site.0.insert(row.key(), (row, 9));
+    let uplink = Uplink { slow: 77, ..uplink(1500) };
+    let c = plan(&site, &BTreeMap::new(), Some(uplink)).image.config.unwrap();
+    assert_eq!((c.vxlan_port, c.geneve_port, c.slow, c.flags), (8472, 6082, 77, 0));
+    assert_eq!(c.uplink_mac, uplink.mac);
+}
+
+fn own_row() -> HostRow {
+    let Row::Host(row) = host(OWN) else { unreachable!() };
+    row
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
@@ -177,6 +348,17 @@ proptest! {
     fn digest_of_the_kernel_is_that_of_the_rows(rows in any_rows()) {
         let image = plan(&rows, &all_devices(), UPLINK).image;
         prop_assert_eq!(digests(&rows_back(&image, &rows)), digests(&rows));
+    }
+
+    #[test]
+    fn pools_are_compared_too(rows in any_rows()) {
+        let image = plan(&rows, &all_devices(), UPLINK).image;
+        prop_assert_eq!(image.pools.len(), 2);
+        for key in image.pools.keys() {
+            let mut bad = image.clone();
+            bad.apply(Operation::Pool(*key, None));
+            prop_assert_eq!(bad.operations_to(&image), vec![Operation::Pool(*key, image.pools.get(key).copied())]);
+        }
     }
 
     #[test]

@@ -225,37 +225,111 @@ pub fn at_key(image: &Image, operation: &Operation) -> Operation {
     }
 }
 
+/// How a network is: its method and the next one, which families it has, and whether it has rewrite addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    pub method: Method,
+    pub switching: Option<Method>,
+    pub v4: bool,
+    pub v6: bool,
+    pub left: bool,
+}
+
+fn any_kind() -> impl Strategy<Value = Kind> {
+    let method = || prop::sample::select(Method::ALL.to_vec());
+    (method(), prop::option::weighted(0.3, method()), 0u8..3, any::<bool>()).prop_map(
+        |(method, switching, families, left)| Kind {
+            method,
+            switching,
+            v4: families != 1,
+            v6: families != 0,
+            left,
+        },
+    )
+}
+
+/// The IPv6 address of a port: chosen, or formed from its MAC.
+pub fn ca6(net: u32, n: u8) -> IpAddr {
+    let net = net as u16;
+    if n % 3 == 0 {
+        IpAddr::from([0xfd00, net, 0, 0, 0, 0x00ff, 0xfe00, net << 8 | u16::from(n)])
+    } else {
+        IpAddr::from([0xfd00, net, 0, 0, 0, 0, 0, n.into()])
+    }
+}
+
+/// What stands for a customer address on a host.
+pub fn stand_in(at: u8, net: u32, ca: IpAddr, n: u8) -> IpAddr {
+    match ca {
+        IpAddr::V4(_) => [172, 20 + at, net as u8, n].into(),
+        IpAddr::V6(_) => [0xfd00, 9, u16::from(at), net as u16, 0, 0, 0, n.into()].into(),
+    }
+}
+
+/// Both prefixes of a network's subnet, as far as it has them.
+pub fn prefixes(net: u32, kind: Kind) -> Vec<SubnetPrefix> {
+    let v6 = SubnetPrefix {
+        prefix: format!("fd00:{net:x}::/64").parse().unwrap(),
+        gateway: format!("fd00:{net:x}::1").parse().unwrap(),
+    };
+    let v4 = SubnetPrefix { prefix: "10.1.1.0/24".parse().unwrap(), gateway: ca(1) };
+    [(kind.v4, v4), (kind.v6, v6)].into_iter().filter(|(has, _)| *has).map(|(_, p)| p).collect()
+}
+
 /// Legal rows of a host: up to three networks of up to twelve ports on four hosts, some migrating.
 pub fn any_rows() -> impl Strategy<Value = Rows> {
     let port = (2u8..60, 0u8..4, prop::option::weighted(0.2, 0u8..4), any::<bool>(), 1u64..50);
-    let nets = prop::collection::btree_map(1u32..5, prop::collection::vec(port, 0..12), 0..4);
+    let network = (any_kind(), prop::collection::vec(port, 0..12));
+    let nets = prop::collection::btree_map(1u32..5, network, 0..4);
     let routes =
         prop::collection::vec((1u32..5, any::<[u8; 4]>(), 0u8..=32, 2u8..60, any::<u32>(), 1u64..50), 0..6);
     (nets, routes).prop_map(|(nets, routes)| {
         let pa = |n: u8| [192, 168, 1, 10 + n];
+        let Row::Host(mut own) = host(pa(0)) else { unreachable!() };
+        own.pool = vec!["172.20.0.0/16".parse().unwrap(), "fd00:9::/48".parse().unwrap()];
         let mut all =
-            rows(1, [host(pa(0)), peer(pa(1), vec![]), peer(pa(2), vec![NetId(1)]), peer(pa(3), vec![])]);
+            rows(1, [Row::Host(own), peer(pa(1), vec![]), peer(pa(2), vec![NetId(1)]), peer(pa(3), vec![])]);
         let mut put = |row: Row, generation| all.0.insert(row.key(), (row, generation));
-        for (net, ports) in &nets {
-            put(network(*net), 1);
-            put(subnet(*net), 2);
-            put(on_link(*net), 2);
+        for (net, (kind, ports)) in &nets {
+            let Row::Network(row) = self::network(*net) else { unreachable!() };
+            let (method, switching) = (kind.method, kind.switching);
+            put(Row::Network(NetworkRow { method, switching, ..row }), 1);
+            let Row::Subnet(row) = subnet(*net) else { unreachable!() };
+            put(Row::Subnet(SubnetRow { prefixes: prefixes(*net, *kind), ..row }), 2);
+            for own in prefixes(*net, *kind) {
+                let row = RouteRow { net: NetId(*net), prefix: own.prefix, next_hop: None, metric: 0 };
+                put(Row::Route(row), 2);
+            }
             for (n, at, alt, prepared, generation) in ports {
                 let alt = alt.filter(|a| a != at);
-                put(record(*net, *n, pa(*at), alt.map(pa)), *generation);
+                let own = [(kind.v4, ca(*n)), (kind.v6, ca6(*net, *n))];
+                for (_, ca) in own.into_iter().filter(|(has, _)| *has) {
+                    let Row::Record(mut row) = record(*net, *n, pa(*at), alt.map(pa)) else { unreachable!() };
+                    (row.ca, row.method) = (ca, kind.method);
+                    let rewrites = kind.method == Method::Rewrite || kind.switching == Some(Method::Rewrite);
+                    if rewrites || kind.left {
+                        row.rewrite_pa = Some(stand_in(*at, *net, ca, *n));
+                        row.other_rewrite_pa = alt.map(|alt| stand_in(alt, *net, ca, *n));
+                    }
+                    put(Row::Record(row), *generation);
+                }
                 if let Some(row) = port_here(*net, *n, *at, alt, *prepared) {
                     put(row, *generation);
                 }
             }
         }
         for (net, address, len, hop, metric, generation) in routes {
-            if nets.contains_key(&net) {
+            let Some((kind, _)) = nets.get(&net) else { continue };
+            let row = if kind.v6 && metric % 2 == 0 {
+                let [a, b, c, d] = address.map(u16::from);
+                let full = std::net::Ipv6Addr::new(0x2001, a, b, c, d, 0, 0, 0);
+                let prefix = ipnet::Ipv6Net::new(full, len * 2).unwrap().trunc().into();
+                RouteRow { net: NetId(net), prefix, next_hop: Some(ca6(net, hop)), metric }
+            } else {
                 let prefix = ipnet::Ipv4Net::new(address.into(), len).unwrap().trunc().into();
-                put(
-                    Row::Route(RouteRow { net: NetId(net), prefix, next_hop: Some(ca(hop)), metric }),
-                    generation,
-                );
-            }
+                RouteRow { net: NetId(net), prefix, next_hop: Some(ca(hop)), metric }
+            };
+            put(Row::Route(row), generation);
         }
         all
     })
