@@ -16,7 +16,7 @@ use tenet_hostnet::{Links, Netns};
 use tenet_tables::{Bucket, DropKey, DropReason, Port};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-const FRAMES: u32 = 20_000;
+const FRAMES: u32 = 60_000;
 const TEST_RUN: i64 = 10;
 const LOOKUP: i64 = 1;
 const UPDATE: i64 = 2;
@@ -28,6 +28,17 @@ const PASS: i32 = -1;
 
 #[test]
 fn kernel_and_user_space_agree_on_every_frame() {
+    with_kernel(|kernel, site| kernel.compare(site));
+}
+
+/// Figures: `cargo test -p tenet-datapath --test parity -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn time_of_a_neighbours_frame() {
+    with_kernel(|kernel, site| kernel.measure(site));
+}
+
+fn with_kernel(check: impl Fn(&Kernel<'_>, &site::Site) + Send + Sync) {
     if !root() {
         return;
     }
@@ -57,7 +68,7 @@ fn kernel_and_user_space_agree_on_every_frame() {
     datapath.apply(&Image::default().operations_to(&site.image)).unwrap();
     let maps = pins.options.bpffs.join("maps");
     let kernel = Kernel::open(&datapath, &maps);
-    netns.run(|| kernel.compare(&site)).unwrap();
+    netns.run(|| check(&kernel, &site)).unwrap();
 }
 
 /// The loaded programs, and the maps that tell what they did.
@@ -90,6 +101,7 @@ impl<'a> Kernel<'a> {
         println!("seed {seed}, {frames} frames");
         let mut dice = traffic::Dice::new(seed);
         let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+        let mut of_ipv6 = 0;
         for n in 0..frames {
             let sample = traffic::sample(&mut dice, site);
             let head = |b: &[u8]| format!("{:02x?}", &b[..b.len().min(120)]);
@@ -126,11 +138,50 @@ impl<'a> Kernel<'a> {
                 self.restore(sample.meta.ifindex, site, &context());
             }
             *seen.entry(label(&wanted)).or_default() += 1;
+            let link = if sample.from_wire { 54 } else { 12 };
+            of_ipv6 += u64::from(sample.bytes.get(link..link + 2) == Some(&[0x86, 0xdd]));
         }
+        println!("{of_ipv6:7} frames of IPv6");
+        assert!(of_ipv6 * 3 > frames, "{of_ipv6} frames of IPv6 are too few");
         for (what, times) in &seen {
             println!("{times:7} {what}");
         }
         assert!(seen.len() >= 30, "the traffic is too tame: {seen:?}");
+    }
+
+    /// How long the program takes for a frame that it does not change: to a neighbour on the same host.
+    fn measure(&self, site: &site::Site) {
+        let (from, to) = (site.machines[1], site.machines[0]);
+        for (what, v6, protocol) in
+            [("udp4", false, 17), ("tcp4", false, 6), ("udp6", true, 17), ("tcp6", true, 6)]
+        {
+            let mut bytes = [&to.mac[..], &from.mac].concat();
+            if v6 {
+                bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 100, protocol, 64]);
+                bytes.extend(from.ca6());
+                bytes.extend(to.ca6());
+            } else {
+                bytes.extend([8, 0, 0x45, 0, 0, 120, 0, 0, 0, 0, 64, protocol, 0, 0]);
+                bytes.extend(from.ca);
+                bytes.extend(to.ca);
+            }
+            bytes.extend([0, 9, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10]);
+            bytes.resize(bytes.len() + 86, 0);
+            let sample = traffic::Sample {
+                from_wire: false,
+                meta: Meta { ifindex: site.interfaces[1], len: bytes.len() as u32, ..Meta::default() },
+                bytes,
+            };
+            let mut times: Vec<u32> = (0..9).map(|_| self.repeat(&sample, 200_000)).collect();
+            times.sort_unstable();
+            println!("{what}: {} ns, median of {times:?}", times[4]);
+        }
+    }
+
+    fn repeat(&self, sample: &traffic::Sample, times: u32) -> u32 {
+        let (code, _, duration) = self.run_times(self.port_in, sample, times).unwrap();
+        assert_eq!(code, REDIRECT);
+        duration
     }
 
     /// Drops of an interface so far, by reason.
@@ -156,6 +207,16 @@ impl<'a> Kernel<'a> {
 
     /// Runs a program on a frame; its code and the frame after it, if the kernel takes the frame at all.
     fn run(&self, program: BorrowedFd<'_>, sample: &traffic::Sample) -> Option<(i32, Vec<u8>)> {
+        self.run_times(program, sample, 1).map(|(code, bytes, _)| (code, bytes))
+    }
+
+    /// As [`Self::run`], so many times on the same frame; and what one time took, in nanoseconds.
+    fn run_times(
+        &self,
+        program: BorrowedFd<'_>,
+        sample: &traffic::Sample,
+        times: u32,
+    ) -> Option<(i32, Vec<u8>, u32)> {
         let mut context = Context::zeroed(&sample.meta);
         let mut out = vec![0u8; 4096];
         let mut attributes = TestRun {
@@ -165,7 +226,7 @@ impl<'a> Kernel<'a> {
             data_size_out: out.len() as u32,
             data_in: sample.bytes.as_ptr() as u64,
             data_out: out.as_mut_ptr() as u64,
-            repeat: 1,
+            repeat: times,
             duration: 0,
             context_size_in: size_of::<Context>() as u32,
             context_size_out: 0,
@@ -187,7 +248,7 @@ impl<'a> Kernel<'a> {
             return None;
         }
         out.truncate(attributes.data_size_out as usize);
-        Some((attributes.retval as i32, out))
+        Some((attributes.retval as i32, out, attributes.duration))
     }
 }
 

@@ -23,17 +23,19 @@ fn write(target: &str, folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
     let site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
     let mut dice = Dice::new(9);
-    let mut n = 0;
-    while n < 40 {
+    let mut n = [0; 2];
+    while n[0] < 40 || n[1] < 40 {
         let sample = traffic::sample(&mut dice, &site);
-        if sample.bytes.len() > 200 || sample.from_wire != (target == "uplink_ingress") {
+        let v6 = sample.bytes.windows(2).take(56).any(|w| w == [0x86, 0xdd]);
+        let (n, name) = (&mut n[usize::from(v6)], if v6 { "ipv6" } else { "site" });
+        if *n == 40 || sample.bytes.len() > 200 || sample.from_wire != (target == "uplink_ingress") {
             continue;
         }
         let choice =
             if target == "port_ingress" { sample.meta.ifindex.wrapping_sub(100) as u8 & 0xf } else { 0 };
         let first: &[u8] = if target == "wire" { &[] } else { &[choice] };
-        std::fs::write(folder.join(format!("site-{n:02}")), [first, &sample.bytes].concat()).unwrap();
-        n += 1;
+        std::fs::write(folder.join(format!("{name}-{n:02}")), [first, &sample.bytes].concat()).unwrap();
+        *n += 1;
     }
 }
 

@@ -159,7 +159,91 @@ fn prefix() -> impl Strategy<Value = (Prefix, [u8; 4])> {
     })
 }
 
+/// The start of a TCP connection of either version with these options, its checksum right.
+fn opening(v6: bool, options: &[u8]) -> Vec<u8> {
+    let site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+    let (from, to) = (site.machines[0], site.machines[9]);
+    let mut tcp = vec![0x12, 0x34, 0, 80, 1, 2, 3, 4, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
+    tcp[12] += (options.len() as u8 / 4) << 4;
+    tcp.extend(options);
+    let (head, pseudo) = if v6 {
+        let mut ip = vec![0x60, 0, 0, 0, 0, tcp.len() as u8, 6, 64];
+        ip.extend([from.ca6(), to.ca6()].concat());
+        let half = |a: [u8; 16]| zerocopy::FromBytes::read_from_bytes(&a).unwrap();
+        let sum = tenet_wire::pseudo6(&half(from.ca6()), &half(to.ca6()), tcp.len() as u16, 6);
+        ([&[0x86, 0xdd][..], &ip].concat(), sum)
+    } else {
+        let mut ip = vec![0x45, 0, 0, 20 + tcp.len() as u8, 0, 0, 0x40, 0, 64, 6, 0, 0];
+        ip.extend([from.ca, to.ca].concat());
+        let pseudo = [&from.ca[..], &to.ca, &[0, 6, 0, tcp.len() as u8]].concat();
+        ([&[8, 0][..], &ip].concat(), checksum::sum_bytes(&pseudo))
+    };
+    let sum = checksum::finish(checksum::add(pseudo, checksum::sum_bytes(&tcp)));
+    tcp[16..18].copy_from_slice(&sum.to_ne_bytes());
+    [&to.mac[..], &from.mac, &head, &tcp].concat()
+}
+
+/// Padding, other options and a segment size in any order, up to the forty bytes that there are.
+fn options() -> impl Strategy<Value = Vec<u8>> {
+    let other = (2u8..12, 3u8..9).prop_map(|(len, kind)| {
+        let mut bytes = vec![kind, len];
+        bytes.resize(len.into(), 9);
+        bytes
+    });
+    let option = prop_oneof![
+        3 => Just(vec![1]),
+        2 => any::<u16>().prop_map(|mss| [&[2, 4][..], &mss.to_be_bytes()].concat()),
+        2 => other,
+    ];
+    proptest::collection::vec(option, 0..6).prop_map(|all| {
+        let mut bytes = all.concat();
+        bytes.truncate(40);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    })
+}
+
+/// The first segment size in a list of options, and where it stands.
+fn offered(options: &[u8]) -> Option<(usize, u16)> {
+    let mut at = 0;
+    while at + 4 <= options.len() {
+        match options[at] {
+            0 => return None,
+            1 => at += 1,
+            2 if options[at + 1] == 4 => {
+                return Some((at, u16::from_be_bytes([options[at + 2], options[at + 3]])));
+            }
+            _ if options[at + 1] < 2 => return None,
+            _ => at += usize::from(options[at + 1]),
+        }
+    }
+    None
+}
+
 proptest! {
+    #[test]
+    fn connections_offer_no_larger_segments_than_fit(v6: bool, options in options()) {
+        let site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+        let before = opening(v6, &options);
+        let sample = traffic::Sample { from_wire: false, meta: model::meta(&before, 100), bytes: before.clone() };
+        let outcome = play(&sample, &site);
+        prop_assert_eq!(outcome.action, Action::Wire);
+        let mut wanted = options.clone();
+        let most = site::MTU - if v6 { 60 } else { 40 };
+        let lowered = offered(&options).filter(|(_, mss)| *mss > most);
+        if let Some((at, _)) = lowered {
+            wanted[at + 2..at + 4].copy_from_slice(&most.to_be_bytes());
+        }
+        // Only so many options are looked at.
+        prop_assume!(outcome.clamped == lowered.is_some() || options.iter().filter(|b| **b == 1).count() >= 5);
+        if outcome.clamped {
+            // With the right checksum, this is the frame that a modest sender would have sent.
+            prop_assert_eq!(&outcome.frame.bytes[42..], &opening(v6, &wanted));
+        } else {
+            prop_assert_eq!(&outcome.frame.bytes[42..], &before);
+        }
+    }
+
     #[test]
     fn the_longest_prefix_wins(routes in proptest::collection::vec(prefix(), 0..30), net in 0u32..3, ca in any::<[u8; 4]>()) {
         let ca = Addr::v4([ca[0] & 3, ca[1] & 1, ca[2], ca[3]]);
