@@ -5,10 +5,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
-use tenet_compile::{Row, compile};
+use tenet_compile::{RecordRow, Row, compile, digests};
 use tenet_model::{
-    Desired, Host, Migration, Name, NetId, Network, Object, Phase, Port, PortRef, Route, Subnet,
-    SubnetPrefix, Tenant, Vm, Vsid,
+    Desired, Host, Method, Migration, Name, NetId, Network, Object, Phase, Port, PortRef, Route, Site,
+    Subnet, SubnetPrefix, Tenant, Vm, Vsid,
 };
 use uuid::Uuid;
 
@@ -190,4 +190,161 @@ fn a_host_without_ports_left_forgets_the_network() {
     desired.put(port("sql", "10.1.1.11", Some("h3"), true), 60);
     assert_eq!(only(&desired, "h1", &[""]), ["host h1 192.168.1.10 @3"]);
     assert_eq!(only(&desired, "h2", &["peer"]), ["peer h3 192.168.3.30 any-source [] @5"]);
+}
+
+/// The site with a second family and a method.
+fn rewriting(mut desired: Desired, method: Method, switching: Option<Method>) -> Desired {
+    let put = |desired: &mut Desired, text: &str| {
+        let object = desired.get(&text.parse().unwrap()).unwrap();
+        let object = match object.value {
+            Object::Network(n) => Object::Network(Network { method, switching, ..n }),
+            Object::Subnet(mut s) => {
+                let (prefix, gateway) = ("fd00:1::/64".parse().unwrap(), "fd00:1::1".parse().unwrap());
+                s.prefixes.insert(0, SubnetPrefix { prefix, gateway });
+                Object::Subnet(s)
+            }
+            Object::Host(h) => {
+                let pool = format!("192.168.{}.128/25", h.pa.to_string().split('.').nth(2).unwrap());
+                Object::Host(Host { rewrite_pool: vec![pool.parse().unwrap()], ..h })
+            }
+            Object::Migration(mut m) => {
+                m.rewrite = [(name("eth0"), pair("10.1.1.11", "192.168.3.129"))].into();
+                Object::Migration(m)
+            }
+            Object::Port(mut p) => {
+                p.rewrite = pair("10.1.1.11", "192.168.1.129");
+                Object::Port(p)
+            }
+            other => other,
+        };
+        desired.put(object, 60);
+    };
+    let all =
+        ["network/contoso/blue", "subnet/contoso/blue/one", "host/h1", "host/h3", "port/contoso/sql/eth0"];
+    all.into_iter().for_each(|text| put(&mut desired, text));
+    if desired.migrations.is_empty() {
+        return desired;
+    }
+    put(&mut desired, "migration/contoso/sql");
+    desired
+}
+
+fn pair(ca: &str, pa: &str) -> BTreeMap<IpAddr, IpAddr> {
+    [(ca.parse().unwrap(), pa.parse().unwrap())].into()
+}
+
+fn record(desired: &Desired, host: &str) -> (Option<String>, Option<String>, Method) {
+    let rows = compile(desired, &name(host), &BTreeSet::new());
+    let found = rows.0.values().find_map(|(row, _)| match row {
+        Row::Record(r) if r.ca == IpAddr::from([10, 1, 1, 11]) => Some(r.clone()),
+        _ => None,
+    });
+    let r = found.unwrap();
+    (r.rewrite_pa.map(|a| a.to_string()), r.other_rewrite_pa.map(|a| a.to_string()), r.method)
+}
+
+#[test]
+fn rewrite_addresses_are_in_the_records_before_during_and_after_the_method() {
+    use Method::{Nvgre, Rewrite, Vxlan};
+    let here = Some("192.168.1.129".to_owned());
+    for (method, switching) in
+        [(Nvgre, Some(Rewrite)), (Rewrite, None), (Rewrite, Some(Vxlan)), (Vxlan, None)]
+    {
+        let desired = rewriting(site(), method, switching);
+        for host in ["h1", "h2"] {
+            assert_eq!(record(&desired, host), (here.clone(), None, method), "{host} {switching:?}");
+            let rows = compile(&desired, &name(host), &BTreeSet::new());
+            let network = rows.0.values().find_map(|(row, generation)| match row {
+                Row::Network(n) => Some((n.method, n.switching, *generation)),
+                _ => None,
+            });
+            assert_eq!(network, Some((method, switching, 60)));
+        }
+    }
+}
+
+#[test]
+fn a_migration_has_rewrite_addresses_on_both_hosts() {
+    let (from, to) = (Some("192.168.1.129".to_owned()), Some("192.168.3.129".to_owned()));
+    for (phase, expected) in [
+        (Phase::Preparing, (from.clone(), to.clone())),
+        (Phase::Prepared, (from.clone(), to.clone())),
+        (Phase::Switched, (to, from)),
+    ] {
+        let desired = rewriting(moving(phase), Method::Rewrite, None);
+        for host in ["h1", "h2", "h3"] {
+            let (first, second, _) = record(&desired, host);
+            assert_eq!((first, second), expected, "{host} {phase:?}");
+        }
+    }
+}
+
+#[test]
+fn subnets_of_two_families_have_ipv4_first_and_a_route_for_each() {
+    let desired = rewriting(site(), Method::Nvgre, None);
+    let rows = compile(&desired, &name("h2"), &BTreeSet::new());
+    let subnet = rows.0.values().find_map(|(row, _)| match row {
+        Row::Subnet(s) if s.vsid.number() == 5001 => Some(s.prefixes.clone()),
+        _ => None,
+    });
+    let gateways: Vec<String> = subnet.unwrap().iter().map(|p| p.gateway.to_string()).collect();
+    assert_eq!(gateways, ["10.1.1.1", "fd00:1::1"]);
+    assert_eq!(
+        only(&desired, "h2", &["route"]),
+        [
+            "route 0.0.0.0/0 via 10.1.2.12 metric 5 @15",
+            "route 10.1.1.0/24 via - metric 0 @60",
+            "route 10.1.2.0/24 via - metric 0 @8",
+            "route fd00:1::/64 via - metric 0 @60",
+        ]
+    );
+}
+
+#[test]
+fn hosts_are_told_their_pool_and_the_sites_ports() {
+    let mut desired = rewriting(site(), Method::Nvgre, None);
+    desired.put(Object::Site(Site { vxlan_port: 8472, geneve_port: 6082 }), 70);
+    for (host, pool) in [("h1", "192.168.1.128/25"), ("h2", "")] {
+        let rows = compile(&desired, &name(host), &BTreeSet::new());
+        let Some((Row::Host(own), 70)) = rows.0.values().next() else {
+            panic!("{host} has no row of its own")
+        };
+        let pools: Vec<String> = own.pool.iter().map(ToString::to_string).collect();
+        assert_eq!((own.vxlan_port, own.geneve_port, pools.join(" ")), (8472, 6082, pool.to_owned()));
+    }
+}
+
+/// Each thing that a host can read back from its maps is in the digest.
+#[test]
+fn digests_tell_rewrite_addresses_and_prefixes_apart() {
+    let desired = rewriting(moving(Phase::Preparing), Method::Rewrite, None);
+    let rows = compile(&desired, &name("h1"), &BTreeSet::new());
+    let good = digests(&rows);
+    let mut seen = 0;
+    for key in rows.0.keys() {
+        let mut variants = Vec::new();
+        match &rows.0[key].0 {
+            Row::Record(r) => {
+                variants.push(Row::Record(RecordRow { rewrite_pa: Some([9, 9, 9, 9].into()), ..r.clone() }));
+                variants.push(Row::Record(RecordRow {
+                    other_rewrite_pa: Some([9, 9, 9, 9].into()),
+                    ..r.clone()
+                }));
+                variants.push(Row::Record(RecordRow { method: Method::Stt, ..r.clone() }));
+            }
+            Row::Subnet(s) => {
+                let mut fewer = s.clone();
+                fewer.prefixes.pop();
+                variants.push(Row::Subnet(fewer));
+            }
+            _ => {}
+        }
+        for variant in variants {
+            let mut bad = rows.clone();
+            bad.0.get_mut(key).unwrap().0 = variant;
+            assert_ne!(digests(&bad), good, "{key:?}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 3 * 2 + 2);
 }

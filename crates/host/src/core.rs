@@ -38,6 +38,7 @@ pub enum AttachState {
 }
 
 /// What the core is told.
+#[expect(clippy::large_enum_variant, reason = "it is handed over once and never kept")]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Input {
     /// The state that an earlier run of the agent had.

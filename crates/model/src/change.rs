@@ -52,7 +52,7 @@ impl FromIterator<Operation> for Change {
 /// A change that [`Desired::check`] found sound at one revision.
 ///
 /// Without the operations that would change nothing, and with the ones that follow from others (deleting a VM deletes
-/// its ports).
+/// its ports); rewrite addresses are filled in.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Checked {
     revision: u64,

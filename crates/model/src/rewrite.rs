@@ -146,10 +146,9 @@ impl<'w, 'v> Work<'w, 'v> {
             used: BTreeSet::new(),
             lacks: BTreeMap::new(),
         };
-        let rewriting = view.networks.iter().any(|(_, n)| n.rewrites());
         let had = |name: &PortRef| base.ports.get(name).is_some_and(|p| !p.value.rewrite.is_empty());
         for (name, port) in view.ports.written() {
-            if rewriting || had(name) || !port.rewrite.is_empty() {
+            if work.rewrites(port) || had(name) || !port.rewrite.is_empty() {
                 work.port(name, port, Key::Port(name.clone()));
             }
         }
@@ -170,7 +169,7 @@ impl<'w, 'v> Work<'w, 'v> {
             }
         }
         for (vm, migration) in view.migrations.written() {
-            if rewriting || !migration.rewrite.is_empty() {
+            if !migration.rewrite.is_empty() || view.ports_of(vm).any(|p| work.rewrites(p)) {
                 work.migrations.insert(vm, migration.rewrite.clone());
             }
         }

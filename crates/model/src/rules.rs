@@ -6,8 +6,8 @@ mod migration;
 mod port;
 
 use crate::{
-    Change, DEFAULT_TENANT, Desired, Family, Key, Method, Network, Object, Operation, Problem, Route, Site,
-    Subnet, Why, address, rewrite, view::View,
+    Change, DEFAULT_TENANT, Desired, Family, Key, Method, Network, Object, Operation, Port, Problem, Route,
+    Site, Subnet, Why, address, rewrite, view::View,
 };
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -195,8 +195,9 @@ fn method(view: &View<'_>, network: &Network) -> Option<Why> {
     if was.method == network.method || was.switching == Some(network.method) {
         return None;
     }
+    let attached = |p: &Port| p.host.is_some() && p.subnet.is_of(&network.name);
     let mut ports = view.ports_of_tenant(&network.name.tenant);
-    let used = ports.any(|p| p.host.is_some() && p.subnet.is_of(&network.name));
+    let used = ports.any(|p| attached(p) && view.ports.before(&p.name).is_some_and(attached));
     used.then_some(Why::MethodAtOnce { from: was.method, to: network.method })
 }
 

@@ -251,7 +251,7 @@ fn any_kind() -> impl Strategy<Value = Kind> {
 /// The IPv6 address of a port: chosen, or formed from its MAC.
 pub fn ca6(net: u32, n: u8) -> IpAddr {
     let net = net as u16;
-    if n % 3 == 0 {
+    if n.is_multiple_of(3) {
         IpAddr::from([0xfd00, net, 0, 0, 0, 0x00ff, 0xfe00, net << 8 | u16::from(n)])
     } else {
         IpAddr::from([0xfd00, net, 0, 0, 0, 0, 0, n.into()])
