@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tenet_datapath::{Error, Hook, Image, Operation, Role};
 use tenet_hostnet::Netns;
 use tenet_tables::image::Prefix;
-use tenet_tables::{Addr, Config, LAYOUT_VERSION, Port, Record, RecordKey, Route, Subnet};
+use tenet_tables::{Addr, Config, LAYOUT_VERSION, PoolKey, Port, Record, RecordKey, Route, Subnet};
 use zerocopy::FromBytes;
 
 /// Any value of a type that all bytes are legal for.
@@ -33,11 +33,16 @@ fn prefix() -> impl Strategy<Value = Prefix> {
 
 fn image() -> impl Strategy<Value = Image> {
     let routes = proptest::collection::btree_map(prefix(), any_of::<Route>(), 0..20);
-    (any_of::<Config>(), some(), some(), some(), some(), some(), routes, some()).prop_map(
-        |(config, peers, subnets, records, macs, flood, routes, ports)| Image {
+    let pool = prefix().prop_map(|p| (PoolKey { pa: p.ca }, p.len));
+    let pools = proptest::collection::btree_map(pool, any_of(), 0..20);
+    let rewriting = (pools, some());
+    (any_of::<Config>(), some(), some(), rewriting, some(), some(), some(), routes, some()).prop_map(
+        |(config, peers, subnets, (pools, rewrites), records, macs, flood, routes, ports)| Image {
             config: Some(Config { layout: LAYOUT_VERSION, ..config }),
             peers,
             subnets,
+            pools,
+            rewrites,
             records,
             macs,
             flood,
@@ -142,7 +147,7 @@ fn a_map_of_another_shape_is_refused() {
     drop(pins.open());
     let maps = pins.options.bpffs.join("maps");
     std::fs::rename(maps.join("PORTS"), maps.join("OTHER")).unwrap();
-    std::fs::rename(maps.join("SUBNETS"), maps.join("PORTS")).unwrap();
+    std::fs::rename(maps.join("MACS"), maps.join("PORTS")).unwrap();
     let error = pins.try_open().unwrap_err();
     assert!(matches!(error, Error::ForeignMap { map: "PORTS", .. }), "{error}");
 }
