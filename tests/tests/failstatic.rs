@@ -187,6 +187,7 @@ fn create_vm(world: &World, name: &str) {
         subnet: "contoso/prod/data".parse().unwrap(),
         mac: None,
         address: None,
+        addresses: Vec::new(),
         security: true,
     };
     let reply = block_on(world.client.create_vm(&CreateVm { name: name.parse().unwrap(), port: Some(port) }))

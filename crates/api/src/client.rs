@@ -2,10 +2,11 @@
 
 use crate::{
     rest::{
-        ApiError, Attach, ChangeReply, ChangesRequest, Counters, CreateVm, Detach, EventLine, HostSpec,
-        HostView, Join, Joined, Migrate, MigrationView, NetworkSpec, NetworkView, ReceiptOrMigration,
-        ReceiptView, RouteSpec, RouteView, Site, Status, SubnetSpec, SubnetView, Table, TenantSpec,
-        TenantView, Token, TokenRequest, VmView, Wait, WaitQuery,
+        ApiError, Attach, ChangeReply, ChangesRequest, Counters, CreateVm, Detach, EventLine, HostPatch,
+        HostSpec, HostView, Join, Joined, Migrate, MigrationView, NetworkPatch, NetworkSpec, NetworkView,
+        Paths, ReceiptOrMigration, ReceiptView, RouteSpec, RouteView, SettingsSpec, SettingsView, Site,
+        Status, SubnetSpec, SubnetView, Table, TenantSpec, TenantView, Token, TokenRequest, VmView, Wait,
+        WaitQuery,
     },
     tls,
 };
@@ -236,6 +237,15 @@ impl Client {
         self.change(Method::POST, "/v1/networks", Some(spec)).await
     }
 
+    /// Alters a network; a change of its method is over once all connected hosts send by it.
+    pub async fn set_network(
+        &self,
+        name: &NetworkRef,
+        patch: &NetworkPatch,
+    ) -> Result<ChangeReply, ClientError> {
+        self.change(Method::PATCH, &format!("/v1/networks/{name}"), Some(patch)).await
+    }
+
     /// Deletes a network.
     pub async fn delete_network(&self, name: &NetworkRef) -> Result<ChangeReply, ClientError> {
         self.delete(&format!("/v1/networks/{name}")).await
@@ -331,6 +341,11 @@ impl Client {
         self.change(Method::POST, "/v1/hosts", Some(spec)).await
     }
 
+    /// Alters a host.
+    pub async fn set_host(&self, name: &HostName, patch: &HostPatch) -> Result<ChangeReply, ClientError> {
+        self.change(Method::PATCH, &format!("/v1/hosts/{name}"), Some(patch)).await
+    }
+
     /// Removes a host.
     pub async fn delete_host(&self, name: &HostName) -> Result<ChangeReply, ClientError> {
         self.delete(&format!("/v1/hosts/{name}")).await
@@ -368,6 +383,21 @@ impl Client {
     /// Receipts of past migrations, newest last.
     pub async fn receipts(&self) -> Result<Vec<ReceiptView>, ClientError> {
         self.get("/v1/receipts").await
+    }
+
+    /// What holds for the whole site.
+    pub async fn settings(&self) -> Result<SettingsView, ClientError> {
+        self.get("/v1/settings").await
+    }
+
+    /// Alters what holds for the whole site.
+    pub async fn set_settings(&self, patch: &SettingsSpec) -> Result<ChangeReply, ClientError> {
+        self.change(Method::PATCH, "/v1/settings", Some(patch)).await
+    }
+
+    /// The ways between the hosts, or those of one host.
+    pub async fn paths(&self, host: Option<&HostName>) -> Result<Paths, ClientError> {
+        self.send(self.request(Method::GET, "/v1/paths").query(&[("host", host)])).await
     }
 
     /// Applies several changes as one.

@@ -15,7 +15,7 @@ use tenet_api::{
     rest::{Applied, ChangeItem, ChangeReply, Changed, Wait, WaitQuery},
 };
 use tenet_control::{Control, Frames, Happening, Hello, Message, Output, Refused, SessionId};
-use tenet_model::{Change, Desired, HostName, Operation, Receipt, VmRef};
+use tenet_model::{Change, Desired, HostName, NetworkRef, Operation, Receipt, VmRef};
 use tenet_store::{SiteError, SiteStore};
 use tokio::{
     sync::{Notify, oneshot, watch},
@@ -216,6 +216,9 @@ impl Engine {
                 Output::Commit { vm, operations, receipt } => {
                     tokio::spawn(Arc::clone(self).commit(vm, operations, receipt));
                 }
+                Output::Switch { network } => {
+                    tokio::spawn(Arc::clone(self).switch_method(network));
+                }
                 Output::Count { migration, vm, host, session, stage } => {
                     let me = Arc::clone(self);
                     tokio::spawn(async move {
@@ -253,6 +256,26 @@ impl Engine {
                 counter.fetch_add(1, Ordering::Relaxed);
             }
             Err(fault) => self.drive(|core, now| core.commit_failed(now, &vm, &fault.error.message)),
+        }
+    }
+
+    /// Commits the next step of a network's change of method.
+    async fn switch_method(self: Arc<Self>, network: NetworkRef) {
+        let committed = async {
+            let _writer = self.writer.lock().await;
+            let checked = {
+                let core = self.core();
+                let change: Change = core.method_step(&network).into_iter().collect();
+                core.desired().check(&change).map_err(|p| Fault::problems(&p))?
+            };
+            if !checked.is_empty() {
+                let revision = self.site.commit(&checked).await?;
+                self.seen(revision).await;
+            }
+            Ok::<_, Fault>(())
+        };
+        if let Err(fault) = committed.await {
+            self.drive(|core, now| core.method_step_failed(now, &network, &fault.error.message));
         }
     }
 
@@ -343,13 +366,13 @@ impl Engine {
     /// Waits until all connected hosts concerned have a revision in their kernels.
     async fn wait_applied(&self, revision: u64, longest: Duration) -> Applied {
         let begun = Instant::now();
-        let done = self.until(longest, |core| core.waiting_for(revision).is_empty().then_some(())).await;
+        let done = self.until(longest, |core| core.in_force(revision).then_some(())).await;
         let waiting_for = match done {
             Some(()) => Vec::new(),
             None => self.core().waiting_for(revision).iter().map(ToString::to_string).collect(),
         };
         let waited_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        Applied { complete: waiting_for.is_empty(), waiting_for, waited_us }
+        Applied { complete: done.is_some(), waiting_for, waited_us }
     }
 
     /// Waits until the core says something.

@@ -40,7 +40,8 @@ impl Fault {
             Key::Vm(_) | Key::Port(_) => "`tenet vm list`",
             Key::Host(_) => "`tenet host list`",
             Key::Route(..) => "`tenet route list`",
-            Key::Migration(_) | Key::Site => "`tenet status`",
+            Key::Migration(_) => "`tenet status`",
+            Key::Site => "`tenet site show`",
         };
         let hint = format!("check the name: {list} shows what there is");
         Self::new(StatusCode::NOT_FOUND, "not-found", format!("{} does not exist", key.title()), hint)
@@ -49,7 +50,7 @@ impl Fault {
     /// Something else of that name is there.
     pub(crate) fn exists(key: &Key) -> Self {
         let message = format!("{} exists already and is not as asked for", key.title());
-        let hint = "choose another name, or alter what is there with `tenet apply`";
+        let hint = "choose another name, or alter what is there with `tenet apply`, `tenet network set` or `tenet host set`";
         Self::new(StatusCode::CONFLICT, "exists", message, hint)
     }
 

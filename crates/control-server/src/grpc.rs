@@ -19,6 +19,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// A session must begin with a hello within this time.
 const HELLO: Duration = Duration::from_secs(10);
+/// A host gets this time to read why its session ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Messages to a session that its connection has not yet taken.
 const QUEUE: usize = 4;
 /// Events that a host may report per second; more are counted only.
@@ -117,6 +119,9 @@ async fn session(engine: Arc<Engine>, host: HostName, mut inbound: Streaming<Age
         () = reader => {}
     }
     engine.close(id);
+    // Dropping the host's stream resets the connection's, and with it last words that the host has not yet read.
+    let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
+    let _ = tokio::time::timeout(LAST_WORDS, rest).await;
 }
 
 /// Sends what the core and the askers have for the session, as fast as the connection takes it.

@@ -12,11 +12,13 @@ mod grpc;
 mod listen;
 mod measured;
 mod metrics;
+mod path;
 mod pki;
 #[cfg(feature = "pretend-agent")]
 pub mod pretend;
 mod resolve;
 mod rest;
+mod spec;
 mod token;
 mod view;
 

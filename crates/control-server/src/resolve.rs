@@ -1,15 +1,14 @@
 //! From what a user asks for to objects: names resolved, what was left out filled in.
 
-use crate::fault::Fault;
+use crate::{fault::Fault, spec};
 use axum::http::StatusCode;
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_api::rest::{
-    ChangeItem, Changed, Effect, HostSpec, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec, TenantSpec,
-    VmSpec,
+    ChangeItem, Changed, Effect, PortSpec, PrefixSpec, Spec, SubnetSpec,
 };
 use tenet_model::{
-    Allocator, Change, Checked, Desired, Exhausted, Host, Key, Network, Object, Operation, Port, Route,
-    Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, default_gateway,
+    Allocator, Change, Checked, Desired, Exhausted, Host, Key, Method, Network, Object, Operation, Port,
+    Route, Site, Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, default_gateway,
 };
 
 /// The change that a list of items asks for.
@@ -39,7 +38,8 @@ pub(crate) fn change(desired: &Desired, items: &[ChangeItem]) -> Result<Change, 
         | Spec::Subnet(_)
         | Spec::Vm(_)
         | Spec::Host(_)
-        | Spec::Route(_) => 0,
+        | Spec::Route(_)
+        | Spec::Site(_) => 0,
     });
     let mut subnets: BTreeMap<SubnetRef, Subnet> = BTreeMap::new();
     let note = |subnets: &mut BTreeMap<SubnetRef, Subnet>, object: &Object| {
@@ -81,13 +81,8 @@ fn explicit(desired: &Desired, spec: &Spec) -> Option<Object> {
         Spec::Tenant(s) => Object::Tenant(Tenant { name: s.name.clone() }),
         Spec::Network(s) => {
             let was = &desired.networks.get(&s.name)?.value;
-            Object::Network(Network {
-                name: s.name.clone(),
-                rdid: s.rdid.unwrap_or(was.rdid),
-                id: was.id,
-                method: s.method.unwrap_or(was.method),
-                switching: was.switching,
-            })
+            let network = Network { rdid: s.rdid.unwrap_or(was.rdid), ..was.clone() };
+            Object::Network(s.method.map_or(network.clone(), |method| to_method(network, method)))
         }
         Spec::Subnet(s) => {
             let was = desired.subnets.get(&s.name).map(|v| &v.value);
@@ -102,11 +97,18 @@ fn explicit(desired: &Desired, spec: &Spec) -> Option<Object> {
             let addresses = if s.addresses.is_empty() { kept? } else { s.addresses.clone() };
             Object::Port(port(s, was, mac, addresses))
         }
-        Spec::Host(s) => Object::Host(Host {
-            name: s.name.clone(),
-            pa: s.pa,
-            rewrite_pool: desired.hosts.get(&s.name).map_or_else(Vec::new, |h| h.value.rewrite_pool.clone()),
-        }),
+        Spec::Host(s) => {
+            let was = desired.hosts.get(&s.name).map(|h| h.value.rewrite_pool.clone());
+            let rewrite_pool = s.rewrite_pool.clone().or(was).unwrap_or_default();
+            Object::Host(Host { name: s.name.clone(), pa: s.pa, rewrite_pool })
+        }
+        Spec::Site(s) => {
+            let was = desired.site.value;
+            Object::Site(Site {
+                vxlan_port: s.vxlan_port.unwrap_or(was.vxlan_port),
+                geneve_port: s.geneve_port.unwrap_or(was.geneve_port),
+            })
+        }
         Spec::Route(s) => Object::Route(Route {
             network: s.network.clone(),
             prefix: s.prefix,
@@ -143,22 +145,31 @@ fn allocated(
             let addresses = if s.addresses.is_empty() {
                 let subnet = subnets.get(&s.subnet).or(desired.subnets.get(&s.subnet).map(|v| &v.value));
                 // Without its subnet the port is refused by the model, which knows the words.
-                subnet.map(|s| allocator.address(s).map_err(exhausted)).transpose()?.into_iter().collect()
+                subnet.map(|s| allocator.addresses(s).map_err(exhausted)).transpose()?.unwrap_or_default()
             } else {
                 s.addresses.clone()
             };
             Ok(Object::Port(port(s, was, mac, addresses)))
         }
-        Spec::Tenant(_) | Spec::Vm(_) | Spec::Host(_) | Spec::Route(_) => explicit(desired, spec)
+        Spec::Tenant(_) | Spec::Vm(_) | Spec::Host(_) | Spec::Route(_) | Spec::Site(_) => explicit(desired, spec)
             .ok_or_else(|| Fault::bad_request("the object is incomplete", "give all of its fields")),
     }
 }
 
+/// The network as it is when it begins to change its method. What the senders do, they go on doing until the receivers
+/// are ready; the core sees to that. Back to what they do gives a change up.
+pub(crate) fn to_method(network: Network, method: Method) -> Network {
+    let switching = (method != network.method).then_some(method);
+    Network { switching, ..network }
+}
+
 fn subnet(s: &SubnetSpec, was: Option<&Subnet>, vsid: tenet_model::Vsid) -> Subnet {
-    let kept = was.and_then(|w| w.prefixes.iter().find(|p| p.prefix == s.prefix)).map(|p| p.gateway);
-    let gateway =
-        s.gateway.or(kept).or_else(|| default_gateway(&s.prefix)).unwrap_or_else(|| s.prefix.addr());
-    Subnet { name: s.name.clone(), vsid, prefixes: vec![SubnetPrefix { prefix: s.prefix, gateway }] }
+    let prefix = |p: &PrefixSpec| {
+        let kept = was.and_then(|w| w.prefixes.iter().find(|w| w.prefix == p.prefix)).map(|w| w.gateway);
+        let gateway = p.gateway.or(kept).or_else(|| default_gateway(&p.prefix));
+        SubnetPrefix { prefix: p.prefix, gateway: gateway.unwrap_or_else(|| p.prefix.addr()) }
+    };
+    Subnet { name: s.name.clone(), vsid, prefixes: s.prefixes.iter().map(prefix).collect() }
 }
 
 fn port(s: &PortSpec, was: Option<&Port>, mac: tenet_model::Mac, addresses: Vec<std::net::IpAddr>) -> Port {
@@ -175,7 +186,8 @@ fn port(s: &PortSpec, was: Option<&Port>, mac: tenet_model::Mac, addresses: Vec<
         host,
         device,
         security: s.security,
-        rewrite: was.map_or_else(BTreeMap::new, |w| w.rewrite.clone()),
+        // Chosen by the model's check, where the network needs it.
+        rewrite: was.map(|w| w.rewrite.clone()).unwrap_or_default(),
     }
 }
 
@@ -192,8 +204,8 @@ pub(crate) fn effects(desired: &Desired, change: &Change, checked: &Checked) -> 
         let key = operation.key();
         let (effect, now) = match operation {
             Operation::Delete(_) => (Effect::Deleted, None),
-            Operation::Put(object) if desired.get(&key).is_some() => (Effect::Updated, spec(object)),
-            Operation::Put(object) => (Effect::Created, spec(object)),
+            Operation::Put(object) if desired.get(&key).is_some() => (Effect::Updated, spec::of(object)),
+            Operation::Put(object) => (Effect::Created, spec::of(object)),
         };
         all.push(Changed { object: key.to_string(), effect, now });
     }
@@ -201,41 +213,8 @@ pub(crate) fn effects(desired: &Desired, change: &Change, checked: &Checked) -> 
     for operation in &change.operations {
         let key = operation.key();
         if let (Operation::Put(object), false) = (operation, written.contains(&key)) {
-            all.push(Changed { object: key.to_string(), effect: Effect::Unchanged, now: spec(object) });
+            all.push(Changed { object: key.to_string(), effect: Effect::Unchanged, now: spec::of(object) });
         }
     }
     all
-}
-
-/// The spec that gives exactly this object; migrations have none.
-pub(crate) fn spec(object: &Object) -> Option<Spec> {
-    Some(match object.clone() {
-        Object::Tenant(o) => Spec::Tenant(TenantSpec { name: o.name }),
-        Object::Network(o) => {
-            Spec::Network(NetworkSpec { name: o.name, rdid: Some(o.rdid), method: Some(o.method) })
-        }
-        Object::Subnet(o) => {
-            let own = o.prefixes.first()?;
-            let (prefix, gateway) = (own.prefix, Some(own.gateway));
-            Spec::Subnet(SubnetSpec { name: o.name, vsid: Some(o.vsid), prefix, gateway })
-        }
-        Object::Vm(o) => Spec::Vm(VmSpec { name: o.name }),
-        Object::Port(o) => Spec::Port(PortSpec {
-            name: o.name,
-            subnet: o.subnet,
-            mac: Some(o.mac),
-            addresses: o.addresses,
-            host: o.host,
-            device: o.device,
-            security: o.security,
-        }),
-        Object::Host(o) => Spec::Host(HostSpec { name: o.name, pa: o.pa }),
-        Object::Route(o) => Spec::Route(RouteSpec {
-            network: o.network,
-            prefix: o.prefix,
-            next_hop: o.next_hop,
-            metric: o.metric,
-        }),
-        Object::Migration(_) | Object::Site(_) => return None,
-    })
 }

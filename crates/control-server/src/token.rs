@@ -45,7 +45,7 @@ pub(crate) async fn make(engine: &Engine, request: TokenRequest) -> Result<Token
         }
         (Some(known), _) => known,
         (None, Some(pa)) => {
-            let object = Spec::Host(HostSpec { name: request.name.clone(), pa });
+            let object = Spec::Host(HostSpec { name: request.name.clone(), pa, rewrite_pool: None });
             engine.change_items(None, false, &[ChangeItem::Put { object }], WaitQuery::default()).await?;
             pa
         }

@@ -1,36 +1,44 @@
 //! What stands, as REST shows it.
 
+use crate::{path, spec};
 use std::collections::BTreeMap;
 use tenet_api::rest::{
-    HostStatus, HostView, MigrationView, NetworkSpec, NetworkStatus, NetworkView, PortStatusView, PortView,
-    ReceiptView, RouteSpec, RouteView, Site, SitePort, SiteVm, SubnetSpec, SubnetView, TenantSpec,
+    HostStatus, HostView, MigrationView, NetworkStatus, NetworkView, Pool, PortStatusView, PortView,
+    PrefixView, ReceiptView, RouteView, SettingsView, Site, SitePort, SiteVm, SubnetView, TenantSpec,
     TenantView, VmView,
 };
-use tenet_compile::PortState;
-use tenet_control::{Control, HostReport};
+use tenet_control::{Control, HostReport, state_name};
 use tenet_model::{
-    Desired, HostName, Migration, Network, Phase, Port, Receipt, Route, Subnet, Tenant, Versioned, Vm,
+    Desired, Host, HostName, Migration, Network, Phase, Port, Receipt, Route, Site as Settings, Subnet,
+    Tenant, Versioned, Vm,
 };
 
 pub(crate) fn tenant(v: &Versioned<Tenant>) -> TenantView {
     TenantView { name: v.value.name.clone(), revision: v.revision }
 }
 
-pub(crate) fn network(v: &Versioned<Network>) -> NetworkView {
+pub(crate) fn network(core: &Control, v: &Versioned<Network>) -> NetworkView {
     let o = &v.value;
-    NetworkView { name: o.name.clone(), rdid: o.rdid, id: o.id.0, method: o.method, revision: v.revision }
+    NetworkView {
+        name: o.name.clone(),
+        rdid: o.rdid,
+        id: o.id.0,
+        method: o.method,
+        switching: o.switching,
+        waiting_for: core.method_waits_for(&o.name).into_iter().collect(),
+        revision: v.revision,
+    }
 }
 
 pub(crate) fn subnet(v: &Versioned<Subnet>) -> SubnetView {
     let o = &v.value;
-    let (prefix, gateway) = first_prefix(o);
-    SubnetView { name: o.name.clone(), vsid: o.vsid, prefix, gateway, revision: v.revision }
+    let prefixes = o.prefixes.iter().map(|p| PrefixView { prefix: p.prefix, gateway: p.gateway });
+    SubnetView { name: o.name.clone(), vsid: o.vsid, prefixes: prefixes.collect(), revision: v.revision }
 }
 
-/// A subnet's first prefix and gateway; a subnet without does not pass the rules.
-fn first_prefix(subnet: &Subnet) -> (ipnet::IpNet, std::net::IpAddr) {
-    let none = (ipnet::Ipv4Net::default().into(), std::net::Ipv4Addr::UNSPECIFIED.into());
-    subnet.prefixes.first().map_or(none, |own| (own.prefix, own.gateway))
+pub(crate) const fn settings(v: &Versioned<Settings>) -> SettingsView {
+    let Versioned { value: Settings { vxlan_port, geneve_port }, revision } = v;
+    SettingsView { vxlan_port: *vxlan_port, geneve_port: *geneve_port, revision: *revision }
 }
 
 pub(crate) fn route(v: &Versioned<Route>) -> RouteView {
@@ -49,6 +57,7 @@ pub(crate) fn port(v: &Versioned<Port>) -> PortView {
         host: o.host.clone(),
         device: o.device.clone(),
         security: o.security,
+        rewrite: o.rewrite.clone(),
         revision: v.revision,
     }
 }
@@ -103,23 +112,15 @@ pub(crate) fn receipt(r: Receipt) -> ReceiptView {
     }
 }
 
-const fn state(s: PortState) -> &'static str {
-    match s {
-        PortState::Blocked => "blocked",
-        PortState::Active => "active",
-        PortState::Prepared => "prepared",
-        PortState::Moved => "moved",
-    }
-}
-
 /// A digest as it is printed.
 pub(crate) fn digest(d: u64) -> String {
     format!("{d:016x}")
 }
 
 pub(crate) fn host_status(core: &mut Control, name: &HostName, now: u64) -> Option<HostStatus> {
-    let pa = core.desired().hosts.get(name)?.value.pa;
-    let r = core.host_report(name)?;
+    let host = &core.desired().hosts.get(name)?.value;
+    let (pa, pool) = (host.pa, pool(core.desired(), host));
+    let r = core.host_report(name, now)?;
     let age = |at: u64| now.saturating_sub(at) / 1000;
     let applied = r.applied;
     let networks = r.networks.iter().map(|n| NetworkStatus {
@@ -136,7 +137,7 @@ pub(crate) fn host_status(core: &mut Control, name: &HostName, now: u64) -> Opti
     let ports = r.ports.iter().map(|(row, report)| PortStatusView {
         port: row.name.clone(),
         device: row.device.clone(),
-        desired_state: state(row.state).into(),
+        desired_state: state_name(row.state).into(),
         state: report.as_ref().map(|p| p.state.clone()),
         present: report.as_ref().is_some_and(|p| p.present),
         carrier: report.as_ref().is_some_and(|p| p.carrier),
@@ -155,6 +156,7 @@ pub(crate) fn host_status(core: &mut Control, name: &HostName, now: u64) -> Opti
         error,
         problems,
         repaired,
+        measured,
         in_sync,
         ..
     } = r;
@@ -169,6 +171,8 @@ pub(crate) fn host_status(core: &mut Control, name: &HostName, now: u64) -> Opti
         hook: hello.map(|h| h.hook.clone()),
         uplinks: hello.map(|h| h.uplinks.clone()).unwrap_or_default(),
         uplink_mtu: hello.map(|h| h.uplink_mtu),
+        measured: measured.into_iter().flat_map(|(m, _)| m.uplinks).map(path::uplink).collect(),
+        pool,
         desired_generation: desired,
         applied_generation: applied,
         proven_generation: proven.map(|(g, _)| g),
@@ -182,15 +186,16 @@ pub(crate) fn host_status(core: &mut Control, name: &HostName, now: u64) -> Opti
     })
 }
 
-pub(crate) fn hosts(core: &mut Control) -> Vec<HostView> {
+pub(crate) fn hosts(core: &mut Control, now: u64) -> Vec<HostView> {
     let mut ports: BTreeMap<HostName, u64> = BTreeMap::new();
     for host in core.desired().ports.values().filter_map(|p| p.value.host.as_ref()) {
         *ports.entry(host.clone()).or_default() += 1;
     }
-    let all: Vec<_> = core.desired().hosts.values().cloned().collect();
+    let desired = core.desired();
+    let all: Vec<_> = desired.hosts.values().map(|v| (v.clone(), pool(desired, &v.value))).collect();
     all.into_iter()
-        .map(|v| {
-            let report = core.host_report(&v.value.name);
+        .map(|(v, pool)| {
+            let report = core.host_report(&v.value.name, now);
             HostView {
                 connected: report.as_ref().is_some_and(|r| r.connected),
                 in_sync: report.as_ref().is_some_and(|r| r.in_sync),
@@ -198,10 +203,29 @@ pub(crate) fn hosts(core: &mut Control) -> Vec<HostView> {
                 ports: ports.get(&v.value.name).copied().unwrap_or(0),
                 name: v.value.name,
                 pa: v.value.pa,
+                pool,
                 revision: v.revision,
             }
         })
         .collect()
+}
+
+/// A host's rewrite pool. In use is what stands for a port there, or will once its VM has moved there.
+pub(crate) fn pool(d: &Desired, host: &Host) -> Pool {
+    let size = |range: &ipnet::IpNet| {
+        let bits = u32::from(range.max_prefix_len() - range.prefix_len());
+        1_u128.checked_shl(bits).filter(|n| *n != 0).unwrap_or(u128::MAX)
+    };
+    let size = host.rewrite_pool.iter().map(size).fold(0, u128::saturating_add);
+    let ports = d.ports.values().map(|p| &p.value).filter(|p| p.host.as_ref() == Some(&host.name));
+    let moving = d.migrations.values().map(|m| &m.value).filter(|m| m.to == host.name);
+    let used = ports.map(|p| p.rewrite.len()).sum::<usize>()
+        + moving.flat_map(|m| m.rewrite.values()).map(BTreeMap::len).sum::<usize>();
+    Pool {
+        ranges: host.rewrite_pool.clone(),
+        used: u64::try_from(used).unwrap_or(u64::MAX),
+        size: u64::try_from(size).unwrap_or(u64::MAX),
+    }
 }
 
 /// The whole desired state as a document.
@@ -226,41 +250,12 @@ pub(crate) fn site(d: &Desired) -> Site {
     });
     Site {
         revision: Some(d.revision),
+        settings: (d.site.value != Settings::default()).then(|| spec::settings(&d.site.value)),
         tenants: d.tenants.keys().map(|name| TenantSpec { name: name.clone() }).collect(),
-        hosts: d
-            .hosts
-            .values()
-            .map(|h| tenet_api::rest::HostSpec { name: h.value.name.clone(), pa: h.value.pa })
-            .collect(),
-        networks: d
-            .networks
-            .values()
-            .map(|n| NetworkSpec {
-                name: n.value.name.clone(),
-                rdid: Some(n.value.rdid),
-                method: Some(n.value.method),
-            })
-            .collect(),
-        subnets: d
-            .subnets
-            .values()
-            .map(|s| SubnetSpec {
-                name: s.value.name.clone(),
-                vsid: Some(s.value.vsid),
-                prefix: first_prefix(&s.value).0,
-                gateway: Some(first_prefix(&s.value).1),
-            })
-            .collect(),
+        hosts: d.hosts.values().map(|h| spec::host(&h.value)).collect(),
+        networks: d.networks.values().map(|n| spec::network(&n.value)).collect(),
+        subnets: d.subnets.values().map(|s| spec::subnet(&s.value)).collect(),
         vms: vms.collect(),
-        routes: d
-            .routes
-            .values()
-            .map(|r| RouteSpec {
-                network: r.value.network.clone(),
-                prefix: r.value.prefix,
-                next_hop: r.value.next_hop,
-                metric: r.value.metric,
-            })
-            .collect(),
+        routes: d.routes.values().map(|r| spec::route(&r.value)).collect(),
     }
 }

@@ -1,18 +1,22 @@
 //! The state machine.
 
+mod hold;
 mod migrate;
+mod switching;
+
+pub use switching::LEAVE;
 
 use crate::{
-    HOLD, HUNG, Micros, RETRY,
+    HUNG, Micros, RETRY,
     happening::Happening,
+    measured::Measured,
     migration::{Run, Stage},
     plan::Plan,
-    measured::Measured,
     session::{Ack, Hello, Host, Message, Pending, Proof, Session, SessionId},
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tenet_compile::Delta;
-use tenet_model::{Desired, HostName, NetworkRef, Object, Operation, Phase, PortRef, Receipt, VmRef};
+use tenet_model::{Desired, HostName, NetworkRef, Operation, Phase, PortRef, Receipt, VmRef};
 use uuid::Uuid;
 
 /// Lines on repairs kept for each host.
@@ -43,6 +47,12 @@ pub enum Output {
         /// The receipt to store with them.
         receipt: Option<Receipt>,
     },
+    /// Commit the next step of a network's change of method: what [`Control::method_step`] says at the moment of the
+    /// commit; if that fails, say so with [`Control::method_step_failed`].
+    Switch {
+        /// The network.
+        network: NetworkRef,
+    },
     /// Ask a host for the counters of a migrating VM's ports; answer with [`Control::counted`].
     Count {
         /// The migration.
@@ -71,15 +81,6 @@ pub enum Refused {
     Phase(Phase),
 }
 
-/// A newly attached port that its own host does not yet let through.
-#[derive(Clone, Debug)]
-struct Hold {
-    host: HostName,
-    revision: u64,
-    since: Micros,
-    waiting: BTreeSet<HostName>,
-}
-
 /// The controller's core.
 #[derive(Debug)]
 pub struct Control {
@@ -87,8 +88,9 @@ pub struct Control {
     hosts: BTreeMap<HostName, Host>,
     sessions: BTreeMap<SessionId, HostName>,
     next_session: u64,
-    holds: BTreeMap<PortRef, Hold>,
+    holds: BTreeMap<PortRef, hold::Hold>,
     runs: BTreeMap<VmRef, Run>,
+    switches: BTreeMap<NetworkRef, switching::Switch>,
     touched: VecDeque<(u64, BTreeSet<HostName>)>,
 }
 
@@ -103,6 +105,7 @@ impl Control {
             next_session: 1,
             holds: BTreeMap::new(),
             runs: BTreeMap::new(),
+            switches: BTreeMap::new(),
             touched: VecDeque::new(),
         };
         let revision = me.plan.desired().revision;
@@ -115,6 +118,7 @@ impl Control {
             run.waiting = me.hosts_of_vm(&run.migration.vm);
             me.runs.insert(run.migration.vm.clone(), run);
         }
+        me.resume_switches(now);
         me
     }
 
@@ -123,17 +127,19 @@ impl Control {
         let mut outputs = Vec::new();
         let candidates = self.newly_attached(operations);
         for (port, host) in &candidates {
-            let hold = Hold { host: host.clone(), revision, since: now, waiting: BTreeSet::new() };
+            let hold = hold::Hold { host: host.clone(), revision, since: now, waiting: BTreeSet::new() };
             self.holds.insert(port.clone(), hold);
         }
         let moving: BTreeMap<VmRef, BTreeSet<HostName>> =
             self.runs.keys().map(|vm| (vm.clone(), self.hosts_of_vm(vm))).collect();
+        let members = self.switching_members();
         let blocked = self.blocked();
         let changes = self.plan.apply(operations, revision, &blocked);
         self.keep_hosts(now, revision, &mut outputs);
         self.spread(revision, changes, &mut outputs);
         self.start_holds(&candidates);
         self.follow_migrations(now, revision, operations, &moving, &mut outputs);
+        self.follow_switches(now, revision, operations, &members, &mut outputs);
         self.progress(now, &mut outputs);
         outputs
     }
@@ -322,35 +328,25 @@ impl Control {
         let concerned = self.touched.iter().find(|(r, _)| *r == revision).map(|(_, hosts)| hosts);
         let held: BTreeSet<&HostName> =
             self.holds.values().filter(|h| h.revision <= revision).map(|h| &h.host).collect();
-        self.hosts
+        let mut waiting = self.not_yet_switched(revision);
+        let lacking = self
+            .hosts
             .iter()
             .filter(|(name, _)| concerned.is_none_or(|c| c.contains(*name)))
             .filter(|(name, h)| h.session.as_ref().is_some_and(|s| !s.has(revision) || held.contains(name)))
-            .map(|(name, _)| name.clone())
-            .collect()
+            .map(|(name, _)| name.clone());
+        waiting.extend(lacking);
+        waiting
+    }
+
+    /// Whether a revision stands on all connected hosts that it concerns, with all that it leads to.
+    #[must_use]
+    pub fn in_force(&self, revision: u64) -> bool {
+        !self.switching(revision) && self.waiting_for(revision).is_empty()
     }
 
     fn lives_on(&self, port: &PortRef, host: &HostName) -> bool {
         self.desired().ports.get(port).is_some_and(|p| p.value.host.as_ref() == Some(host))
-    }
-
-    fn blocked(&self) -> BTreeSet<PortRef> {
-        self.holds.keys().cloned().collect()
-    }
-
-    /// Ports that operations bring to a host they do not live on, other than by a migration.
-    fn newly_attached(&self, operations: &[Operation]) -> Vec<(PortRef, HostName)> {
-        let mut found = Vec::new();
-        for operation in operations {
-            let Operation::Put(Object::Port(port)) = operation else { continue };
-            let Some(host) = &port.host else { continue };
-            let migrates_there =
-                self.desired().migrations.get(&port.name.vm_ref()).is_some_and(|m| m.value.to == *host);
-            if !self.lives_on(&port.name, host) && !migrates_there {
-                found.push((port.name.clone(), host.clone()));
-            }
-        }
-        found
     }
 
     /// Hosts come and go with the site.
@@ -394,21 +390,6 @@ impl Control {
         }
     }
 
-    /// Finds out which hosts each new hold waits for.
-    fn start_holds(&mut self, candidates: &[(PortRef, HostName)]) {
-        let connected: BTreeSet<&HostName> = self.sessions.values().collect();
-        let mut by_network: BTreeMap<NetworkRef, BTreeSet<HostName>> = BTreeMap::new();
-        for (port, own) in candidates {
-            let Some(network) = self.plan.network_of(port) else { continue };
-            let hosts = by_network.entry(network).or_insert_with_key(|network| {
-                self.plan.hosts_of(network).into_iter().filter(|h| connected.contains(h)).collect()
-            });
-            if let Some(hold) = self.holds.get_mut(port) {
-                hold.waiting = hosts.iter().filter(|h| *h != own).cloned().collect();
-            }
-        }
-    }
-
     /// Goes on wherever what was waited for has come, or took too long.
     fn progress(&mut self, now: Micros, outputs: &mut Vec<Output>) {
         self.end_holds(now, outputs);
@@ -416,39 +397,9 @@ impl Control {
         for vm in vms {
             self.step(now, &vm, outputs);
         }
-    }
-
-    fn end_holds(&mut self, now: Micros, outputs: &mut Vec<Output>) {
-        let hosts = &self.hosts;
-        let has = |name: &HostName, revision| {
-            hosts.get(name).and_then(|h| h.session.as_ref()).is_none_or(|s| s.has(revision))
-        };
-        let mut revisions: BTreeSet<u64> = BTreeSet::new();
-        let plan = &self.plan;
-        self.holds.retain(|port, hold| {
-            hold.waiting.retain(|h| !has(h, hold.revision));
-            let over = hold.waiting.is_empty() || now.saturating_sub(hold.since) > HOLD;
-            if over {
-                revisions.insert(hold.revision);
-            }
-            !over && plan.desired().ports.get(port).is_some_and(|p| p.value.host.as_ref() == Some(&hold.host))
-        });
-        if let Some(revision) = revisions.into_iter().next() {
-            let blocked = self.blocked();
-            let changes = self.plan.reblock(&blocked);
-            self.release(revision, changes, outputs);
-        }
-    }
-
-    /// Hands rows of released ports to their sessions; the site's revision stays.
-    fn release(&mut self, revision: u64, changes: Vec<(HostName, Delta)>, outputs: &mut Vec<Output>) {
-        for (name, change) in changes {
-            let Some(host) = self.hosts.get_mut(&name) else { continue };
-            host.digests = None;
-            if let Some(session) = &mut host.session {
-                session.gather(&change, revision);
-                outputs.push(Output::Wake(session.id));
-            }
+        let networks: Vec<NetworkRef> = self.switches.keys().cloned().collect();
+        for network in networks {
+            self.step_switch(now, &network, outputs);
         }
     }
 
@@ -502,6 +453,7 @@ impl Control {
             run.advance(m.value, m.revision, now);
             run.waiting = waiting;
         }
+        self.resume_switches(now);
         outputs
     }
 }

@@ -15,16 +15,18 @@ mod control;
 mod happening;
 mod measured;
 mod migration;
+mod paths;
 mod plan;
 mod session;
 mod status;
 
-pub use control::{Control, Output, Refused};
+pub use control::{Control, LEAVE, Output, Refused};
 pub use happening::Happening;
 pub use measured::{Measured, OffloadTest, PathReport, PathState, ReceiveWay, UdpTunnel, UplinkReport};
+pub use paths::{Finding, Path, Paths};
 pub use migration::{DISCONNECTED, Frames, PREPARE, SETTLE, Stage};
 pub use session::{Ack, Hello, Message, NetworkProof, PortReport, Proof, SessionId};
-pub use status::{HostReport, NetworkReport};
+pub use status::{HostReport, NetworkReport, state_name};
 
 /// A time: microseconds since 1970 (UTC).
 pub type Micros = u64;
@@ -35,3 +37,5 @@ pub const HOLD: Micros = 2_000_000;
 pub const HUNG: Micros = 30_000_000;
 /// After a refused message the host's full state is sent again after this time.
 pub const RETRY: Micros = 5_000_000;
+/// A connected host whose agent has read nothing back for this long is not proven any more: it may hang.
+pub const STALE: Micros = 30_000_000;

@@ -114,6 +114,7 @@ impl Run {
             port.host.as_ref()?;
             port.host = Some(self.migration.to.clone());
             port.device = Some(device.clone());
+            port.rewrite = self.migration.rewrite.get(&port.name.port).cloned().unwrap_or_default();
             Some(Operation::Put(Object::Port(port)))
         });
         let end = Operation::Delete(Key::Migration(self.migration.vm.clone()));

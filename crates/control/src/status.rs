@@ -1,8 +1,8 @@
 //! Desired, applied, proven: what can be said of the hosts.
 
-use crate::{Control, Hello, Measured, Micros, PortReport, session::Host};
+use crate::{Control, Hello, Measured, Micros, PortReport, STALE, session::Host};
 use std::collections::BTreeMap;
-use tenet_compile::{PortRow, Row, digests};
+use tenet_compile::{PortRow, PortState, Row, digests};
 use tenet_model::{HostName, NetId, NetworkRef};
 
 /// A host: what it shall have and what it has.
@@ -34,7 +34,7 @@ pub struct HostReport {
     pub repaired: Vec<String>,
     /// What it measured last, and when it said so.
     pub measured: Option<(Measured, Micros)>,
-    /// Whether it is connected and what it read back is what is desired.
+    /// Whether it is connected, what it read back lately is what is desired, and all its ports do what they shall.
     pub in_sync: bool,
 }
 
@@ -58,7 +58,7 @@ pub struct NetworkReport {
 impl Control {
     /// All about one host.
     #[must_use]
-    pub fn host_report(&mut self, name: &HostName) -> Option<HostReport> {
+    pub fn host_report(&mut self, name: &HostName, now: Micros) -> Option<HostReport> {
         let rows = self.plan().rows(name);
         let host = self.hosts().get_mut(name)?;
         let wanted = host.digests.get_or_insert_with(|| digests(&rows)).clone();
@@ -97,6 +97,16 @@ impl Control {
         let by_parts = || networks.iter().map(|n| n.proven.map(|(_, _, g, at)| (g, at))).min().flatten();
         let proven = host.proven_at.or_else(by_parts);
         let session = host.session.as_ref();
+        let mut problems = host.problems.clone();
+        if let Some(age) = host.unread(now) {
+            problems.push(format!(
+                "its agent is connected, but has not read the kernel's tables back for {} s: look at its log, or start it again",
+                age / 1_000_000
+            ));
+        }
+        let right = problems.is_empty()
+            && networks.iter().all(|n| n.in_sync)
+            && ports.iter().all(|(row, report)| report.as_ref().is_some_and(|r| as_desired(row, r)));
         Some(HostReport {
             name: name.clone(),
             connected: session.is_some(),
@@ -106,19 +116,13 @@ impl Control {
             applied: host.applied,
             proven,
             error: host.error.clone(),
-            in_sync: settled(host) && host.problems.is_empty() && networks.iter().all(|n| n.in_sync),
+            in_sync: settled(host) && right,
             networks,
             ports,
-            problems: host.problems.clone(),
+            problems,
             repaired: host.repaired.iter().cloned().collect(),
             measured: host.measured.clone(),
         })
-    }
-
-    /// Whether a host is connected and what it read back is what is desired.
-    #[must_use]
-    pub fn in_sync(&mut self, name: &HostName) -> bool {
-        self.host_report(name).is_some_and(|r| r.in_sync)
     }
 
     /// For metrics: how many revisions each host's acknowledged state lies behind what it shall have.
@@ -140,4 +144,31 @@ impl Control {
 
 fn settled(host: &Host) -> bool {
     host.session.as_ref().is_some_and(|s| s.has(u64::MAX - 1)) && host.error.is_none()
+}
+
+/// Whether a port's device is there and does what it shall.
+fn as_desired(row: &PortRow, report: &PortReport) -> bool {
+    report.present && report.state == state_name(row.state)
+}
+
+/// A port's state as agents and people call it.
+#[must_use]
+pub const fn state_name(state: PortState) -> &'static str {
+    match state {
+        PortState::Blocked => "blocked",
+        PortState::Active => "active",
+        PortState::Prepared => "prepared",
+        PortState::Moved => "moved",
+    }
+}
+
+impl Host {
+    /// How long a connected agent has not read anything back, if that is too long.
+    fn unread(&self, now: Micros) -> Option<Micros> {
+        let session = self.session.as_ref()?;
+        let whole = self.proven_at.map(|(_, at)| at);
+        let last = self.proven.values().map(|p| p.at).chain(whole).max();
+        let age = now.saturating_sub(last.unwrap_or(0).max(session.since));
+        (age > STALE).then_some(age)
+    }
 }

@@ -8,10 +8,11 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_compile::{PortState, Row, Rows, compile, digests};
 use tenet_control::{
-    Ack, Control, Frames, Hello, Message, Micros, NetworkProof, Output, Proof, SessionId, Stage,
+    Ack, Control, Frames, Hello, Message, Micros, NetworkProof, Output, PortReport, Proof, STALE, SessionId, Stage,
+    state_name,
 };
 use tenet_model::{
-    Allocator, Change, Desired, Host, HostName, Key, Migration, Name, Network, Object, Operation, Phase,
+    Allocator, Change, Desired, Host, HostName, Key, Method, Migration, Name, Network, Object, Operation, Phase,
     Port, PortRef, Receipt, Subnet, Tenant, Vm, VmRef,
 };
 use uuid::Uuid;
@@ -37,6 +38,23 @@ struct World {
     next_id: u128,
 }
 
+/// What a host says of the ports that it shall have.
+fn ports(rows: &Rows) -> Vec<PortReport> {
+    let port = |(row, _): &(Row, u64)| match row {
+        Row::Port(p) => Some(PortReport {
+            port: p.name.clone(),
+            present: true,
+            carrier: true,
+            ifindex: 1,
+            mtu: 1458,
+            state: state_name(p.state).into(),
+            detail: String::new(),
+        }),
+        _ => None,
+    };
+    rows.0.values().filter_map(port).collect()
+}
+
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
@@ -53,7 +71,8 @@ impl World {
         put(Object::Tenant(Tenant { name: name("t") }));
         for n in 0..hosts {
             let pa = format!("192.168.1.{}", n + 1).parse().unwrap();
-            put(Object::Host(Host { name: name(&format!("h{n}")), pa, rewrite_pool: vec![] }));
+            let rewrite_pool = vec![format!("172.16.{n}.0/24").parse().unwrap()];
+            put(Object::Host(Host { name: name(&format!("h{n}")), pa, rewrite_pool }));
         }
         for (n, network) in ["red", "blue"].into_iter().enumerate() {
             put(Object::Network(Network {
@@ -122,6 +141,13 @@ impl World {
                             self.queue.extend(more);
                         } else {
                             self.receipts.extend(receipt);
+                        }
+                    }
+                    Output::Switch { network } => {
+                        let change: Change = self.control.method_step(&network).into_iter().collect();
+                        if self.rng.random_bool(0.2) || !self.commit(&change) {
+                            let more = self.control.method_step_failed(self.now, &network, "lost race");
+                            self.queue.extend(more);
                         }
                     }
                     Output::Count { migration, vm, host, stage, .. } => {
@@ -197,7 +223,7 @@ impl World {
         let networks =
             digests(rows).into_iter().map(|(net, digest)| NetworkProof { net, digest, rows: 1 }).collect();
         let error = refuse.then(|| "the kernel is full".to_owned());
-        let ack = Ack { generation, error, networks, ports: Vec::new() };
+        let ack = Ack { generation, error, networks, ports: ports(rows) };
         let outputs = self.control.acked(self.now, session, ack);
         self.queue.extend(outputs);
     }
@@ -222,7 +248,13 @@ impl World {
         let vm: VmRef = format!("t/v{}", self.rng.random_range(0..6)).parse().unwrap();
         let port = PortRef { tenant: vm.tenant.clone(), vm: vm.vm.clone(), port: name("eth0") };
         let host = self.random_host();
-        match self.rng.random_range(0..8) {
+        match self.rng.random_range(0..10) {
+            8 => self.change_method(),
+            9 => {
+                // Both networks at once, sometimes back to what they are.
+                self.change_method();
+                self.change_method();
+            }
             0..=2 => {
                 let subnet: tenet_model::SubnetRef =
                     if self.rng.random() { "t/red/a" } else { "t/blue/a" }.parse().unwrap();
@@ -274,6 +306,15 @@ impl World {
             }
         }
         self.see();
+    }
+
+    /// Asks for another method of a network, or for the one that it has.
+    fn change_method(&mut self) {
+        let networks: Vec<_> = self.store.networks.values().map(|n| n.value.clone()).collect();
+        let network = networks.choose(&mut self.rng).unwrap().clone();
+        let method = *Method::ALL.choose(&mut self.rng).unwrap();
+        let switching = (method != network.method).then_some(method);
+        self.commit(&Change::put(Object::Network(Network { switching, ..network })));
     }
 
     /// First frames of prepared ports; sometimes claims of foreign ones.
@@ -359,6 +400,7 @@ impl World {
             }
             let quiet = self.agents.values().all(|a| a.inbox.is_empty())
                 && self.store.migrations.is_empty()
+                && self.store.networks.values().all(|n| n.value.switching.is_none())
                 && self.control.waiting_for(u64::MAX).is_empty();
             if quiet {
                 return;
@@ -377,14 +419,24 @@ impl World {
             for (row, _) in have.0.values() {
                 assert!(!matches!(row, Row::Port(p) if p.state != PortState::Active), "{host}: {row:?}");
             }
-            let networks = digests(&have)
+            let networks: Vec<_> = digests(&have)
                 .into_iter()
                 .map(|(net, digest)| NetworkProof { net, digest, rows: 1 })
                 .collect();
             let session = self.agents[&host].session.unwrap();
-            self.control.proved(self.now, session, Proof { generation, networks, ..Proof::default() });
-            let report = self.control.host_report(&host).unwrap();
+            let proof = Proof { generation, networks, ports: ports(&have), ..Proof::default() };
+            self.control.proved(self.now, session, proof.clone());
+            let report = self.control.host_report(&host, self.now).unwrap();
             assert!(report.in_sync && report.connected, "{report:?}");
+            let later = self.control.host_report(&host, self.now + STALE + 1).unwrap();
+            assert!(!later.in_sync && later.problems[0].contains("not read"), "{later:?}");
+            // A port whose device is not there.
+            let mut lame = proof;
+            if let Some(port) = lame.ports.first_mut() {
+                port.present = false;
+                self.control.proved(self.now, session, lame);
+                assert!(!self.control.host_report(&host, self.now).unwrap().in_sync);
+            }
         }
     }
 }

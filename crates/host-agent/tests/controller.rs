@@ -69,7 +69,7 @@ fn put(object: Spec) -> ChangeItem {
 /// A host h1 with contoso/sql on device tap1, a host h2 without agent.
 async fn site(client: &Client) {
     let host = |name: &str, pa: &str| {
-        put(Spec::Host(HostSpec { name: name.parse().unwrap(), pa: pa.parse().unwrap() }))
+        put(Spec::Host(HostSpec { name: name.parse().unwrap(), pa: pa.parse().unwrap(), rewrite_pool: None }))
     };
     let changes = vec![
         host("h1", "192.168.1.10"),
@@ -79,8 +79,7 @@ async fn site(client: &Client) {
         put(Spec::Subnet(SubnetSpec {
             name: "contoso/blue/web".parse().unwrap(),
             vsid: None,
-            prefix: "10.1.1.0/24".parse().unwrap(),
-            gateway: None,
+            prefixes: vec!["10.1.1.0/24".parse().unwrap()],
         })),
         put(Spec::Vm(VmSpec { name: "contoso/sql".parse().unwrap() })),
         put(Spec::Port(PortSpec {

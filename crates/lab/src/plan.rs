@@ -110,6 +110,7 @@ fn vms(prefix: &str, site: &Site) -> Vec<VmRecord> {
             site.ports.iter().filter(|p| p.value.name.vm_ref() == name).enumerate().map(|(at, port)| {
                 let port = &port.value;
                 let subnet = site.subnets.iter().find(|s| s.value.name == port.subnet).map(|s| &s.value);
+                let first = subnet.and_then(|s| s.prefixes.first());
                 let device = port.device.clone().unwrap_or_else(|| device(&port.name, &devices));
                 devices.insert(device.clone());
                 let link = if port.name.port.as_str().len() <= 15 {
@@ -124,9 +125,8 @@ fn vms(prefix: &str, site: &Site) -> Vec<VmRecord> {
                     host: port.host.clone(),
                     mac: port.mac,
                     addresses: port.addresses.clone(),
-                    prefix_len: subnet.map_or(PREFIX_LEN, |s| s.prefix.prefix_len()),
-                    gateway: subnet
-                        .and_then(|s| s.gateway.or_else(|| tenet_model::default_gateway(&s.prefix))),
+                    prefix_len: first.map_or(PREFIX_LEN, |p| p.prefix.prefix_len()),
+                    gateway: first.and_then(|p| p.gateway.or_else(|| tenet_model::default_gateway(&p.prefix))),
                     mtu: PROVIDER_MTU - u32::from(Method::Nvgre.overhead(tenet_model::Family::V4)),
                 }
             });

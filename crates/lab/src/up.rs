@@ -107,9 +107,10 @@ async fn addresses(lab: &mut Lab, client: &tenet_api::client::Client) -> Result<
             let Some(view) = ports.get(&port.name) else { continue };
             port.mac = Some(view.mac);
             port.addresses.clone_from(&view.addresses);
-            if let Some(subnet) = subnets.iter().find(|s| s.name == view.subnet) {
-                port.prefix_len = subnet.prefix.prefix_len();
-                port.gateway = Some(subnet.gateway);
+            let subnet = subnets.iter().find(|s| s.name == view.subnet);
+            if let Some(first) = subnet.and_then(|s| s.prefixes.first()) {
+                port.prefix_len = first.prefix.prefix_len();
+                port.gateway = Some(first.gateway);
             }
             bring_up(&links, port, at == 0)?;
         }

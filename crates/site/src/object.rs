@@ -3,7 +3,7 @@
 use crate::Position;
 use std::collections::BTreeMap;
 use tenet_api::rest::{
-    ChangeItem, HostSpec, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec, TenantSpec, VmSpec,
+    ChangeItem, HostSpec, NetworkSpec, PortSpec, RouteSpec, SettingsSpec, Spec, SubnetSpec, TenantSpec, VmSpec,
 };
 use tenet_model::Key;
 
@@ -19,6 +19,8 @@ pub struct At<T> {
 /// The objects of a file, in the file's order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Site {
+    /// What holds for the whole site.
+    pub settings: Option<At<SettingsSpec>>,
     /// Hosts.
     pub hosts: Vec<At<HostSpec>>,
     /// Tenants.
@@ -49,7 +51,8 @@ impl Site {
         fn all<T: Clone>(of: &[At<T>], spec: fn(T) -> Spec) -> impl Iterator<Item = (Spec, Position)> {
             of.iter().map(move |o| (spec(o.value.clone()), o.at))
         }
-        all(&self.tenants, Spec::Tenant)
+        all(self.settings.as_slice(), Spec::Site)
+            .chain(all(&self.tenants, Spec::Tenant))
             .chain(all(&self.hosts, Spec::Host))
             .chain(all(&self.networks, Spec::Network))
             .chain(all(&self.subnets, Spec::Subnet))
@@ -77,6 +80,7 @@ pub fn key(spec: &Spec) -> Key {
         Spec::Port(o) => Key::Port(o.name),
         Spec::Host(o) => Key::Host(o.name),
         Spec::Route(o) => Key::Route(o.network, o.prefix, o.next_hop),
+        Spec::Site(_) => Key::Site,
     }
 }
 
@@ -94,6 +98,7 @@ impl From<tenet_api::rest::Site> for Site {
                 Spec::Port(value) => site.ports.push(At { value, at }),
                 Spec::Host(value) => site.hosts.push(At { value, at }),
                 Spec::Route(value) => site.routes.push(At { value, at }),
+                Spec::Site(value) => site.settings = Some(At { value, at }),
             }
         }
         site

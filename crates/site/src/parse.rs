@@ -4,7 +4,9 @@ use crate::yaml::{self, Key, Node, Value};
 use crate::{At, Position, Problem, Site, SiteError};
 use ipnet::IpNet;
 use std::{fmt::Display, str::FromStr};
-use tenet_api::rest::{HostSpec, NetworkSpec, PortSpec, RouteSpec, SubnetSpec, TenantSpec, VmSpec};
+use tenet_api::rest::{
+    HostSpec, NetworkSpec, PortSpec, PrefixSpec, RouteSpec, SettingsSpec, SubnetSpec, TenantSpec, VmSpec,
+};
 use tenet_model::{Name, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid};
 
 /// Reads a site file's text; `file` is its name in messages.
@@ -50,6 +52,9 @@ impl<'a> Fields<'a> {
 impl Reader {
     fn site(&mut self, root: &Node) {
         let Some(mut fields) = self.fields(root, root.at, "the site") else { return };
+        if let Some(node) = fields.take("settings") {
+            self.settings(node);
+        }
         for (name, node) in self.named(fields.take("hosts"), "hosts") {
             self.host(name, node);
         }
@@ -59,12 +64,24 @@ impl Reader {
         self.finish(fields);
     }
 
+    fn settings(&mut self, node: &Node) {
+        let Some(mut fields) = self.fields(node, node.at, "settings") else { return };
+        let vxlan_port = self.optional(&mut fields, "vxlan_port", "a UDP port such as 4789");
+        let geneve_port = self.optional(&mut fields, "geneve_port", "a UDP port such as 6081");
+        self.finish(fields);
+        self.site.settings = Some(At { value: SettingsSpec { vxlan_port, geneve_port }, at: node.at });
+    }
+
     fn host(&mut self, name: At<Name>, node: &Node) {
         let Some(mut fields) = self.fields(node, name.at, &format!("host {}", name.value)) else { return };
         let pa = self.required(&mut fields, "pa", "an address such as 192.168.1.10");
+        let ranges = fields.take("rewrite_pool");
+        let rewrite_pool = ranges.map(|node| {
+            one_or_more(node).iter().filter_map(|n| self.prefix(n, "a prefix such as 192.168.1.128/25")).collect()
+        });
         self.finish(fields);
         if let Some(pa) = pa {
-            self.site.hosts.push(At { value: HostSpec { name: name.value, pa }, at: name.at });
+            self.site.hosts.push(At { value: HostSpec { name: name.value, pa, rewrite_pool }, at: name.at });
         }
     }
 
@@ -84,7 +101,7 @@ impl Reader {
     fn network(&mut self, tenant: &TenantName, network: At<Name>, node: &Node) {
         let name = NetworkRef { tenant: tenant.clone(), network: network.value };
         let Some(mut fields) = self.fields(node, network.at, &format!("network {name}")) else { return };
-        let method = self.optional(&mut fields, "method", "a method such as nvgre");
+        let method = self.optional(&mut fields, "method", "a method: use nvgre, vxlan, geneve, stt or rewrite");
         let rdid = self.optional(&mut fields, "rdid", "a UUID");
         self.site
             .networks
@@ -102,14 +119,62 @@ impl Reader {
         let NetworkRef { tenant, network } = network.clone();
         let name = SubnetRef { tenant, network, subnet: subnet.value };
         let Some(mut fields) = self.fields(node, subnet.at, &format!("subnet {name}")) else { return };
-        let prefix = self.required(&mut fields, "prefix", "a prefix such as 10.1.1.0/24");
+        let (one, several) = (fields.take("prefix"), fields.take("prefixes"));
         let vsid = self.optional::<u32>(&mut fields, "vsid", "a number from 4096 to 16777214");
         let vsid = vsid.and_then(|n| self.ok(Vsid::new(n), subnet.at));
+        let gateway = fields.take("gateway");
+        let prefixes = match (one, several) {
+            (Some(_), Some(node)) => {
+                self.problem(node.at, format!("{} has both `prefix` and `prefixes`: use one of them", fields.what));
+                Vec::new()
+            }
+            (Some(node), None) => {
+                let gateway = gateway.and_then(|g| self.value(g, "an address"));
+                let prefix = self.prefix(node, "a prefix such as 10.1.1.0/24");
+                prefix.map(|prefix| PrefixSpec { prefix, gateway }).into_iter().collect()
+            }
+            (None, Some(list)) => {
+                if let Some(node) = gateway {
+                    let text = "with `prefixes`, write each gateway with its prefix: \
+                                { prefix: 10.1.1.0/24, gateway: 10.1.1.1 }";
+                    self.problem(node.at, text.to_owned());
+                }
+                let nodes = one_or_more(list);
+                if nodes.is_empty() {
+                    self.problem(list.at, format!("{} needs a prefix such as 10.1.1.0/24", fields.what));
+                }
+                nodes.iter().filter_map(|node| self.prefix_and_gateway(node, &fields.what)).collect()
+            }
+            (None, None) => {
+                self.missing(&fields, "prefix", "a prefix such as 10.1.1.0/24");
+                Vec::new()
+            }
+        };
+        self.finish(fields);
+        if !prefixes.is_empty() {
+            self.site.subnets.push(At { value: SubnetSpec { name, prefixes, vsid }, at: subnet.at });
+        }
+    }
+
+    /// `10.1.1.0/24`, or `{ prefix: 10.1.1.0/24, gateway: 10.1.1.1 }`.
+    fn prefix_and_gateway(&mut self, node: &Node, what: &str) -> Option<PrefixSpec> {
+        let form = "a prefix such as 10.1.1.0/24 or fd00:1::/64";
+        if !matches!(node.value, Value::Mapping(_)) {
+            return self.prefix(node, form).map(|prefix| PrefixSpec { prefix, gateway: None });
+        }
+        let mut fields = self.fields(node, node.at, &format!("a prefix of {what}"))?;
+        let prefix = fields.take("prefix");
+        if prefix.is_none() {
+            self.missing(&fields, "prefix", form);
+        }
         let gateway = self.optional(&mut fields, "gateway", "an address");
         self.finish(fields);
-        if let Some(prefix) = prefix.and_then(|p| self.whole(p, subnet.at)) {
-            self.site.subnets.push(At { value: SubnetSpec { name, prefix, vsid, gateway }, at: subnet.at });
-        }
+        prefix.and_then(|p| self.prefix(p, form)).map(|prefix| PrefixSpec { prefix, gateway })
+    }
+
+    /// A prefix without host bits.
+    fn prefix(&mut self, node: &Node, form: &str) -> Option<IpNet> {
+        self.value(node, form).and_then(|prefix| self.whole(prefix, node.at))
     }
 
     fn route(&mut self, network: &NetworkRef, node: &Node) {
@@ -151,13 +216,8 @@ impl Reader {
             )
         });
         let mac = self.optional(&mut fields, "mac", "a MAC address such as 02:00:00:00:00:01");
-        let addresses = match fields.take("address") {
-            Some(Node { value: Value::Sequence(nodes), .. }) => {
-                nodes.iter().filter_map(|n| self.value(n, "an address")).collect()
-            }
-            Some(node) => self.value(node, "an address or a list of addresses").into_iter().collect(),
-            None => Vec::new(),
-        };
+        let addresses = fields.take("address").map(one_or_more).unwrap_or_default();
+        let addresses = addresses.iter().filter_map(|n| self.value(n, "an address")).collect();
         let host = self.optional(&mut fields, "host", "a host's name");
         let device = self.optional(&mut fields, "device", "a device's name");
         let security = self.optional(&mut fields, "security", "true or false").unwrap_or(true);
@@ -268,6 +328,14 @@ impl Reader {
     }
 }
 
+/// The items of a list; what is no list is its only one.
+fn one_or_more(node: &Node) -> &[Node] {
+    match &node.value {
+        Value::Sequence(nodes) => nodes,
+        Value::Scalar(_) | Value::Mapping(_) => std::slice::from_ref(node),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,7 +356,7 @@ mod tests {
                 "hosts:\n  H_1: { pa: 1.2.3.4 }\n",
                 "site.yaml:2:3: `H_1` is not a name: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit",
             ),
-            ("host: {}\n", "site.yaml:1:1: the site has no field `host`: use hosts, tenants"),
+            ("host: {}\n", "site.yaml:1:1: the site has no field `host`: use settings, hosts, tenants"),
             ("hosts: [a]\n", "site.yaml:1:8: hosts should be a mapping from names, not a list"),
             (
                 "hosts:\n  h1: { pa: 1.2.3.4 }\n  h1: { pa: 1.2.3.5 }\n",
@@ -296,7 +364,31 @@ mod tests {
             ),
             (
                 "tenants:\n  a:\n    networks:\n      b:\n        subnets:\n          c: { prefix: 10.0.0.1/24 }\n",
-                "site.yaml:6:11: 10.0.0.1/24 has host bits: write 10.0.0.0/24",
+                "site.yaml:6:24: 10.0.0.1/24 has host bits: write 10.0.0.0/24",
+            ),
+            (
+                "tenants:\n  a:\n    networks:\n      b:\n        subnets:\n          c: { prefixes: [10.0.0.0/24, fd00::1/64] }\n",
+                "site.yaml:6:40: fd00::1/64 has host bits: write fd00::/64",
+            ),
+            (
+                "tenants:\n  a:\n    networks:\n      b:\n        subnets:\n          c: { prefixes: [{ prefix: x, gateway: fd00::1 }] }\n",
+                "site.yaml:6:37: `x` is not a prefix such as 10.1.1.0/24 or fd00:1::/64",
+            ),
+            (
+                "tenants:\n  a:\n    networks:\n      b:\n        subnets:\n          c: { prefix: 10.0.0.0/24, prefixes: [] }\n",
+                "site.yaml:6:47: subnet a/b/c has both `prefix` and `prefixes`: use one of them",
+            ),
+            (
+                "tenants:\n  a:\n    networks:\n      b: { method: gre }\n",
+                "site.yaml:4:20: `gre` is not a method: use nvgre, vxlan, geneve, stt or rewrite",
+            ),
+            (
+                "hosts:\n  h1: { pa: 1.2.3.4, rewrite_pool: [10.0.0.0/24, 10.0.1.9/24] }\n",
+                "site.yaml:2:50: 10.0.1.9/24 has host bits: write 10.0.1.0/24",
+            ),
+            (
+                "settings: { vxlan_port: 70000 }\n",
+                "site.yaml:1:25: `70000` is not a UDP port such as 4789",
             ),
             (
                 "tenants:\n  a:\n    vms:\n      v: { ports: { p: { subnet: x } } }\n",

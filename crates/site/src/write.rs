@@ -2,17 +2,29 @@
 
 use crate::Site;
 use std::{fmt::Write as _, net::IpAddr};
-use tenet_api::rest::PortSpec;
+use tenet_api::rest::{PortSpec, SubnetSpec};
 use tenet_model::TenantName;
 
 /// The text of a site file that [`crate::parse`] reads back as the same objects.
 #[must_use]
 pub fn write(site: &Site) -> String {
     let mut out = Out::default();
+    if let Some(settings) = &site.settings {
+        let (vxlan, geneve) = (settings.value.vxlan_port, settings.value.geneve_port);
+        let ports = [("vxlan_port", vxlan), ("geneve_port", geneve)];
+        let ports = ports.iter().filter_map(|(name, port)| port.map(|port| format!("{name}: {port}")));
+        out.line(0, &format!("settings: {{ {} }}", ports.collect::<Vec<_>>().join(", ")));
+    }
     if !site.hosts.is_empty() {
         out.line(0, "hosts:");
         for host in &site.hosts {
-            out.line(1, &format!("{}: {{ pa: {} }}", host.value.name, flow(host.value.pa)));
+            let pool = host.value.rewrite_pool.as_deref().unwrap_or_default();
+            let pool = if pool.is_empty() {
+                String::new()
+            } else {
+                format!(", rewrite_pool: {}", one_or_list(pool.iter().map(|p| quote(&p.to_string()))))
+            };
+            out.line(1, &format!("{}: {{ pa: {}{pool} }}", host.value.name, flow(host.value.pa)));
         }
     }
     if !site.tenants.is_empty() {
@@ -53,15 +65,7 @@ fn tenant(out: &mut Out, site: &Site, tenant: &TenantName) {
             out.line(4, "subnets:");
         }
         for subnet in subnets.iter().map(|s| &s.value) {
-            let mut text =
-                format!("{}: {{ prefix: {}", subnet.name.subnet, quote(&subnet.prefix.to_string()));
-            if let Some(vsid) = subnet.vsid {
-                _ = write!(text, ", vsid: {vsid}");
-            }
-            if let Some(gateway) = subnet.gateway {
-                _ = write!(text, ", gateway: {}", flow(gateway));
-            }
-            out.line(5, &(text + " }"));
+            out.line(5, &subnet_line(subnet));
         }
         let routes: Vec<_> = site.routes.iter().filter(|r| r.value.network == network.name).collect();
         if !routes.is_empty() {
@@ -90,19 +94,42 @@ fn tenant(out: &mut Out, site: &Site, tenant: &TenantName) {
     }
 }
 
+/// One prefix stands alone, several in a list; a gateway stands with its prefix.
+fn subnet_line(subnet: &SubnetSpec) -> String {
+    let mut text = format!("{}: {{ ", subnet.name.subnet);
+    let vsid = subnet.vsid.map_or_else(String::new, |vsid| format!(", vsid: {vsid}"));
+    if let [one] = subnet.prefixes.as_slice() {
+        let gateway = one.gateway.map_or_else(String::new, |g| format!(", gateway: {}", flow(g)));
+        _ = write!(text, "prefix: {}{vsid}{gateway}", quote(&one.prefix.to_string()));
+    } else {
+        let prefixes = subnet.prefixes.iter().map(|p| match p.gateway {
+            Some(gateway) => {
+                format!("{{ prefix: {}, gateway: {} }}", quote(&p.prefix.to_string()), flow(gateway))
+            }
+            None => quote(&p.prefix.to_string()),
+        });
+        _ = write!(text, "prefixes: [{}]{vsid}", prefixes.collect::<Vec<_>>().join(", "));
+    }
+    text + " }"
+}
+
+/// `a`, or `[a, b]`.
+fn one_or_list(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<String> = items.collect();
+    match items.as_slice() {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
+    }
+}
+
 fn port(out: &mut Out, port: &PortSpec) {
     out.line(5, &format!("{}:", port.name.port));
     out.line(6, &format!("subnet: {}/{}", port.subnet.network, port.subnet.subnet));
     if let Some(mac) = port.mac {
         out.line(6, &format!("mac: \"{mac}\""));
     }
-    match port.addresses.as_slice() {
-        [] => {}
-        [one] => out.line(6, &format!("address: {}", flow(*one))),
-        many => {
-            let list: Vec<_> = many.iter().map(|a| flow(*a)).collect();
-            out.line(6, &format!("address: [{}]", list.join(", ")));
-        }
+    if !port.addresses.is_empty() {
+        out.line(6, &format!("address: {}", one_or_list(port.addresses.iter().map(|a| flow(*a)))));
     }
     if let Some(host) = &port.host {
         out.line(6, &format!("host: {host}"));
@@ -146,17 +173,21 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back_the_same() {
-        let text = r#"hosts:
-  h1: { pa: 192.168.1.10 }
-  h2: { pa: "2001:db8::2" }
+        let text = r#"settings: { vxlan_port: 8472, geneve_port: 6081 }
+hosts:
+  h1: { pa: 192.168.1.10, rewrite_pool: 192.168.1.128/25 }
+  h2: { pa: "2001:db8::2", rewrite_pool: [192.168.2.128/25, "2001:db8:9::/64"] }
 tenants:
   contoso:
     networks:
       blue:
-        method: nvgre
+        method: stt
         rdid: 11111111-2222-3333-4444-000000000000
         subnets:
           data: { prefix: 10.1.1.0/24, vsid: 5001, gateway: 10.1.1.1 }
+          dual: { prefixes: [10.1.2.0/24, "fd00:2::/64"], vsid: 5002 }
+          full: { prefixes: [{ prefix: 10.1.3.0/24, gateway: 10.1.3.254 }, { prefix: "fd00:3::/64", gateway: "fd00:3::9" }] }
+          six: { prefix: "fd00:4::/64", gateway: "fd00:4::1" }
         routes:
           - { to: 0.0.0.0/0, via: 10.1.1.11, metric: 5 }
       empty:
@@ -175,7 +206,7 @@ tenants:
 "#;
         let site = parse("a", text).unwrap();
         assert_eq!(write(&site), text);
-        assert_eq!(site.positions().values().copied().min(), Some(Position { line: 2, column: 3 }));
+        assert_eq!(site.positions().values().copied().min(), Some(Position { line: 1, column: 11 }));
         assert_eq!(write(&parse("a", "").unwrap()), "{}\n");
     }
 }

@@ -25,6 +25,18 @@ impl Table {
         self.rows.push(cells.to_vec());
     }
 
+    /// Adds a column; rows that are added without it end before it.
+    pub fn heading(&mut self, heading: &'static str) {
+        self.headings.push(heading);
+    }
+
+    /// Adds a cell to the last row.
+    pub fn cell(&mut self, cell: String) {
+        if let Some(row) = self.rows.last_mut() {
+            row.push(cell);
+        }
+    }
+
     /// Whether there are no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {

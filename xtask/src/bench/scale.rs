@@ -84,7 +84,7 @@ async fn measure(tenet: &Path, out: &Path) -> Result<()> {
     let hosts: Vec<ChangeItem> = (0..HOSTS)
         .map(|h| {
             let pa = format!("192.168.{}.{}", h / 200, h % 200 + 1).parse()?;
-            Ok(ChangeItem::Put { object: Spec::Host(HostSpec { name: format!("h{h}").parse()?, pa }) })
+            Ok(ChangeItem::Put { object: Spec::Host(HostSpec { name: format!("h{h}").parse()?, pa, rewrite_pool: None }) })
         })
         .collect::<Result<_>>()?;
     client.changes(&request(hosts)).await?;
@@ -210,8 +210,7 @@ fn site() -> Result<Vec<ChangeItem>> {
         specs.push(Spec::Subnet(SubnetSpec {
             name: format!("{tenant}/n/s").parse()?,
             vsid: None,
-            prefix: "10.0.0.0/24".parse()?,
-            gateway: None,
+            prefixes: vec!["10.0.0.0/24".parse()?],
         }));
         for p in 0..PORTS_PER_NETWORK {
             let host = (n * 2 + p % SPREAD * (HOSTS / SPREAD)) % HOSTS;

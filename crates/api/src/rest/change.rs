@@ -214,10 +214,14 @@ pub struct CreateVmPort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub mac: Option<Mac>,
-    /// Its customer address; the lowest free one of the subnet if omitted.
+    /// Its customer address, if it has one; the lowest free one of each of the subnet's prefixes if no address is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub address: Option<IpAddr>,
+    /// Its customer addresses, if it has several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
     /// Whether source MAC and address must be the port's; true if omitted.
     #[serde(default = "yes")]
     pub security: bool,

@@ -7,8 +7,10 @@
 mod change;
 mod error;
 mod object;
+mod path;
 mod site;
 mod status;
+mod subnet;
 
 pub use change::{
     Applied, Attach, ChangeItem, ChangeReply, Changed, ChangesRequest, CreateVm, CreateVmPort, Detach,
@@ -16,10 +18,13 @@ pub use change::{
 };
 pub use error::{ApiError, Problem};
 pub use object::{
-    HostSpec, HostView, MigrationView, NetworkSpec, NetworkView, PortSpec, PortView, ReceiptOrMigration,
-    ReceiptView, RouteSpec, RouteView, Spec, SubnetSpec, SubnetView, TenantSpec, TenantView, VmSpec, VmView,
+    HostPatch, HostSpec, HostView, MigrationView, NetworkPatch, NetworkSpec, NetworkView, Pool, PortSpec,
+    PortView, ReceiptOrMigration, ReceiptView, RouteSpec, RouteView, SettingsSpec, SettingsView, Spec,
+    TenantSpec, TenantView, VmSpec, VmView,
 };
+pub use path::{OffloadTest, PathFinding, PathPair, PathView, Paths, ReceiveWay, UdpTunnel, Uplink};
 pub use site::{Site, SitePort, SiteVm};
 pub use status::{
     Counters, EventLine, HostStatus, NetworkStatus, PortCounters, PortStatusView, Status, Table, TableRow,
 };
+pub use subnet::{PrefixSpec, PrefixView, SubnetSpec, SubnetView};

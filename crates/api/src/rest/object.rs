@@ -1,9 +1,10 @@
 //! Specs and views of the objects of a site.
 
+use super::SubnetSpec;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
-use tenet_model::{HostName, Mac, Method, Name, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid};
+use tenet_model::{HostName, Mac, Method, Name, NetworkRef, PortRef, SubnetRef, TenantName, VmRef};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -36,9 +37,21 @@ pub struct NetworkSpec {
     /// Its routing domain id; chosen if omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rdid: Option<Uuid>,
-    /// How its frames cross the provider network; nvgre if omitted.
+    /// How its frames cross the provider network: `nvgre`, `vxlan`, `geneve`, `stt` or `rewrite`; nvgre if omitted, and
+    /// what it is stays. A network that exists changes in two steps, receivers first, and loses no frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "nvgre")]
+    pub method: Option<Method>,
+}
+
+/// What to alter of a network.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkPatch {
+    /// How its frames shall cross the provider network. With `wait=applied` the answer comes once all connected hosts
+    /// send by it. A further change meanwhile replaces this one; the present method gives it up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "vxlan")]
     pub method: Option<Method>,
 }
 
@@ -55,45 +68,14 @@ pub struct NetworkView {
     /// How its frames cross the provider network.
     #[schema(value_type = String)]
     pub method: Method,
-    /// Revision that wrote it.
-    pub revision: u64,
-}
-
-/// A subnet, as asked for.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SubnetSpec {
-    /// Its name.
-    #[schema(value_type = String, example = "contoso/blue/web")]
-    pub name: SubnetRef,
-    /// Its number on the wire, 4096 to 16777214; the lowest free one if omitted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<u32>)]
-    pub vsid: Option<Vsid>,
-    /// Its prefix.
-    #[schema(value_type = String, example = "10.1.1.0/24")]
-    pub prefix: IpNet,
-    /// The gateway's address; the first of the prefix if omitted.
+    /// The method that it is about to have: its hosts are being made ready to receive it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
-    pub gateway: Option<IpAddr>,
-}
-
-/// A subnet.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
-pub struct SubnetView {
-    /// Its name.
-    #[schema(value_type = String)]
-    pub name: SubnetRef,
-    /// Its number on the wire.
-    #[schema(value_type = u32)]
-    pub vsid: Vsid,
-    /// Its prefix.
-    #[schema(value_type = String)]
-    pub prefix: IpNet,
-    /// The gateway's address.
-    #[schema(value_type = String)]
-    pub gateway: IpAddr,
+    pub switching: Option<Method>,
+    /// Hosts whose acknowledgement a change of method waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub waiting_for: Vec<HostName>,
     /// Revision that wrote it.
     pub revision: u64,
 }
@@ -178,6 +160,10 @@ pub struct PortView {
     pub device: Option<String>,
     /// Whether source MAC and address must be the port's.
     pub security: bool,
+    /// The provider address that stands for each of its customer addresses (method `rewrite`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub rewrite: BTreeMap<IpAddr, IpAddr>,
     /// Revision that wrote it.
     pub revision: u64,
 }
@@ -189,9 +175,69 @@ pub struct HostSpec {
     /// Its name.
     #[schema(value_type = String, example = "h1")]
     pub name: HostName,
-    /// Its provider address.
+    /// Its provider address, IPv4 or IPv6 (all hosts of a site: the same).
     #[schema(value_type = String, example = "192.168.1.10")]
     pub pa: IpAddr,
+    /// Ranges of provider addresses that may stand for customer addresses here (method `rewrite`); what it has stays
+    /// if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>, example = json!(["192.168.1.128/25"]))]
+    pub rewrite_pool: Option<Vec<IpNet>>,
+}
+
+/// What to alter of a host.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostPatch {
+    /// Ranges of provider addresses that may stand for customer addresses here, in place of those it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>, example = json!(["192.168.1.128/25"]))]
+    pub rewrite_pool: Option<Vec<IpNet>>,
+}
+
+/// A host's rewrite pool and its use.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Pool {
+    /// Its ranges.
+    #[schema(value_type = Vec<String>)]
+    pub ranges: Vec<IpNet>,
+    /// Addresses in use.
+    pub used: u64,
+    /// Addresses that there are; at most 2⁶⁴ − 1 are told.
+    pub size: u64,
+}
+
+impl Pool {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty() && self.used == 0
+    }
+}
+
+/// What holds for the whole site, as asked for; what is omitted stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SettingsSpec {
+    /// UDP port to which VXLAN is sent; 4789 unless it was ever set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 4789)]
+    pub vxlan_port: Option<u16>,
+    /// UDP port to which Geneve is sent; 6081 unless it was ever set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 6081)]
+    pub geneve_port: Option<u16>,
+}
+
+/// What holds for the whole site.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SettingsView {
+    /// UDP port to which VXLAN is sent; hosts receive it at 4789 as well.
+    pub vxlan_port: u16,
+    /// UDP port to which Geneve is sent.
+    pub geneve_port: u16,
+    /// Revision that wrote it; 0: these are the defaults.
+    pub revision: u64,
 }
 
 /// A host and how it is.
@@ -203,6 +249,9 @@ pub struct HostView {
     /// Its provider address.
     #[schema(value_type = String)]
     pub pa: IpAddr,
+    /// Its rewrite pool.
+    #[serde(default, skip_serializing_if = "Pool::is_empty")]
+    pub pool: Pool,
     /// Revision that wrote it.
     pub revision: u64,
     /// Whether its agent has a session.
@@ -343,4 +392,6 @@ pub enum Spec {
     Host(HostSpec),
     /// A customer route.
     Route(RouteSpec),
+    /// What holds for the whole site.
+    Site(SettingsSpec),
 }

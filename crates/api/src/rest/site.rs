@@ -1,6 +1,8 @@
 //! A whole site in one document: the form of `tenet apply` and `tenet export`.
 
-use super::{ChangeItem, HostSpec, NetworkSpec, PortSpec, RouteSpec, Spec, SubnetSpec, TenantSpec, VmSpec};
+use super::{
+    ChangeItem, HostSpec, NetworkSpec, PortSpec, RouteSpec, SettingsSpec, Spec, SubnetSpec, TenantSpec, VmSpec,
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
 use tenet_model::{HostName, Mac, Name, PortRef, SubnetRef, VmRef};
@@ -13,6 +15,9 @@ pub struct Site {
     /// Revision this was read at; ignored when applied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
+    /// What holds for the whole site, unless all of it is as it is by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settings: Option<SettingsSpec>,
     /// Tenants.
     pub tenants: Vec<TenantSpec>,
     /// Hosts.
@@ -76,6 +81,7 @@ impl Site {
     #[must_use]
     pub fn specs(&self) -> Vec<Spec> {
         let mut all: Vec<Spec> = Vec::new();
+        all.extend(self.settings.clone().map(Spec::Site));
         all.extend(self.tenants.iter().cloned().map(Spec::Tenant));
         all.extend(self.hosts.iter().cloned().map(Spec::Host));
         all.extend(self.networks.iter().cloned().map(Spec::Network));

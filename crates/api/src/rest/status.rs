@@ -1,6 +1,6 @@
 //! What is: status, lookup table, counters, events.
 
-use super::MigrationView;
+use super::{MigrationView, NetworkView, PathFinding, Pool, Uplink};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
 use tenet_model::{HostName, Mac, Method, NetworkRef, PortRef, Vsid};
@@ -19,6 +19,12 @@ pub struct Status {
     pub hosts: Vec<HostStatus>,
     /// Running migrations.
     pub migrations: Vec<MigrationView>,
+    /// Networks whose method changes.
+    #[serde(default)]
+    pub switching: Vec<NetworkView>,
+    /// What is wrong with the ways between hosts, and where to look; see `/v1/paths`.
+    #[serde(default)]
+    pub paths: Vec<PathFinding>,
 }
 
 /// One host: desired, applied, proven.
@@ -44,6 +50,12 @@ pub struct HostStatus {
     pub uplinks: Vec<String>,
     /// MTU of its uplink.
     pub uplink_mtu: Option<u32>,
+    /// What its agent found out about its uplinks: how frames are received, and the offload self-test.
+    #[serde(default)]
+    pub measured: Vec<Uplink>,
+    /// Its rewrite pool.
+    #[serde(default, skip_serializing_if = "Pool::is_empty")]
+    pub pool: Pool,
     /// Generation of its desired state.
     pub desired_generation: u64,
     /// Last generation it acknowledged.
@@ -52,7 +64,7 @@ pub struct HostStatus {
     pub proven_generation: Option<u64>,
     /// Milliseconds since then.
     pub proven_age_ms: Option<u64>,
-    /// Whether what was read back is what is desired.
+    /// Whether what was read back lately is what is desired, and all its ports do what they shall.
     pub in_sync: bool,
     /// Why its last acknowledgement was a refusal.
     pub error: Option<String>,
@@ -150,6 +162,10 @@ pub struct TableRow {
     /// How frames for it cross the provider network.
     #[schema(value_type = String)]
     pub method: Method,
+    /// The provider address that stands for it (method `rewrite`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub rewrite_pa: Option<IpAddr>,
     /// `Static`: written by the controller.
     #[serde(rename = "type")]
     pub kind: String,

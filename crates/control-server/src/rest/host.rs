@@ -4,18 +4,18 @@ use super::{
     extract::{App, Body, Named, Wish},
     object::{Reply, create, delete},
 };
-use crate::{clock, fault::Fault, token, view};
+use crate::{clock, fault::Fault, resolve, token, view};
 use axum::{Json, extract::State};
 use tenet_api::rest::{
-    ApiError, ChangeItem, ChangeReply, HostSpec, HostStatus, HostView, Join, Joined, Spec, Target, Token,
+    ApiError, ChangeItem, ChangeReply, HostPatch, HostSpec, HostStatus, HostView, Join, Joined, Spec, Target, Token,
     TokenRequest, WaitQuery,
 };
-use tenet_model::{HostName, Key};
+use tenet_model::{Desired, HostName, Key};
 
 /// Lists the hosts and how they are.
 #[utoipa::path(get, path = "/v1/hosts", tag = "hosts", responses((status = 200, body = Vec<HostView>)))]
 pub(super) async fn hosts(State(app): State<App>) -> Json<Vec<HostView>> {
-    Json(view::hosts(&mut app.engine.core()))
+    Json(view::hosts(&mut app.engine.core(), clock::micros()))
 }
 
 /// Adds a host.
@@ -35,6 +35,24 @@ pub(super) async fn create_host(
 pub(super) async fn host(State(app): State<App>, Named(name): Named<HostName>) -> Reply<HostStatus> {
     let status = view::host_status(&mut app.engine.core(), &name, clock::micros());
     status.map(Json).ok_or_else(|| Fault::not_found(&Key::Host(name)))
+}
+
+/// Alters a host: its rewrite pool.
+#[utoipa::path(patch, path = "/v1/hosts/{host}", tag = "hosts", request_body = HostPatch,
+    params(("host" = String, Path), WaitQuery),
+    responses((status = 200, body = ChangeReply), (status = 404, body = ApiError), (status = 422, body = ApiError)))]
+pub(super) async fn set_host(
+    State(app): State<App>,
+    wish: Wish,
+    Named(name): Named<HostName>,
+    Body(patch): Body<HostPatch>,
+) -> Reply<ChangeReply> {
+    let plan = |desired: &Desired| {
+        let was = desired.hosts.get(&name).ok_or_else(|| Fault::not_found(&Key::Host(name.clone())))?;
+        let spec = HostSpec { name: name.clone(), pa: was.value.pa, rewrite_pool: patch.rewrite_pool.clone() };
+        resolve::change(desired, &[ChangeItem::Put { object: Spec::Host(spec) }])
+    };
+    app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)
 }
 
 /// Removes a host.

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use std::net::IpAddr;
 use tenet_api::rest::{
-    ApiError, ChangeItem, ChangeReply, NetworkSpec, NetworkView, RouteSpec, RouteView, Spec, SubnetSpec,
-    SubnetView, Target, TenantSpec, TenantView, WaitQuery,
+    ApiError, ChangeItem, ChangeReply, NetworkPatch, NetworkSpec, NetworkView, RouteSpec, RouteView, Spec,
+    SubnetSpec, SubnetView, Target, TenantSpec, TenantView, WaitQuery,
 };
 use tenet_model::{Desired, Key, NetworkRef, SubnetRef, TenantName};
 use utoipa::IntoParams;
@@ -83,7 +83,8 @@ pub(super) async fn delete_tenant(
 /// Lists the networks.
 #[utoipa::path(get, path = "/v1/networks", tag = "objects", responses((status = 200, body = Vec<NetworkView>)))]
 pub(super) async fn networks(State(app): State<App>) -> Json<Vec<NetworkView>> {
-    list(&app, |d| d.networks.values().map(view::network).collect())
+    let core = app.engine.core();
+    Json(core.desired().networks.values().map(|n| view::network(&core, n)).collect())
 }
 
 /// Creates a network.
@@ -102,7 +103,31 @@ pub(super) async fn create_network(
     params(("tenant" = String, Path), ("network" = String, Path)),
     responses((status = 200, body = NetworkView), (status = 404, body = ApiError)))]
 pub(super) async fn network(State(app): State<App>, Named(name): Named<NetworkRef>) -> Reply<NetworkView> {
-    one(&app, Key::Network(name.clone()), |d| d.networks.get(&name).map(view::network))
+    let core = app.engine.core();
+    let found = core.desired().networks.get(&name).map(|n| view::network(&core, n));
+    found.map(Json).ok_or_else(|| Fault::not_found(&Key::Network(name)))
+}
+
+/// Alters a network. Its method changes in two steps, receivers first, so that no frame is lost; with `wait=applied`
+/// the answer comes once all connected hosts send by it.
+#[utoipa::path(patch, path = "/v1/networks/{tenant}/{network}", tag = "objects", request_body = NetworkPatch,
+    params(("tenant" = String, Path), ("network" = String, Path), WaitQuery),
+    responses((status = 200, body = ChangeReply), (status = 404, body = ApiError), (status = 409, body = ApiError),
+        (status = 422, body = ApiError)))]
+pub(super) async fn set_network(
+    State(app): State<App>,
+    wish: Wish,
+    Named(name): Named<NetworkRef>,
+    Body(patch): Body<NetworkPatch>,
+) -> Reply<ChangeReply> {
+    let plan = |desired: &Desired| {
+        if !desired.networks.contains_key(&name) {
+            return Err(Fault::not_found(&Key::Network(name.clone())));
+        }
+        let object = Spec::Network(NetworkSpec { name: name.clone(), rdid: None, method: patch.method });
+        resolve::change(desired, &[ChangeItem::Put { object }])
+    };
+    app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)
 }
 
 /// Deletes a network.

@@ -4,7 +4,7 @@ use super::{
     extract::{App, Body, Params, Wish},
     object::Reply,
 };
-use crate::{clock, engine::ANSWER, fault::Fault, metrics, view};
+use crate::{clock, engine::ANSWER, fault::Fault, metrics, path, view};
 use axum::{
     Json,
     body::Body as HttpBody,
@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 use tenet_api::{
     agent::{self, question::What},
     rest::{
-        ApiError, ChangeReply, ChangesRequest, Counters, EventLine, MigrationView, PortCounters, ReceiptView,
-        Site, Status, Table, TableRow, WaitQuery,
+        ApiError, ChangeItem, ChangeReply, ChangesRequest, Counters, EventLine, MigrationView, Paths,
+        PortCounters, ReceiptView, SettingsSpec, SettingsView, Site, Spec, Status, Table, TableRow, WaitQuery,
     },
     to_rows,
 };
@@ -46,6 +46,35 @@ pub(super) async fn site(State(app): State<App>) -> Json<Site> {
     Json(view::site(app.engine.core().desired()))
 }
 
+/// Shows what holds for the whole site.
+#[utoipa::path(get, path = "/v1/settings", tag = "site", responses((status = 200, body = SettingsView)))]
+pub(super) async fn settings(State(app): State<App>) -> Json<SettingsView> {
+    Json(view::settings(&app.engine.core().desired().site))
+}
+
+/// Alters what holds for the whole site.
+#[utoipa::path(patch, path = "/v1/settings", tag = "site", params(WaitQuery), request_body = SettingsSpec,
+    responses((status = 200, body = ChangeReply), (status = 422, body = ApiError)))]
+pub(super) async fn set_settings(
+    State(app): State<App>,
+    wish: Wish,
+    Body(s): Body<SettingsSpec>,
+) -> Reply<ChangeReply> {
+    let items = [ChangeItem::Put { object: Spec::Site(s) }];
+    app.engine.change_items(wish.if_match, false, &items, wish.wait).await.map(Json)
+}
+
+/// Shows the ways between the hosts as measured with real probes, and what is wrong with them.
+#[utoipa::path(get, path = "/v1/paths", tag = "site", params(OfHost),
+    responses((status = 200, body = Paths), (status = 404, body = ApiError)))]
+pub(super) async fn paths(State(app): State<App>, Params(OfHost { host }): Params<OfHost>) -> Reply<Paths> {
+    let core = app.engine.core();
+    match host.clone().filter(|host| !core.desired().hosts.contains_key(host)) {
+        Some(unknown) => Err(Fault::not_found(&Key::Host(unknown))),
+        None => Ok(Json(path::paths(core.paths(), host.as_ref(), clock::micros()))),
+    }
+}
+
 /// Shows desired, applied and proven state of each host and network.
 #[utoipa::path(get, path = "/v1/status", tag = "site", responses((status = 200, body = Status)))]
 pub(super) async fn status(State(app): State<App>) -> Json<Status> {
@@ -59,6 +88,13 @@ pub(super) async fn status(State(app): State<App>) -> Json<Status> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         in_sync: hosts.iter().all(|h| h.in_sync),
         migrations: desired.migrations.values().map(|m| view::migration(&core, &m.value)).collect(),
+        switching: desired
+            .networks
+            .values()
+            .filter(|n| n.value.switching.is_some())
+            .map(|n| view::network(&core, n))
+            .collect(),
+        paths: core.paths().findings.into_iter().map(path::finding).collect(),
         hosts,
     })
 }
@@ -101,7 +137,7 @@ fn whole_table(app: &App) -> Table {
     let names: Vec<HostName> = core.desired().hosts.keys().cloned().collect();
     let mut rows: BTreeMap<(NetworkRef, std::net::IpAddr), TableRow> = BTreeMap::new();
     for name in &names {
-        let behind: Vec<NetworkRef> = core.host_report(name).map_or_else(Vec::new, |r| {
+        let behind: Vec<NetworkRef> = core.host_report(name, clock::micros()).map_or_else(Vec::new, |r| {
             r.networks.into_iter().filter(|n| !n.in_sync || !r.connected).map(|n| n.network).collect()
         });
         for (network, record, generation) in records(&core.rows(name)) {
@@ -197,6 +233,8 @@ fn difference(want: &RecordRow, want_generation: u64, have: &RecordRow, have_gen
     compare("VSID", want.vsid.to_string(), have.vsid.to_string());
     compare("PA", want.pa.to_string(), have.pa.to_string());
     compare("second PA", alt(want), alt(have));
+    let rewrite = |r: &RecordRow| r.rewrite_pa.map_or_else(|| "none".to_owned(), |a| a.to_string());
+    compare("rewrite PA", rewrite(want), rewrite(have));
     compare("method", want.method.to_string(), have.method.to_string());
     compare("generation", want_generation.to_string(), have_generation.to_string());
     parts.join("; ")
@@ -211,6 +249,7 @@ fn table_row(network: NetworkRef, r: RecordRow, generation: u64, detail: String)
         pa: r.pa,
         alt_pa: r.alt_pa,
         method: r.method,
+        rewrite_pa: r.rewrite_pa,
         kind: "Static".into(),
         port: Some(r.port),
         generation,

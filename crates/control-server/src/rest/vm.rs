@@ -56,7 +56,7 @@ pub(super) async fn create_vm(
                 name: port_ref(&s.name, name),
                 subnet: port.subnet,
                 mac: port.mac,
-                addresses: port.address.into_iter().collect(),
+                addresses: port.address.into_iter().chain(port.addresses).collect(),
                 host: None,
                 device: None,
                 security: port.security,

@@ -6,7 +6,9 @@ mod object;
 mod role;
 
 pub use lab::{ExecArgs, LabCommand, LabTool};
-pub use object::{HostCommand, NetworkCommand, RouteCommand, SubnetCommand, TenantCommand, VmCommand};
+pub use object::{
+    HostCommand, NetworkCommand, RouteCommand, SiteCommand, SubnetCommand, TenantCommand, VmCommand,
+};
 pub use role::{AgentArgs, ControllerArgs, Hook};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -22,8 +24,8 @@ Exit codes:
   2  the command line is wrong
   3  the controller cannot be reached, or its admin file cannot be read
   4  a conflict: somebody else changed it first, or another object stands in the way
-  5  stored, but not all hosts are proven to hold it, or to be reached (`status`, `table`, `counters`, and changes
-     that wait)
+  5  stored, but not all hosts are proven to hold it, or to be reached (`status`, `table`, `counters`, `paths`, and
+     changes that wait)
 `lab exec` ends with the exit code of the command that it ran.
 
 Names are written TENANT/NAME, as in contoso/sql; a name without a tenant is tenant `default`'s.";
@@ -105,10 +107,16 @@ pub enum Command {
     /// Customer routes of networks
     #[command(subcommand)]
     Route(RouteCommand),
+    /// What holds for the whole site
+    #[command(subcommand)]
+    Site(SiteCommand),
     /// Show the lookup table: as desired, or as it stands in the kernel of one host
     Table(TableArgs),
     /// Show what is desired, applied and proven, host by host; exit code 5 if these differ
     Status,
+    /// Show how large packets may be between the hosts, as measured, and which link or host is wrong; exit code 5 if
+    /// one is
+    Paths(PathsArgs),
     /// Show what happened
     Events(EventsArgs),
     /// Show the counters of ports and uplinks
@@ -142,6 +150,16 @@ pub struct TableArgs {
     /// Only this network's records
     #[arg(long, value_parser = name::network)]
     pub network: Option<NetworkRef>,
+}
+
+/// Arguments of `paths`.
+#[derive(Debug, Args)]
+pub struct PathsArgs {
+    /// Only this host's paths
+    pub host: Option<HostName>,
+    /// Also list the paths that are as they should be, however many there are
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Arguments of `events`.

@@ -32,9 +32,25 @@ pub enum HostCommand {
     Add {
         /// The host
         host: HostName,
-        /// Its address on the provider network
+        /// Its address on the provider network, IPv4 or IPv6 (the same for all hosts)
         #[arg(long)]
         pa: IpAddr,
+        /// A range of addresses on the provider network that may stand for VMs' addresses there (method rewrite);
+        /// may be given several times
+        #[arg(long, value_name = "PREFIX")]
+        rewrite_pool: Vec<IpNet>,
+    },
+    /// Alter a host
+    Set {
+        /// The host
+        host: HostName,
+        /// The ranges of addresses on the provider network that may stand for VMs' addresses there (method rewrite),
+        /// in place of those it has; may be given several times
+        #[arg(long, value_name = "PREFIX", required_unless_present = "no_rewrite_pool")]
+        rewrite_pool: Vec<IpNet>,
+        /// Take all of its ranges away
+        #[arg(long, conflicts_with = "rewrite_pool")]
+        no_rewrite_pool: bool,
     },
     /// Remove a host that has no ports
     Remove {
@@ -73,12 +89,21 @@ pub enum NetworkCommand {
         /// The network
         #[arg(value_parser = name::network)]
         network: NetworkRef,
-        /// How its frames cross the provider network
+        /// How its frames cross the provider network: nvgre, vxlan, geneve, stt or rewrite; nvgre if left out
         #[arg(long)]
         method: Option<Method>,
         /// Its routing domain id; chosen if left out
         #[arg(long)]
         rdid: Option<Uuid>,
+    },
+    /// Change how a network's frames cross the provider network, while it runs and without losing any
+    Set {
+        /// The network
+        #[arg(value_parser = name::network)]
+        network: NetworkRef,
+        /// The method: nvgre, vxlan, geneve, stt or rewrite
+        #[arg(long)]
+        method: Method,
     },
     /// List the networks
     List,
@@ -104,15 +129,15 @@ pub enum SubnetCommand {
         /// The subnet, as TENANT/NETWORK/SUBNET
         #[arg(value_parser = name::subnet)]
         subnet: SubnetRef,
-        /// Its prefix, as 10.1.1.0/24
-        #[arg(long)]
-        prefix: IpNet,
+        /// Its prefix, as 10.1.1.0/24 or fd00:1::/64; given twice, the subnet has one of IPv4 and one of IPv6
+        #[arg(long = "prefix", value_name = "PREFIX", required = true)]
+        prefixes: Vec<IpNet>,
         /// Its number on the wire, 4096 to 16777214; the lowest free one if left out
         #[arg(long)]
         vsid: Option<u32>,
-        /// The gateway's address; the first of the prefix if left out
-        #[arg(long)]
-        gateway: Option<IpAddr>,
+        /// The gateway's address in the prefix that holds it; the first of the prefix if left out
+        #[arg(long = "gateway", value_name = "ADDRESS")]
+        gateways: Vec<IpAddr>,
     },
     /// List the subnets
     List,
@@ -221,9 +246,9 @@ pub struct NewPort {
     /// The port's name
     #[arg(long, default_value = "eth0", requires = "subnet")]
     pub port: Name,
-    /// Its address; the lowest free one of the subnet if left out
-    #[arg(long, requires = "subnet")]
-    pub address: Option<IpAddr>,
+    /// Its address, or one of its addresses; the lowest free one of each of the subnet's prefixes if left out
+    #[arg(long = "address", value_name = "ADDRESS", requires = "subnet")]
+    pub addresses: Vec<IpAddr>,
     /// Its MAC; chosen if left out
     #[arg(long, requires = "subnet")]
     pub mac: Option<Mac>,
@@ -269,5 +294,22 @@ pub enum RouteCommand {
         /// Next hop
         #[arg(long, value_name = "ADDRESS")]
         via: IpAddr,
+    },
+}
+
+/// What holds for the whole site.
+#[derive(Debug, Subcommand)]
+pub enum SiteCommand {
+    /// Show what holds for the whole site
+    Show,
+    /// Alter what holds for the whole site
+    #[command(arg_required_else_help = true)]
+    Set {
+        /// UDP port to which VXLAN is sent (4789 unless it was ever set); hosts receive it at 4789 as well
+        #[arg(long, value_name = "PORT")]
+        vxlan_port: Option<u16>,
+        /// UDP port to which Geneve is sent (6081 unless it was ever set)
+        #[arg(long, value_name = "PORT")]
+        geneve_port: Option<u16>,
     },
 }

@@ -95,6 +95,8 @@ fn surplus(wanted: &Site, current: &Site) -> Vec<Target> {
         Spec::Port(o) if gone(&Key::Vm(o.name.vm_ref())) => None,
         Spec::Port(o) => Some(Target::Port { name: o.name }),
         Spec::Host(o) => Some(Target::Host { name: o.name }),
+        // It is always there.
+        Spec::Site(_) => None,
         Spec::Route(o) => Some(Target::Route { network: o.network, prefix: o.prefix, next_hop: o.next_hop }),
     })
     .collect()
@@ -203,7 +205,9 @@ fn plain(value: &Value) -> String {
     match value {
         Value::String(s) => s.clone(),
         Value::Array(all) => all.iter().map(plain).collect::<Vec<_>>().join(" "),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
+        // A prefix and its gateway.
+        Value::Object(fields) => fields.values().rev().map(plain).collect::<Vec<_>>().join(" with gateway "),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.to_string(),
     }
 }
 

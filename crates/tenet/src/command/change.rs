@@ -37,8 +37,12 @@ pub fn in_force(context: &Context, applied: &Applied) -> Outcome {
         }
         return Ok(());
     }
+    let who = match applied.waiting_for.as_slice() {
+        [] => "all hosts".to_owned(),
+        some => format!("host {}", some.join(", ")),
+    };
     Err(not_in_sync(
-        format!("stored, but not yet confirmed by host {}", applied.waiting_for.join(", ")),
+        format!("stored, but not yet confirmed by {who}"),
         "`tenet status` shows how far they are; they get it as soon as they can",
     ))
 }
@@ -67,9 +71,10 @@ fn details(spec: &Spec) -> String {
         Spec::Tenant(_) | Spec::Vm(_) => String::new(),
         Spec::Network(o) => o.method.map_or_else(String::new, |m| format!("method {m}")),
         Spec::Subnet(o) => {
-            let vsid = o.vsid.map_or_else(String::new, |v| format!(", VSID {v}"));
-            let gateway = o.gateway.map_or_else(String::new, |g| format!(", gateway {g}"));
-            format!("{}{vsid}{gateway}", o.prefix)
+            let mut parts: Vec<String> = o.prefixes.iter().map(|p| p.prefix.to_string()).collect();
+            parts.extend(o.vsid.map(|v| format!("VSID {v}")));
+            parts.extend(o.prefixes.iter().filter_map(|p| p.gateway).map(|g| format!("gateway {g}")));
+            parts.join(", ")
         }
         Spec::Port(o) => {
             let mut parts: Vec<String> = o.addresses.iter().map(ToString::to_string).collect();
@@ -79,7 +84,16 @@ fn details(spec: &Spec) -> String {
             }
             parts.join(", ")
         }
-        Spec::Host(o) => format!("provider address {}", o.pa),
+        Spec::Host(o) => {
+            let pool: Vec<String> = o.rewrite_pool.iter().flatten().map(ToString::to_string).collect();
+            let pool = if pool.is_empty() { String::new() } else { format!(", rewrite pool {}", pool.join(" ")) };
+            format!("provider address {}{pool}", o.pa)
+        }
+        Spec::Site(o) => {
+            let vxlan = o.vxlan_port.map(|p| format!("VXLAN to UDP port {p}"));
+            let geneve = o.geneve_port.map(|p| format!("Geneve to UDP port {p}"));
+            vxlan.into_iter().chain(geneve).collect::<Vec<_>>().join(", ")
+        }
         Spec::Route(o) => format!("metric {}", o.metric),
     }
 }

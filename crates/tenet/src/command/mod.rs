@@ -7,8 +7,10 @@ mod docs;
 mod lab;
 mod migrate;
 mod object;
+mod paths;
 mod role;
 mod show;
+mod site;
 mod status;
 mod wire;
 
@@ -78,8 +80,10 @@ pub fn run(cli: Cli) -> Outcome<ExitCode> {
         | Command::Subnet(_)
         | Command::Vm(_)
         | Command::Route(_)
+        | Command::Site(_)
         | Command::Table(_)
         | Command::Status
+        | Command::Paths(_)
         | Command::Events(_)
         | Command::Counters(_)
         | Command::Migrations
@@ -101,8 +105,10 @@ async fn remote(context: &Context, command: Command) -> Outcome {
         Command::Subnet(command) => object::subnet(context, command).await,
         Command::Vm(command) => object::vm(context, command).await,
         Command::Route(command) => object::route(context, command).await,
+        Command::Site(command) => site::site(context, command).await,
         Command::Table(args) => show::table(context, args).await,
         Command::Status => status::status(context).await,
+        Command::Paths(args) => paths::paths(context, args).await,
         Command::Events(args) => show::events(context, args).await,
         Command::Counters(args) => show::counters(context, args).await,
         Command::Migrations => migrate::migrations(context).await,

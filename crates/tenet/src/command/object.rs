@@ -5,9 +5,12 @@ use crate::command::{Context, change, migrate, status};
 use crate::failure::{Code, Failure, Outcome};
 use crate::print::{self, Table, or_dash, yes};
 use tenet_api::rest::{
-    Attach, CreateVm, CreateVmPort, Detach, HostSpec, NetworkSpec, PortView, RouteSpec, RouteView,
-    SubnetSpec, SubnetView, TenantSpec, TokenRequest, VmView,
+    Attach, CreateVm, CreateVmPort, Detach, HostPatch, HostSpec, NetworkPatch, NetworkSpec, NetworkView,
+    Pool, PortView, PrefixSpec, RouteSpec, RouteView, SubnetSpec, SubnetView, TenantSpec, TokenRequest,
+    VmView,
 };
+use ipnet::IpNet;
+use std::net::IpAddr;
 use tenet_model::Vsid;
 
 /// `host …`
@@ -15,7 +18,8 @@ pub async fn host(context: &Context, command: HostCommand) -> Outcome {
     let client = context.client()?;
     match command {
         HostCommand::List => context.show(&client.hosts().await?, |hosts| {
-            let mut table = Table::new(["HOST", "PA", "CONNECTED", "IN SYNC", "PORTS", "VERSION"]);
+            let mut table =
+                Table::new(["HOST", "PA", "CONNECTED", "IN SYNC", "PORTS", "REWRITE POOL", "VERSION"]);
             for h in hosts {
                 let cells = [
                     h.name.to_string(),
@@ -23,6 +27,7 @@ pub async fn host(context: &Context, command: HostCommand) -> Outcome {
                     yes(h.connected),
                     yes(h.in_sync),
                     h.ports.to_string(),
+                    pool_use(&h.pool),
                     or_dash(h.version.as_ref()),
                 ];
                 table.row(cells);
@@ -44,8 +49,14 @@ pub async fn host(context: &Context, command: HostCommand) -> Outcome {
                 Ok(())
             })
         }
-        HostCommand::Add { host, pa } => {
-            change::report(context, &client.create_host(&HostSpec { name: host, pa }).await?)
+        HostCommand::Add { host, pa, rewrite_pool } => {
+            let rewrite_pool = (!rewrite_pool.is_empty()).then_some(rewrite_pool);
+            let spec = HostSpec { name: host, pa, rewrite_pool };
+            change::report(context, &client.create_host(&spec).await?)
+        }
+        HostCommand::Set { host, rewrite_pool, no_rewrite_pool: _ } => {
+            let patch = HostPatch { rewrite_pool: Some(rewrite_pool) };
+            change::report(context, &client.set_host(&host, &patch).await?)
         }
         HostCommand::Remove { host } => change::report(context, &client.delete_host(&host).await?),
     }
@@ -80,6 +91,7 @@ pub async fn tenant(context: &Context, command: TenantCommand) -> Outcome {
             }
             let mut site = tenet_site::Site::from(site);
             site.hosts.clear();
+            site.settings = None;
             site.tenants.retain(|t| t.value.name == tenant);
             let specs: Vec<_> =
                 site.specs().into_iter().map(|(s, _)| s).filter(|s| owner(s) == Some(&tenant)).collect();
@@ -99,7 +111,7 @@ fn owner(spec: &tenet_api::rest::Spec) -> Option<&tenet_model::TenantName> {
         Spec::Vm(o) => Some(&o.name.tenant),
         Spec::Port(o) => Some(&o.name.tenant),
         Spec::Route(o) => Some(&o.network.tenant),
-        Spec::Host(_) => None,
+        Spec::Host(_) | Spec::Site(_) => None,
     }
 }
 
@@ -111,10 +123,16 @@ pub async fn network(context: &Context, command: NetworkCommand) -> Outcome {
             let spec = NetworkSpec { name: network, method, rdid };
             change::report(context, &client.create_network(&spec).await?)
         }
+        NetworkCommand::Set { network, method } => {
+            let patch = NetworkPatch { method: Some(method) };
+            let work = client.set_network(&network, &patch);
+            let reply = print::progress("waiting for the hosts, receivers first", work).await?;
+            change::report(context, &reply)
+        }
         NetworkCommand::List => context.show(&client.networks().await?, |networks| {
             let mut table = Table::new(["NETWORK", "METHOD", "RDID"]);
             for n in networks {
-                table.row([n.name.to_string(), n.method.to_string(), n.rdid.to_string()]);
+                table.row([n.name.to_string(), method(n), n.rdid.to_string()]);
             }
             print::table(&table, "no networks; make one: tenet network create NAME")
         }),
@@ -128,7 +146,10 @@ pub async fn network(context: &Context, command: NetworkCommand) -> Outcome {
             context.show(&all, |_| {
                 print::line(&format!(
                     "network {}: method {}, RDID {}, number {}",
-                    view.name, view.method, view.rdid, view.id
+                    view.name,
+                    method(&view),
+                    view.rdid,
+                    view.id
                 ))?;
                 print::line("")?;
                 print::table(&subnet_table(&subnets), "no subnets")?;
@@ -146,12 +167,13 @@ pub async fn network(context: &Context, command: NetworkCommand) -> Outcome {
 pub async fn subnet(context: &Context, command: SubnetCommand) -> Outcome {
     let client = context.client()?;
     match command {
-        SubnetCommand::Create { subnet, prefix, vsid, gateway } => {
+        SubnetCommand::Create { subnet, prefixes, vsid, gateways } => {
             let vsid = vsid.map(Vsid::new).transpose();
             let vsid = vsid.map_err(|e| {
                 Failure::new(e.to_string(), "leave it out to have one chosen").code(Code::Usage)
             })?;
-            let spec = SubnetSpec { name: subnet, vsid, prefix, gateway };
+            let prefixes = with_gateways(&prefixes, &gateways)?;
+            let spec = SubnetSpec { name: subnet, vsid, prefixes };
             change::report(context, &client.create_subnet(&spec).await?)
         }
         SubnetCommand::List => context.show(&client.subnets().await?, |subnets| {
@@ -189,7 +211,8 @@ pub async fn vm(context: &Context, command: VmCommand) -> Outcome {
                 name: Some(port.port),
                 subnet,
                 mac: port.mac,
-                address: port.address,
+                address: None,
+                addresses: port.addresses,
                 security: !port.no_security,
             });
             change::report(context, &client.create_vm(&CreateVm { name: vm, port }).await?)
@@ -252,9 +275,52 @@ fn missing(what: &str, hint: &str) -> Failure {
 fn subnet_table(subnets: &[SubnetView]) -> Table {
     let mut table = Table::new(["SUBNET", "VSID", "PREFIX", "GATEWAY"]);
     for s in subnets {
-        table.row([s.name.to_string(), s.vsid.to_string(), s.prefix.to_string(), s.gateway.to_string()]);
+        // The second prefix has a line of its own.
+        for (n, p) in s.prefixes.iter().enumerate() {
+            let first = |text: String| if n == 0 { text } else { String::new() };
+            let (name, vsid) = (first(s.name.to_string()), first(s.vsid.to_string()));
+            table.row([name, vsid, p.prefix.to_string(), p.gateway.to_string()]);
+        }
     }
     table
+}
+
+/// Each gateway goes with the prefix that holds it.
+fn with_gateways(prefixes: &[IpNet], gateways: &[IpAddr]) -> Outcome<Vec<PrefixSpec>> {
+    let mut all: Vec<PrefixSpec> = prefixes.iter().map(|p| PrefixSpec::from(*p)).collect();
+    for gateway in gateways {
+        // Without one that holds it, the only prefix takes it and the controller says what is wrong.
+        let alone = all.len() == 1;
+        let place = all.iter_mut().find(|p| alone || p.prefix.contains(gateway));
+        let Some(place) = place.filter(|p| p.gateway.is_none()) else {
+            let text = format!("gateway {gateway} is in none of the prefixes, or is a second one");
+            return Err(Failure::new(text, "give each prefix at most one gateway that is in it").code(Code::Usage));
+        };
+        place.gateway = Some(*gateway);
+    }
+    Ok(all)
+}
+
+/// `vxlan`, or `nvgre, changing to vxlan`.
+pub fn method(n: &NetworkView) -> String {
+    match n.switching {
+        None => n.method.to_string(),
+        Some(to) => {
+            let waiting: Vec<String> = n.waiting_for.iter().map(ToString::to_string).collect();
+            let waiting =
+                if waiting.is_empty() { String::new() } else { format!(", waiting for {}", waiting.join(" ")) };
+            format!("{}, changing to {to}{waiting}", n.method)
+        }
+    }
+}
+
+/// `3 of 128 used`, or a dash.
+pub fn pool_use(pool: &Pool) -> String {
+    match pool.size {
+        0 if pool.used == 0 => "-".to_owned(),
+        u64::MAX => format!("{} used", pool.used),
+        size => format!("{} of {size} used", pool.used),
+    }
 }
 
 fn route_table(routes: &[RouteView]) -> Table {
@@ -298,7 +364,12 @@ fn vm_table(vms: &[VmView]) -> Table {
 }
 
 fn port_table<'a>(ports: impl Iterator<Item = &'a PortView>) -> Table {
+    let ports: Vec<_> = ports.collect();
+    let rewritten = ports.iter().any(|p| !p.rewrite.is_empty());
     let mut table = Table::new(["PORT", "ADDRESS", "SUBNET", "MAC", "HOST", "DEVICE", "SECURITY"]);
+    if rewritten {
+        table.heading("REWRITTEN TO");
+    }
     for p in ports {
         table.row([
             p.name.to_string(),
@@ -309,6 +380,11 @@ fn port_table<'a>(ports: impl Iterator<Item = &'a PortView>) -> Table {
             or_dash(p.device.as_ref()),
             if p.security { "on" } else { "off" }.to_owned(),
         ]);
+        if rewritten {
+            let pas: Vec<String> =
+                p.addresses.iter().map(|ca| or_dash(p.rewrite.get(ca))).collect();
+            table.cell(pas.join(" "));
+        }
     }
     table
 }

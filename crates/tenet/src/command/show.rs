@@ -33,6 +33,10 @@ pub async fn table(context: &Context, args: TableArgs) -> Outcome {
 pub fn lookup(rows: &[TableRow]) -> Table {
     let headings = ["NETWORK", "CA", "MAC", "VSID", "PA", "METHOD", "TYPE", "PORT", "GENERATION", "IN SYNC"];
     let mut table = Table::new(headings);
+    let rewritten = rows.iter().any(|r| r.rewrite_pa.is_some());
+    if rewritten {
+        table.heading("REWRITTEN TO");
+    }
     for r in rows {
         table.row([
             r.network.to_string(),
@@ -46,6 +50,9 @@ pub fn lookup(rows: &[TableRow]) -> Table {
             r.generation.to_string(),
             yes(r.in_sync),
         ]);
+        if rewritten {
+            table.cell(or_dash(r.rewrite_pa));
+        }
     }
     table
 }
