@@ -6,7 +6,7 @@ use crate::{
     packet::{addr6, eui64_mac, is_link_local, is_multicast},
     verdict::{Words, dropped},
 };
-use tenet_tables::{Addr, DropReason, EventKind, GATEWAY_LINK_LOCAL, METHOD_GATEWAY, MacKey, RecordKey};
+use tenet_tables::{Addr, DropReason, EventKind, GATEWAY_LINK_LOCAL, METHOD_GATEWAY, RecordKey};
 use tenet_wire::{Be16, Ethernet, Icmp6, LinkOption, Neighbour};
 
 /// Options of a message that are looked at; one with more is refused.
@@ -155,7 +155,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             if mac == self.port.mac {
                 return dropped(DropReason::NdSuppressed);
             }
-            if self.tables.mac(&MacKey { vsid: self.port.vsid, mac, reserved: 0 }).is_some() {
+            if self.is_anothers(target) {
                 return Verdict::AnswerNeighbour { mac, router: false }.to_words();
             }
         }
@@ -165,7 +165,8 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
     #[inline(always)]
     fn advertisement(&self, work: &mut PortWork, target: Addr) -> Words {
         let local = is_link_local(&target);
-        if self.secure() && (self.is_gateway6(&target) || !local && !self.owns(target)) {
+        let own = if local { !self.is_anothers(&target) } else { self.owns(target) };
+        if self.secure() && (!own || self.is_gateway6(&target)) {
             self.note(work, EventKind::DuplicateAddress, target);
             return dropped(DropReason::SpoofedCa);
         }

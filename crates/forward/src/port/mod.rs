@@ -17,7 +17,7 @@ pub use work::{Head, PortWork};
 
 use crate::{
     Frame, Meta, Note, Tables, Verdict,
-    packet::{is_link_local, is_mapped, is_multicast, is_routable6},
+    packet::{eui64_mac, is_link_local, is_mapped, is_multicast, is_routable6},
     reach::{Place, towards},
     verdict::{Words, dropped},
 };
@@ -132,7 +132,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         let packet = &work.packet;
         if packet.v6 {
             if is_link_local(&packet.src) {
-                return packet.src != GATEWAY_LINK_LOCAL;
+                return packet.src != GATEWAY_LINK_LOCAL && !self.is_anothers(&packet.src);
             }
             // Before it has an address, a machine speaks to groups only, and only of discovery.
             if packet.src.is_unset() {
@@ -140,6 +140,17 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             }
         }
         self.owns(packet.src)
+    }
+
+    /// Whether a link-local address was formed of the MAC of another port of the subnet.
+    #[inline(always)]
+    fn is_anothers(&self, local: &Addr) -> bool {
+        match eui64_mac(local) {
+            Some(mac) if mac != self.port.mac => {
+                self.tables.mac(&MacKey { vsid: self.port.vsid, mac, reserved: 0 }).is_some()
+            }
+            _ => false,
+        }
     }
 
     /// Whether the customer address is this port's.
