@@ -23,6 +23,7 @@ pub mod model;
 pub mod packet;
 mod port;
 mod reach;
+pub mod rewrite;
 mod uplink;
 mod verdict;
 

@@ -1,6 +1,7 @@
 //! A frame and tables in ordinary memory: the reference that the kernel's programs are compared with.
 
 pub mod fuzz;
+pub mod rewrite;
 pub mod site;
 pub mod traffic;
 pub mod traffic6;
