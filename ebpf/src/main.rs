@@ -11,6 +11,7 @@ mod flood;
 mod hub;
 mod maps;
 mod port;
+mod rewrite;
 mod sheets;
 mod skb;
 mod tell;

@@ -6,7 +6,7 @@
 //! A program cannot be interrupted by itself on one processor, because ingress runs with bottom halves off.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use tenet_forward::{PortWork, UplinkWork};
+use tenet_forward::{PortWork, UplinkWork, rewrite::RewriteWork};
 
 /// What the halves of `port_in` share.
 pub struct PortSheet {
@@ -26,6 +26,8 @@ pub struct UplinkSheet {
 static PORT_SHEETS: PerCpuArray<PortSheet> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static UPLINK_SHEETS: PerCpuArray<UplinkSheet> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static REWRITE_SHEETS: PerCpuArray<RewriteWork> = PerCpuArray::with_max_entries(1, 0);
 
 /// This processor's sheet for a port's frame; the first half writes it before anybody reads.
 #[inline(always)]
@@ -39,4 +41,11 @@ pub fn port() -> Option<&'static mut PortSheet> {
 pub fn uplink() -> Option<&'static mut UplinkSheet> {
     // SAFETY: as in `port`.
     UPLINK_SHEETS.get_ptr_mut(0).map(|s| unsafe { &mut *s })
+}
+
+/// This processor's sheet for a frame that may be for a rewrite address.
+#[inline(always)]
+pub fn rewrite() -> Option<&'static mut RewriteWork> {
+    // SAFETY: as in `port`.
+    REWRITE_SHEETS.get_ptr_mut(0).map(|s| unsafe { &mut *s })
 }

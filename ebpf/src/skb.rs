@@ -4,7 +4,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_clone_redirect, bpf_l4_csum_replace, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room,
+        bpf_clone_redirect, bpf_csum_update, bpf_l4_csum_replace, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room,
         bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
         bpf_skb_store_bytes,
     },
@@ -183,6 +183,12 @@ impl FrameMut for Skb {
             | u64::from(if udp { BPF_F_MARK_MANGLED_0 } else { 0 });
         // SAFETY: the helper takes numbers beside the context.
         checked(unsafe { bpf_l4_csum_replace(self.raw, at, 0, u64::from(difference), flags) })
+    }
+
+    #[inline(always)]
+    fn account(&mut self, difference: u32) {
+        // SAFETY: the helper takes a number beside the context. It refuses where the kernel keeps no sum.
+        unsafe { bpf_csum_update(self.raw, difference) };
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ use crate::{
     act::{PASS, act, drop},
     flood::{flood_to_ports, is_flood},
     maps::Maps,
+    rewrite::rewrite_in,
     sheets::{self, UplinkSheet},
     skb::Skb,
     tell,
@@ -18,7 +19,7 @@ pub fn uplink_in(ctx: TcContext) -> i32 {
     let Some(sheet) = sheets::uplink() else { return PASS };
     decide_uplink(Skb::new(&ctx), sheet);
     if sheet.verdict == Verdict::Pass.to_words() {
-        return PASS;
+        return rewrite_in(Skb::new(&ctx).raw());
     }
     let mut frame = Skb::new(&ctx);
     let meta = frame.meta();

@@ -10,7 +10,7 @@ use common::{Pins, root};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 use tenet_datapath::{Datapath, Hook, Image, Role};
-use tenet_forward::model::{self, Outcome, site, traffic};
+use tenet_forward::model::{self, Outcome, rewrite, rewrite_traffic, site, traffic};
 use tenet_forward::{Action, Meta};
 use tenet_hostnet::{Links, Netns};
 use tenet_tables::{Bucket, DropKey, DropReason, Port};
@@ -28,7 +28,7 @@ const PASS: i32 = -1;
 
 #[test]
 fn kernel_and_user_space_agree_on_every_frame() {
-    with_kernel(|kernel, site| kernel.compare(site));
+    with_kernel(|kernel, site| kernel.compare(&site.image, 30, |dice| traffic::sample(dice, site)));
 }
 
 /// Figures: `cargo test -p tenet-datapath --test parity -- --ignored --nocapture`.
@@ -71,6 +71,33 @@ fn with_kernel(check: impl Fn(&Kernel<'_>, &site::Site) + Send + Sync) {
     netns.run(|| check(&kernel, &site)).unwrap();
 }
 
+#[test]
+fn kernel_and_user_space_agree_on_rewritten_frames() {
+    if !root() {
+        return;
+    }
+    let netns = Netns::anonymous().unwrap();
+    let links = Links::in_netns(&netns).unwrap();
+    let far = Netns::anonymous().unwrap();
+    let veth = |name: &str, peer: &str| {
+        links.add_veth(name, peer, &far).unwrap();
+        links.quiet(name).unwrap();
+        links.set_up(name).unwrap();
+        links.index(name).unwrap()
+    };
+    let interfaces = std::array::from_fn(|i| veth(&format!("p{i}"), &format!("v{i}")));
+    let uplink = veth("up", "router");
+    let image = rewrite::image(0, uplink, |n| interfaces[usize::from(n)]);
+
+    let pins = Pins::new(&netns, Hook::Auto);
+    let datapath = pins.open();
+    datapath.apply(&Image::default().operations_to(&image)).unwrap();
+    let maps = pins.options.bpffs.join("maps");
+    let kernel = Kernel::open(&datapath, &maps);
+    let next = |dice: &mut traffic::Dice| rewrite_traffic::sample(dice, &interfaces, uplink);
+    netns.run(|| kernel.compare(&image, 15, next)).unwrap();
+}
+
 /// The loaded programs, and the maps that tell what they did.
 struct Kernel<'a> {
     port_in: BorrowedFd<'a>,
@@ -95,7 +122,7 @@ impl<'a> Kernel<'a> {
         }
     }
 
-    fn compare(&self, site: &site::Site) {
+    fn compare(&self, image: &Image, kinds: usize, next: impl Fn(&mut traffic::Dice) -> traffic::Sample) {
         let seed = number("TENET_PARITY_SEED", 1);
         let frames = number("TENET_PARITY_FRAMES", u64::from(FRAMES));
         println!("seed {seed}, {frames} frames");
@@ -103,10 +130,10 @@ impl<'a> Kernel<'a> {
         let mut seen: BTreeMap<String, u32> = BTreeMap::new();
         let mut of_ipv6 = 0;
         for n in 0..frames {
-            let sample = traffic::sample(&mut dice, site);
+            let sample = next(&mut dice);
             let head = |b: &[u8]| format!("{:02x?}", &b[..b.len().min(120)]);
             let context = || format!("seed {seed}, frame {n}: {:?}\n{}", sample.meta, head(&sample.bytes));
-            let wanted = reference(&sample, site);
+            let wanted = reference(&sample, image);
             let before = self.drops(sample.meta.ifindex);
             let program = if sample.from_wire { self.uplink_in } else { self.port_in };
             let Some((code, bytes)) = self.run(program, &sample) else {
@@ -135,18 +162,18 @@ impl<'a> Kernel<'a> {
                 context()
             );
             if wanted.activated {
-                self.restore(sample.meta.ifindex, site, &context());
+                self.restore(sample.meta.ifindex, image, &context());
             }
             *seen.entry(label(&wanted)).or_default() += 1;
-            let link = if sample.from_wire { 54 } else { 12 };
-            of_ipv6 += u64::from(sample.bytes.get(link..link + 2) == Some(&[0x86, 0xdd]));
+            let of = |at: usize| sample.bytes.get(at..at + 2) == Some(&[0x86, 0xdd]);
+            of_ipv6 += u64::from(of(12) || sample.from_wire && of(54));
         }
         println!("{of_ipv6:7} frames of IPv6");
         assert!(of_ipv6 * 3 > frames, "{of_ipv6} frames of IPv6 are too few");
         for (what, times) in &seen {
             println!("{times:7} {what}");
         }
-        assert!(seen.len() >= 30, "the traffic is too tame: {seen:?}");
+        assert!(seen.len() >= kinds, "the traffic is too tame: {seen:?}");
     }
 
     /// How long the program takes for a frame that it does not change: to a neighbour on the same host.
@@ -196,12 +223,12 @@ impl<'a> Kernel<'a> {
     }
 
     /// Checks that the kernel activated a port, and prepares it again.
-    fn restore(&self, ifindex: u32, site: &site::Site, context: &str) {
+    fn restore(&self, ifindex: u32, image: &Image, context: &str) {
         let map = self.ports.fd().as_fd().as_raw_fd();
         let mut port = [0u8; size_of::<Port>()];
         element(LOOKUP, map, ifindex.as_bytes(), &mut port).unwrap();
         assert_eq!(Port::read_from_bytes(&port).unwrap().state, tenet_tables::PORT_ACTIVE, "{context}");
-        let mut port = *site.image.ports[&ifindex].as_bytes().first_chunk::<{ size_of::<Port>() }>().unwrap();
+        let mut port = *image.ports[&ifindex].as_bytes().first_chunk::<{ size_of::<Port>() }>().unwrap();
         element(UPDATE, map, ifindex.as_bytes(), &mut port).unwrap();
     }
 
@@ -253,18 +280,18 @@ impl<'a> Kernel<'a> {
 }
 
 /// What the frame does in user space. Every frame meets fresh tables and a full bucket, as in the kernel.
-fn reference(sample: &traffic::Sample, site: &site::Site) -> Outcome {
+fn reference(sample: &traffic::Sample, image: &Image) -> Outcome {
     if sample.from_wire {
-        return model::uplink_in(&sample.bytes, &sample.meta, &site.image);
+        return model::uplink_in(&sample.bytes, &sample.meta, image);
     }
     let prepared =
-        site.image.ports.get(&sample.meta.ifindex).is_some_and(|p| p.state == tenet_tables::PORT_PREPARED);
+        image.ports.get(&sample.meta.ifindex).is_some_and(|p| p.state == tenet_tables::PORT_PREPARED);
     let mut bucket = Bucket { flood_tokens: u64::from(u32::MAX), ..Bucket::default() };
     if prepared {
-        return model::port_in(&sample.bytes, &sample.meta, &mut site.image.clone(), &mut bucket, 0);
+        return model::port_in(&sample.bytes, &sample.meta, &mut image.clone(), &mut bucket, 0);
     }
     // Only an activation changes the tables.
-    let mut image = std::borrow::Cow::Borrowed(&site.image);
+    let mut image = std::borrow::Cow::Borrowed(image);
     model::port_in(&sample.bytes, &sample.meta, image.to_mut(), &mut bucket, 0)
 }
 

@@ -53,6 +53,10 @@ pub trait FrameMut: Frame {
     /// If the frame ends before.
     fn mend_l4(&mut self, at: u32, difference: u32, pseudo: bool, udp: bool) -> Result<(), Refused>;
 
+    /// Tells the kernel, which may keep a sum over the frame that a device made, that an IPv6 header changed by
+    /// `difference`. IPv4's headers sum up to the same whatever changes in them.
+    fn account(&mut self, difference: u32);
+
     /// Makes room for the tunnel's headers at the front; what is in it is undefined.
     ///
     /// # Errors

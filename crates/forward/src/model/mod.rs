@@ -1,11 +1,14 @@
 //! A frame and tables in ordinary memory: the reference that the kernel's programs are compared with.
 
 pub mod fuzz;
+pub mod packets;
 pub mod rewrite;
+pub mod rewrite_traffic;
 pub mod site;
 pub mod traffic;
 pub mod traffic6;
 
+use crate::rewrite::{RewriteWork, uplink};
 use crate::{
     Action, Frame, FrameMut, HubFrame, Meta, Note, PortWork, Refused, Tables, UplinkWork, Verdict, bucket,
     clamp, edit, flood, port_ingress, uplink_ingress,
@@ -61,6 +64,8 @@ impl FrameMut for MemoryFrame {
         let mended = checksum::mend(sum, difference);
         self.store(at, &if udp && mended == 0 { 0xffff } else { mended })
     }
+
+    fn account(&mut self, _difference: u32) {}
 
     fn grow_tunnel(&mut self, _ip: bool) -> Result<(), Refused> {
         // Not zeros: whoever relies on them would differ from the kernel.
@@ -232,6 +237,9 @@ pub fn uplink_in(bytes: &[u8], meta: &Meta, tables: &Image) -> Outcome {
     let mut frame = MemoryFrame::new(bytes);
     let mut work = UplinkWork::default();
     let verdict = uplink_ingress(&frame, meta, tables, &mut work);
+    if verdict == Verdict::Pass {
+        return rewrite_in(frame, meta, tables);
+    }
     let action = if let Verdict::Flood { vsid } = verdict {
         match edit::decapsulate(&mut frame, &work) {
             Ok(()) => {
@@ -244,6 +252,13 @@ pub fn uplink_in(bytes: &[u8], meta: &Meta, tables: &Image) -> Outcome {
         edit::uplink(&mut frame, verdict, tables, &work)
     };
     Outcome { action, frame, note: work.note, activated: false, moved: work.moved, clamped: false }
+}
+
+/// What no tunnel's end takes may be for a rewrite address.
+fn rewrite_in(mut frame: MemoryFrame, meta: &Meta, tables: &Image) -> Outcome {
+    let mut work = RewriteWork::default();
+    let action = uplink(&mut frame, meta, tables, &mut work);
+    Outcome { action, frame, note: work.note, activated: false, moved: work.moved }
 }
 
 /// What the program `port_in` is told about a plain frame.

@@ -254,9 +254,8 @@ fn port(m: &Machine, host: usize) -> Port {
 fn floods(image: &mut Image, machines: &[Machine], host: usize, interfaces: impl Fn(u8) -> u32) {
     for (_, vsid) in SUBNETS {
         let local = machines.iter().filter(|m| m.vsid == vsid && m.has_port(host));
-        let mut entries: Vec<_> = local
-            .map(|m| FloodEntry { pa: Addr::UNSET, ifindex: interfaces(m.number) })
-            .collect();
+        let mut entries: Vec<_> =
+            local.map(|m| FloodEntry { pa: Addr::UNSET, ifindex: interfaces(m.number) }).collect();
         // The second tenant's subnet has nobody elsewhere, as far as broadcasts go.
         if vsid != 8001 {
             entries.push(FloodEntry { pa: Addr::v4(HOSTS[1 - host]), ifindex: 0 });

@@ -82,7 +82,7 @@ pub fn sample(dice: &mut Dice, site: &Site) -> Sample {
 }
 
 /// Breaks one frame in four a little.
-fn spoil(dice: &mut Dice, bytes: &mut Vec<u8>) {
+pub(super) fn spoil(dice: &mut Dice, bytes: &mut Vec<u8>) {
     if dice.one_in(8) {
         for _ in 0..=dice.below(3) {
             let at = dice.below(bytes.len().min(100));

@@ -76,6 +76,9 @@ pub(crate) fn readdress(l3: &mut L3, v6: bool, [src, dst]: [&Addr; 2], differenc
 /// If the kernel refuses.
 #[inline(always)]
 pub(crate) fn mend<F: FrameMut>(frame: &mut F, packet: &Packet, difference: u32) -> Result<(), Refused> {
+    if packet.v6 {
+        frame.account(difference);
+    }
     let Some(at) = checksum_at(packet.protocol, packet.v6) else { return Ok(()) };
     if packet.later_fragment || packet.transport + at + 2 > packet.len {
         return Ok(());

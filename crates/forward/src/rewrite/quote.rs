@@ -8,9 +8,7 @@ use super::{checksum_at, difference, same_family};
 use crate::packet::{Packet, addr6, halves6};
 use crate::{Action, Frame, FrameMut, Tables};
 use tenet_tables::{Addr, DropReason, Port, Rewrite, RewriteKey};
-use tenet_wire::{
-    Be16, Be32, Ethernet, Icmp, Ipv4, Ipv6, Ipv6Fragment, ProtocolNumber, checksum,
-};
+use tenet_wire::{Be16, Be32, Ethernet, Icmp, Ipv4, Ipv6, Ipv6Fragment, ProtocolNumber, checksum};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Extension headers of a quoted packet that are looked behind.
@@ -105,7 +103,11 @@ fn translate4<F: FrameMut, T: Tables>(
     let quoted = Quoted {
         src: Addr::v4_word(error.quoted.src.word()),
         dst: Addr::v4_word(error.quoted.dst.word()),
-        protocol: if error.quoted.is_later_fragment() { ProtocolNumber::FRAGMENT } else { error.quoted.protocol },
+        protocol: if error.quoted.is_later_fragment() {
+            ProtocolNumber::FRAGMENT
+        } else {
+            error.quoted.protocol
+        },
         transport: at + Icmp::LEN + header,
     };
     let dst = receiver(call, packet, &quoted, to)?;

@@ -2,7 +2,7 @@
 
 use super::{difference, mend, neighbour, quote, readdress, same_family};
 use crate::packet::{L3, Packet};
-use crate::{Action, Frame as _, FrameMut, Meta, Note, Refused, Tables, reach::skips_queue};
+use crate::{Action, FrameMut, Meta, Note, Refused, Tables, reach::skips_queue};
 use tenet_tables::{
     Addr, CONFIG_FLAG_REWRITE, Config, DropReason, EventKind, LAYOUT_VERSION, PORT_ACTIVE, PORT_FLAG_DOWN,
     PORT_MOVED, PORT_PREPARED, Port, Rewrite, RewriteKey,
