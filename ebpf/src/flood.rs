@@ -20,6 +20,11 @@ pub fn flood_out(frame: Skb, work: &PortWork) -> i32 {
     }
     let Some(vsid) = Maps.port(meta.ifindex).map(|p| p.vsid) else { return SHOT };
     flood_to_ports(&frame, vsid, meta.ifindex);
+    let end = flood_end_of_local(vsid);
+    if end != 0 {
+        tell::dropped(meta.ifindex, end);
+        return SHOT;
+    }
     if flood_encapsulate(frame.again(), work, vsid) != 0 {
         return drop(&meta, DropReason::KernelRefused);
     }
@@ -37,6 +42,13 @@ pub fn flood_to_ports(frame: &Skb, vsid: u32, sender: u32) {
     while index < FLOOD_LIMIT && flood_local_step(frame.raw(), vsid, index, sender) != 0 {
         index += 1;
     }
+}
+
+/// The reason by which a broadcast ends at its own host because no method carries it further; 0: one does.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn flood_end_of_local(vsid: u32) -> u32 {
+    flood::end_of_local(&Maps, vsid).map_or(0, |reason| reason as u32)
 }
 
 #[inline(never)]

@@ -10,7 +10,7 @@ use crate::{
 };
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use tenet_forward::{
-    Action, Meta, Refused, Verdict, Words, clamp, edit, needs_closer_look, port_closer, port_first,
+    Action, Meta, Refused, Verdict, Words, clamp, edit, needs_closer_look, port_closer, port_first, rewrite,
 };
 use tenet_tables::DropReason;
 
@@ -63,6 +63,7 @@ fn clamp_port(mut frame: Skb, sheet: &PortSheet) -> i32 {
 #[inline(always)]
 fn is_forwarded(words: Words) -> bool {
     words[0] == Verdict::Encapsulate.to_words()[0]
+        || words[0] == Verdict::Rewrite.to_words()[0]
         || words[0] == Verdict::Deliver { ifindex: 0, peer: false }.to_words()[0]
 }
 
@@ -101,6 +102,8 @@ fn act_port(frame: Skb, sheet: &PortSheet) -> i32 {
         } else {
             answer_port(frame, sheet)
         }
+    } else if sheet.verdict[0] == Verdict::Rewrite.to_words()[0] {
+        rewrite_port(frame, sheet)
     } else {
         forward_port(frame, sheet)
     }
@@ -113,6 +116,16 @@ fn forward_port(mut frame: Skb, sheet: &PortSheet) -> i32 {
     let action =
         edit::port_forward(&mut frame, meta.len, Verdict::from_words(sheet.verdict), &Maps, &sheet.work);
     act(&mut frame, &meta, action)
+}
+
+/// To another host by IP Rewrite, apart from the tunnels so that neither carries the other's weight.
+#[inline(never)]
+fn rewrite_port(mut frame: Skb, sheet: &PortSheet) -> i32 {
+    if rewrite::send(&mut frame, &sheet.work).is_err() {
+        return drop(&frame.meta(), DropReason::KernelRefused);
+    }
+    let meta = frame.meta();
+    act(&mut frame, &meta, Action::Wire)
 }
 
 /// The rare verdicts, apart because their edits need much stack.

@@ -4,7 +4,7 @@
 //! where a loop would be walked through in every round.
 
 use crate::{FrameMut, PortWork, Refused, Tables, Target, edit};
-use tenet_tables::{Config, FLOOD_LIMIT, FloodKey, PORT_ACTIVE, PORT_FLAG_DOWN};
+use tenet_tables::{Config, DropReason, FLOOD_LIMIT, FloodKey, METHOD_REWRITE, PORT_ACTIVE, PORT_FLAG_DOWN};
 use tenet_wire::{Be32, Ethernet, Ipv4};
 
 /// Copies a frame without tunnel to the `index`-th receiver, if that is a port of this host and not the
@@ -91,6 +91,25 @@ pub fn from_port<F: FrameMut, T: Tables>(
             }
         }
     }
+}
+
+/// The end of a VM's broadcast that no method carries to other hosts; `None`: there is one.
+///
+/// IP Rewrite has no addresses for groups. It is said by name if there is anybody elsewhere.
+#[inline(always)]
+pub fn end_of_local<T: Tables>(tables: &T, vsid: u32) -> Option<DropReason> {
+    if tables.subnet(vsid)?.method != METHOD_REWRITE as u32 {
+        return None;
+    }
+    let mut index = 0;
+    while index < FLOOD_LIMIT {
+        let Some(entry) = tables.flood(&FloodKey { vsid, index }) else { break };
+        if entry.ifindex == 0 {
+            return Some(DropReason::RewriteUnsupported);
+        }
+        index += 1;
+    }
+    Some(DropReason::Replicated)
 }
 
 /// All steps to the ports of this host.

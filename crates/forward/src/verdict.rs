@@ -26,6 +26,8 @@ pub enum Verdict {
     },
     /// To another host: [`Target`] in the work sheet.
     Encapsulate,
+    /// To another host by IP Rewrite: the addresses are in the work sheet.
+    Rewrite,
     /// The port has moved: on to another host ([`Target::pa`] in the work sheet), in the tunnel that the frame came in.
     Onward,
     /// Encapsulated by a port's program already: out by the neighbour that the kernel knows.
@@ -171,6 +173,7 @@ impl Verdict {
             Self::Deliver { ifindex, peer } => [2, ifindex, peer as u32],
             Self::Encapsulate => [3, 0, 0],
             Self::Onward => [4, 0, 0],
+            Self::Rewrite => [11, 0, 0],
             Self::Send => [5, 0, 0],
             Self::DeliverWhole { ifindex, len } => [6, ifindex, len as u32],
             Self::AnswerArp { mac } => {
@@ -205,6 +208,7 @@ impl Verdict {
             2 => Self::Deliver { ifindex: a, peer: b != 0 },
             3 => Self::Encapsulate,
             4 => Self::Onward,
+            11 => Self::Rewrite,
             5 => Self::Send,
             6 => Self::DeliverWhole { ifindex: a, len: b as u16 },
             12 => Self::Arp,

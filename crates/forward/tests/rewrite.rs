@@ -341,3 +341,186 @@ fn neighbour_solicitations_for_rewrite_addresses_are_answered() {
     // To an address of ours, about another: not for the host's stack.
     assert_eq!(ask(link_local, ours, others, 255).action, Action::Drop(DropReason::RewritePair));
 }
+
+fn send(image: &Image, number: u8, bytes: &[u8]) -> Outcome {
+    let mut bucket = tenet_tables::Bucket { flood_tokens: 1_000_000, ..Default::default() };
+    model::port_in(bytes, &model::meta(bytes, interface(number)), &mut image.clone(), &mut bucket, 0)
+}
+
+/// The provider network's part: a new link header.
+fn carry(bytes: &[u8], to: usize) -> Vec<u8> {
+    frame(UPLINK_MACS[to], ROUTER_MAC, &bytes[14..])
+}
+
+#[test]
+fn what_one_host_sends_the_other_delivers_unchanged() {
+    let (hosts, machines) = ([host(0), host(1)], site::machines());
+    let mut dice = Dice::new(3);
+    let mut seen = [0; 2];
+    for n in 0..PACKETS {
+        let mut shape = Shape::random(&mut dice);
+        shape.hop_limit = shape.hop_limit.max(2);
+        let v6 = shape.v6;
+        let (me, peer) = (&machines[dice.pick(&[0, 1, 2])], &machines[dice.pick(&[8, 9])]);
+        let routed = me.vsid != peer.vsid;
+        let packet = shape.build(me.ca(v6), peer.ca(v6));
+        let to = if routed { GATEWAY_MAC } else { peer.mac() };
+        let told = format!("packet {n}: {shape:?} from {} to {}", me.number, peer.number);
+        let context = || told.clone();
+        let out = send(&hosts[0], me.number, &frame(to, me.mac(), &packet));
+        assert_eq!(out.action, Action::Wire, "{} {out:02x?}", context());
+        if routed {
+            shape.hop_limit -= 1;
+        }
+        if shape.reaches_checksum() || shape.checksum_at().is_none() {
+            let on_wire = shape.build(me.home_pa(v6), peer.home_pa(v6));
+            assert_eq!(out.frame.bytes[14..], on_wire, "{}", context());
+        }
+        let delivered = receive(&hosts[1], &carry(&out.frame.bytes, 1));
+        assert_eq!(
+            delivered.action,
+            Action::Port { ifindex: interface(peer.number), peer: false },
+            "{}",
+            context()
+        );
+        let src = if routed { GATEWAY_MAC } else { me.mac() };
+        let wanted = frame(peer.mac(), src, &shape.build(me.ca(v6), peer.ca(v6)));
+        assert_eq!(delivered.frame.bytes, wanted, "{}", context());
+        seen[usize::from(routed)] += 1;
+    }
+    assert!(seen.iter().all(|n| *n > 1000), "{seen:?}");
+}
+
+fn plain_to(me: usize, peer: usize, v6: bool) -> Vec<u8> {
+    let (me, peer) = (machine(me), machine(peer));
+    let to = if me.vsid == peer.vsid { peer.mac() } else { GATEWAY_MAC };
+    frame(to, me.mac(), &plain(v6).build(me.ca(v6), peer.ca(v6)))
+}
+
+#[test]
+fn what_has_no_pair_is_refused() {
+    let image = host(0);
+    let refused = Action::Drop(DropReason::NoRewriteAddress);
+    // Only IPv4 has an address there.
+    assert_eq!(send(&image, 0, &plain_to(0, 11, false)).action, Action::Wire);
+    assert_eq!(send(&image, 0, &plain_to(0, 11, true)).action, refused);
+    for v6 in [false, true] {
+        // The sender's own is missing.
+        let mut poor = image.clone();
+        let own = tenet_tables::RecordKey { net: 3, ca: machine(0).ca(v6) };
+        poor.records.get_mut(&own).unwrap().rewrite_pa = Addr::UNSET;
+        assert_eq!(send(&poor, 0, &plain_to(0, 8, v6)).action, refused);
+        // An address of the other family stands for nothing.
+        poor.records.get_mut(&own).unwrap().rewrite_pa = machine(0).home_pa(!v6);
+        assert_eq!(send(&poor, 0, &plain_to(0, 8, v6)).action, refused);
+        // Without port security a VM sends for others, but not with their address on the wire.
+        let others = plain(v6).build(machine(0).ca(v6), machine(8).ca(v6));
+        assert_eq!(send(&image, 2, &frame(machine(8).mac(), machine(2).mac(), &others)).action, refused);
+        // To one machine's MAC and another's address: what an appliance in between would have to see.
+        let beside = plain(v6).build(machine(0).ca(v6), machine(9).ca(v6));
+        assert_eq!(send(&image, 0, &frame(machine(8).mac(), machine(0).mac(), &beside)).action, refused);
+        let nobody = plain(v6).build(machine(0).ca(v6), router(v6));
+        assert_eq!(send(&image, 0, &frame(machine(8).mac(), machine(0).mac(), &nobody)).action, refused);
+    }
+}
+
+#[test]
+fn machines_that_migrate_are_found_from_both_hosts() {
+    let hosts = [host(0), host(1)];
+    for v6 in [false, true] {
+        for n in [3, 4, 5] {
+            // From their old or new neighbours on both hosts.
+            let (m, near, far) = (machine(n), machine(0), machine(8));
+            let out = send(&hosts[0], near.number, &plain_to(0, n, v6));
+            assert_eq!(out.action, Action::Wire, "{n}");
+            assert_eq!(out.frame.bytes[14..], plain(v6).build(near.home_pa(v6), m.pa(1, v6)), "{n}");
+            let moved = if n == 3 { 0 } else { interface(m.number) };
+            assert_eq!(out.moved, moved);
+            let delivered = receive(&hosts[1], &carry(&out.frame.bytes, 1));
+            assert_eq!(delivered.action, Action::Port { ifindex: interface(m.number), peer: false }, "{n}");
+            // From elsewhere, to where the tables say that they live; redirected if they do not any more.
+            let out = send(&hosts[1], far.number, &plain_to(8, n, v6));
+            if n == 5 {
+                // The new host has the port already, and knows the old one's address.
+                assert_eq!(out.frame.bytes[14..], plain(v6).build(far.home_pa(v6), m.pa(0, v6)));
+                let redirected = receive(&hosts[0], &carry(&out.frame.bytes, 0));
+                assert_eq!((redirected.action, redirected.moved), (Action::Wire, interface(5)));
+                let back = receive(&hosts[1], &carry(&redirected.frame.bytes, 1));
+                assert_eq!(back.action, Action::Drop(DropReason::Loop), "a host's own frame comes back");
+            } else {
+                assert_eq!(out.action, Action::Port { ifindex: interface(m.number), peer: false });
+            }
+        }
+        // The first frame at the new host carries the address of the new host.
+        let out = send(&hosts[0], 3, &plain_to(3, 8, v6));
+        assert!(out.activated);
+        assert_eq!(out.frame.bytes[14..], plain(v6).build(machine(3).pa(0, v6), machine(8).home_pa(v6)));
+    }
+}
+
+#[test]
+fn questions_about_machines_elsewhere_are_answered_from_the_table() {
+    let image = host(0);
+    let (me, peer) = (machine(0), machine(8));
+    let arp = |to: Mac, operation: u8| {
+        let mut bytes =
+            [&to.octets()[..], &me.mac().octets(), &[8, 6, 0, 1, 8, 0, 6, 4, 0, operation]].concat();
+        bytes.extend(me.mac().octets());
+        bytes.extend(model::packets::bytes(me.ca(false)));
+        bytes.extend([0; 6]);
+        bytes.extend(model::packets::bytes(peer.ca(false)));
+        send(&image, 0, &bytes)
+    };
+    for to in [peer.mac(), Mac::BROADCAST] {
+        let outcome = arp(to, 1);
+        assert_eq!(outcome.action, Action::Back(None));
+        assert_eq!(outcome.frame.bytes[22..28], peer.mac().octets());
+    }
+    assert_eq!(arp(peer.mac(), 2).action, Action::Drop(DropReason::RewriteUnsupported));
+    let mut transport = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    transport.extend(model::packets::bytes(peer.ca(true)));
+    transport.extend([&[1, 1][..], &me.mac().octets()].concat());
+    let question = Shape { protocol: 58, hop_limit: 255, transport: transport.clone(), ..plain(true) };
+    let bytes = frame(peer.mac(), me.mac(), &question.build(me.ca(true), peer.ca(true)));
+    let outcome = send(&image, 0, &bytes);
+    assert_eq!(outcome.action, Action::Back(None));
+    assert_eq!(outcome.frame.bytes[80..86], peer.mac().octets());
+    // A neighbour on this host answers for itself.
+    let near = machine(2);
+    let bytes = frame(near.mac(), me.mac(), &question.build(me.ca(true), near.ca(true)));
+    assert_eq!(send(&image, 0, &bytes).action, Action::Port { ifindex: interface(2), peer: false });
+    // Announcements stay on their link, whoever sends them.
+    transport[0] = 136;
+    transport[8..24].copy_from_slice(&model::packets::bytes(me.ca(true)));
+    transport[24] = 2;
+    let answer = Shape { protocol: 58, hop_limit: 255, transport, ..plain(true) };
+    let bytes = frame(peer.mac(), me.mac(), &answer.build(me.ca(true), peer.ca(true)));
+    let unsupported = Action::Drop(DropReason::RewriteUnsupported);
+    assert_eq!(send(&image, 0, &bytes).action, unsupported);
+    assert_eq!(
+        receive(&image, &arriving(&answer.build(peer.home_pa(true), me.home_pa(true)))).action,
+        unsupported
+    );
+}
+
+#[test]
+fn broadcasts_stay_on_their_host() {
+    let image = host(0);
+    for v6 in [false, true] {
+        let group = if v6 { Mac::new([0x33, 0x33, 0, 0, 0, 9]) } else { Mac::BROADCAST };
+        let all = if v6 {
+            Addr::v6([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9])
+        } else {
+            Addr::v4([255; 4])
+        };
+        let outcome =
+            send(&image, 0, &frame(group, machine(0).mac(), &plain(v6).build(machine(0).ca(v6), all)));
+        assert_eq!(outcome.action, Action::Drop(DropReason::RewriteUnsupported));
+        assert_eq!(outcome.frame.to_ports.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [interface(2)]);
+        assert!(outcome.frame.to_wire.is_empty());
+        // Where there is nobody elsewhere, nothing is refused.
+        let outcome =
+            send(&image, 7, &frame(group, machine(7).mac(), &plain(v6).build(machine(7).ca(v6), all)));
+        assert_eq!(outcome.action, Action::Drop(DropReason::Replicated));
+    }
+}

@@ -4,6 +4,7 @@ use super::{done, tunnel::encapsulate};
 use crate::{
     Action, FrameMut, PortWork, Refused, Tables, Verdict,
     packet::{halves6, is_link_local},
+    rewrite,
 };
 use tenet_tables::{Addr, DropReason, GATEWAY_LINK_LOCAL, PORT_FLAG_AUTOCONF, Port, Subnet};
 use tenet_wire::{
@@ -21,7 +22,9 @@ pub fn port<F: FrameMut, T: Tables>(
     ifindex: u32,
     work: &PortWork,
 ) -> Action {
-    if verdict.to_words()[0] < Verdict::FIRST_RARE {
+    if verdict == Verdict::Rewrite {
+        done(rewrite::send(frame, work), Action::Wire)
+    } else if verdict.to_words()[0] < Verdict::FIRST_RARE {
         port_forward(frame, len, verdict, tables, work)
     } else if verdict.is_discovery() {
         if verdict.advertises() {

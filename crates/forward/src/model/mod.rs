@@ -202,7 +202,7 @@ pub fn port_in(bytes: &[u8], meta: &Meta, tables: &mut Image, bucket: &mut Bucke
     let action = if let Verdict::Flood { vsid } = verdict {
         Action::Drop(flood_out(&mut frame, meta, tables, &work, (vsid, bucket, now)))
     } else {
-        let forwarded = matches!(verdict, Verdict::Deliver { .. } | Verdict::Encapsulate);
+        let forwarded = matches!(verdict, Verdict::Deliver { .. } | Verdict::Encapsulate | Verdict::Rewrite);
         if forwarded && work.segment != 0 {
             match clamp(&mut frame, &work) {
                 Ok(lowered) => clamped = lowered,
@@ -227,6 +227,10 @@ fn flood_out(
     let (rate, burst) = (port.flood_rate, port.flood_burst);
     if rate == 0 || !bucket::take(&mut bucket.flood_at, &mut bucket.flood_tokens, now, rate, burst) {
         return DropReason::FloodLimited;
+    }
+    if let Some(reason) = flood::end_of_local(tables, vsid) {
+        flood::to_ports(frame, tables, vsid, meta.ifindex);
+        return reason;
     }
     flood::from_port(frame, tables, work, (meta.len, vsid, meta.ifindex), config);
     DropReason::Replicated
@@ -258,7 +262,7 @@ pub fn uplink_in(bytes: &[u8], meta: &Meta, tables: &Image) -> Outcome {
 fn rewrite_in(mut frame: MemoryFrame, meta: &Meta, tables: &Image) -> Outcome {
     let mut work = RewriteWork::default();
     let action = uplink(&mut frame, meta, tables, &mut work);
-    Outcome { action, frame, note: work.note, activated: false, moved: work.moved }
+    Outcome { action, frame, note: work.note, activated: false, moved: work.moved, clamped: false }
 }
 
 /// What the program `port_in` is told about a plain frame.

@@ -35,7 +35,7 @@ impl Shape {
         let body = match dice.below(8) {
             0 => 0,
             1 => dice.below(8),
-            2 => 1000 + dice.below(380),
+            2 => 1000 + dice.below(280),
             _ => dice.below(200),
         };
         let mut transport: Vec<u8> = match protocol {
@@ -51,7 +51,7 @@ impl Shape {
             protocol,
             class: dice.pick(&[0, 0, 1, 2, 3, 0xb8]),
             hop_limit: dice.pick(&[64, 64, 64, 255, 2, 1]),
-            extras: if dice.one_in(8) { 1 + dice.below(if v6 { 5 } else { 9 }) as u8 } else { 0 },
+            extras: if dice.one_in(8) { 1 + dice.below(if v6 { 3 } else { 9 }) as u8 } else { 0 },
             transport,
             unsummed: dice.one_in(3),
             part: None,
@@ -169,8 +169,7 @@ impl Shape {
     pub fn reaches_checksum(&self) -> bool {
         let Some(at) = self.checksum_at() else { return false };
         let (offset, len) = self.part.unwrap_or((0, self.transport.len()));
-        let headers = usize::from(self.extras) + usize::from(self.part.is_some());
-        offset == 0 && len >= at + 2 && (!self.v6 || headers <= 4)
+        offset == 0 && len >= at + 2
     }
 
     /// An ICMP error of a router about this packet between two addresses, with at most `quote` bytes of it.

@@ -53,7 +53,13 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         if !work.head.eth.dst.is_group() {
             // Unicast requests keep neighbour detection honest: the VM itself answers. A probe has no
             // sender that the other host could check.
-            return if probe { dropped(DropReason::ArpSuppressed) } else { self.bridged(work, false) };
+            if probe {
+                return dropped(DropReason::ArpSuppressed);
+            }
+            if request && self.speaks_for(work.head.eth.dst) {
+                return self.who_has(work, &arp, false);
+            }
+            return self.bridged(work, false);
         }
         if !request || arp.sender == arp.target {
             return dropped(DropReason::ArpSuppressed);

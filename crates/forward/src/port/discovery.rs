@@ -116,8 +116,13 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             return dropped(DropReason::NdUnknown);
         }
         if !work.head.eth.dst.is_group() {
-            // Unicast solicitations keep neighbour detection honest: the VM itself answers.
-            return if probe { dropped(DropReason::NdSuppressed) } else { self.onwards(work) };
+            // Unicast solicitations keep neighbour detection honest: the VM itself answers, if the frame gets there.
+            if probe {
+                return dropped(DropReason::NdSuppressed);
+            }
+            if !self.speaks_for(work.head.eth.dst) {
+                return self.onwards(work);
+            }
         }
         if self.is_gateway6(&target) {
             if probe {

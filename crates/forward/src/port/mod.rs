@@ -307,7 +307,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             work.note.kind = Some(EventKind::Redirected);
         }
         if rewritten && words[0] == Verdict::Encapsulate.to_words()[0] {
-            return self.rewritten(work, ip, words);
+            return self.rewritten(work, ip);
         }
         words
     }

@@ -3,6 +3,7 @@
 use crate::{
     Frame, FrameMut, Note, Refused, Target,
     packet::{L3, Packet},
+    rewrite::Pair,
 };
 use tenet_tables::Addr;
 use tenet_wire::{Be16, EtherType, Ethernet, Ipv4Frame, Ipv6Frame, Ipv6Halves, Ports, Tcp};
@@ -94,6 +95,8 @@ pub struct PortWork {
     pub activated: bool,
     /// Where the frame goes if it is encapsulated.
     pub to: Target,
+    /// The addresses that stand for the packet's own, if it goes to another host by IP Rewrite.
+    pub pair: Pair,
     /// The port of this host that has moved and that the frame is redirected for, or 0.
     pub moved: u32,
     /// What the agent may be told.

@@ -5,8 +5,7 @@
 //! customer addresses, [`quote`] does the same for packets that the errors of the provider network's routers quote.
 //!
 //! Both directions change checksums by the difference that the addresses make, wherever the checksum is within
-//! reach; where it is not (behind many extension headers, in a later fragment, in a protocol that nobody knows),
-//! neither side touches it, and with the addresses it is right again at the receiver.
+//! reach; where it is not (in a later fragment, in a protocol that nobody knows), neither side touches it, and with the addresses it is right again at the receiver.
 
 mod neighbour;
 mod quote;
@@ -14,13 +13,13 @@ mod receive;
 mod send;
 
 pub use receive::{RewriteWork, uplink};
-pub use send::Pair;
-pub(crate) use send::pair;
+pub use send::{Pair, send};
+pub(crate) use send::{Parties, pair};
 
 use crate::packet::{L3, Packet, halves6};
-use crate::{FrameMut, Refused};
+use crate::{Frame, FrameMut, Refused};
 use tenet_tables::Addr;
-use tenet_wire::{Be16, Be32, ProtocolNumber, checksum};
+use tenet_wire::{Be16, Be32, Icmp6, ProtocolNumber, checksum};
 
 /// Where a transport's checksum is, if it covers the addresses.
 #[inline(always)]
@@ -61,13 +60,15 @@ pub(crate) const fn difference(v6: bool, old: [&Addr; 2], new: [&Addr; 2]) -> u3
 #[inline(always)]
 pub(crate) fn readdress(l3: &mut L3, v6: bool, [src, dst]: [&Addr; 2], difference: u32) {
     if v6 {
-        l3.v6.src = halves6(src);
-        l3.v6.dst = halves6(dst);
+        let ip = l3.v6_mut();
+        ip.src = halves6(src);
+        ip.dst = halves6(dst);
         return;
     }
-    l3.v4.src = Be32::from_word(src.words[3]);
-    l3.v4.dst = Be32::from_word(dst.words[3]);
-    l3.v4.checksum = Be16::from_half(checksum::mend(l3.v4.checksum.half(), difference));
+    let ip = l3.v4_mut();
+    ip.src = Be32::from_word(src.words[3]);
+    ip.dst = Be32::from_word(dst.words[3]);
+    ip.checksum = Be16::from_half(checksum::mend(ip.checksum.half(), difference));
 }
 
 /// Changes the transport's checksum by the [`difference`] of the addresses, if it covers them and is within reach.
@@ -84,4 +85,15 @@ pub(crate) fn mend<F: FrameMut>(frame: &mut F, packet: &Packet, difference: u32)
         return Ok(());
     }
     frame.mend_l4(packet.transport_at() + at, difference, true, packet.protocol == ProtocolNumber::UDP)
+}
+
+/// Whether the packet is one of neighbour discovery, which tells about its own link only and does not cross.
+#[inline(always)]
+#[must_use]
+pub(crate) fn is_discovery<F: Frame>(frame: &F, packet: &Packet) -> bool {
+    if packet.protocol != ProtocolNumber::ICMPV6 || !packet.v6 || packet.later_fragment {
+        return false;
+    }
+    let mut ty_code = Be16::default();
+    frame.load(packet.transport_at(), &mut ty_code).is_ok() && Icmp6::is_discovery((ty_code.get() >> 8) as u8)
 }

@@ -58,7 +58,7 @@ pub(super) fn solicited<F: FrameMut, T: Tables>(
     frame: &mut F,
     work: &mut RewriteWork,
 ) -> Action {
-    let ip = &work.l3.v6;
+    let ip = work.l3.v6();
     let mut question = Neighbour::default();
     if ip.next != ProtocolNumber::ICMPV6
         || ip.hop_limit != ON_LINK

@@ -1,6 +1,6 @@
 //! What the provider network brings for this host's rewrite addresses.
 
-use super::{difference, mend, neighbour, quote, readdress, same_family};
+use super::{difference, is_discovery, mend, neighbour, quote, readdress, same_family};
 use crate::packet::{L3, Packet};
 use crate::{Action, FrameMut, Meta, Note, Refused, Tables, reach::skips_queue};
 use tenet_tables::{
@@ -52,15 +52,15 @@ pub fn uplink<F: FrameMut, T: Tables>(
         return neighbour::arp(&call, frame);
     }
     if work.eth.ty == EtherType::IPV4 {
-        if frame.load(Ethernet::LEN, &mut work.l3.v4).is_err() {
+        if frame.load(Ethernet::LEN, work.l3.v4_mut()).is_err() {
             return Action::Pass;
         }
-        work.packet.dst = Addr::v4_word(work.l3.v4.dst.word());
+        work.packet.dst = Addr::v4_word(work.l3.v4().dst.word());
     } else if work.eth.ty == EtherType::IPV6 {
-        if frame.load(Ethernet::LEN, &mut work.l3.v6).is_err() {
+        if frame.load(Ethernet::LEN, work.l3.v6_mut()).is_err() {
             return Action::Pass;
         }
-        work.packet.dst = crate::packet::addr6(&work.l3.v6.dst);
+        work.packet.dst = crate::packet::addr6(&work.l3.v6().dst);
         if neighbour::is_solicited_node(&work.packet.dst) {
             return neighbour::solicited(&call, frame, work);
         }
@@ -75,7 +75,7 @@ pub fn uplink<F: FrameMut, T: Tables>(
         return call.unused(work);
     }
     let (len, ty) = (meta.len, work.eth.ty);
-    if let Err(reason) = Packet::load(frame, Ethernet::LEN, len, ty, &mut work.l3, &mut work.packet) {
+    if let Err(reason) = work.packet.take(frame, Ethernet::LEN, len, ty, &work.l3) {
         return Action::Drop(reason);
     }
     call.ours(frame, work, to)
@@ -105,6 +105,9 @@ impl<T: Tables> Call<'_, T> {
         // We send ourselves nothing, and nobody else may speak for us.
         if from.ifindex != 0 {
             return Action::Drop(DropReason::Loop);
+        }
+        if is_discovery(frame, &work.packet) {
+            return Action::Drop(DropReason::RewriteUnsupported);
         }
         match fate(port, to) {
             Fate::Here => {}
@@ -155,9 +158,10 @@ impl<T: Tables> Call<'_, T> {
         let src = work.packet.src;
         let difference = difference(v6, [&src, &work.packet.dst], [&src, &to.other_pa]);
         if v6 {
-            work.l3.v6.hop_limit -= 1;
+            let ip = work.l3.v6_mut();
+            ip.hop_limit = ip.hop_limit.wrapping_sub(1);
         } else {
-            work.l3.v4.decrement_ttl();
+            work.l3.v4_mut().decrement_ttl();
         }
         readdress(&mut work.l3, v6, [&src, &to.other_pa], difference);
         match self.put(frame, work, difference) {
@@ -170,9 +174,9 @@ impl<T: Tables> Call<'_, T> {
     #[inline(always)]
     fn put<F: FrameMut>(&self, frame: &mut F, work: &RewriteWork, difference: u32) -> Result<(), Refused> {
         if work.packet.v6 {
-            frame.store(0, &Ipv6Frame { eth: work.eth, ip: work.l3.v6 })?;
+            frame.store(0, &Ipv6Frame { eth: work.eth, ip: *work.l3.v6() })?;
         } else {
-            frame.store(0, &Ipv4Frame { eth: work.eth, ip: work.l3.v4 })?;
+            frame.store(0, &Ipv4Frame { eth: work.eth, ip: *work.l3.v4() })?;
         }
         mend(frame, &work.packet, difference)
     }

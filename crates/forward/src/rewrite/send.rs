@@ -1,9 +1,9 @@
 //! The pair of provider addresses that stands for a packet's customer addresses.
 
-use super::same_family;
-use crate::{Tables, packet::Packet};
+use super::{difference, mend, readdress, same_family};
+use crate::{FrameMut, PortWork, Refused, Tables, packet::Packet};
 use tenet_tables::{Addr, DropReason, Record, RecordKey, RewriteKey};
-use tenet_wire::Mac;
+use tenet_wire::{Ethernet, Mac};
 
 /// Source and destination on the provider network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -69,4 +69,23 @@ fn stands_for<T: Tables>(tables: &T, record: &Record, here: bool) -> Addr {
         Some(row) if (row.ifindex != 0) != here && !row.other_pa.is_unset() => row.other_pa,
         _ => pa,
     }
+}
+
+/// Puts the pair in the place of the packet's own addresses. The link header becomes the kernel's when it knows the
+/// neighbour.
+///
+/// # Errors
+/// If the kernel refuses.
+#[inline(always)]
+pub fn send<F: FrameMut>(frame: &mut F, work: &PortWork) -> Result<(), Refused> {
+    let (packet, Pair { src, dst }) = (&work.packet, &work.pair);
+    let difference = difference(packet.v6, [&packet.src, &packet.dst], [src, dst]);
+    let mut l3 = work.head.l3;
+    readdress(&mut l3, packet.v6, [src, dst], difference);
+    if packet.v6 {
+        frame.store(Ethernet::LEN, l3.v6())?;
+    } else {
+        frame.store(Ethernet::LEN, l3.v4())?;
+    }
+    mend(frame, packet, difference)
 }
