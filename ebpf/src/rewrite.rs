@@ -3,32 +3,48 @@
 use crate::{
     act::{PASS, act, redirect},
     maps::Maps,
-    sheets,
+    sheets::{self, RewriteSheet},
     skb::Skb,
     tell,
 };
-use aya_ebpf::bindings::__sk_buff;
-use tenet_forward::{Action, Tables as _, rewrite};
+use tenet_forward::{Action, Tables as _, needs_closer_look, rewrite};
 use tenet_tables::CONFIG_FLAG_REWRITE;
 
-/// Exported, and so a global function, which the verifier checks by itself and not as a part of the tunnels' way.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn rewrite_in(skb: *mut __sk_buff) -> i32 {
+/// Takes what is for a rewrite address of this host.
+#[inline(always)]
+pub fn rewrite_in(frame: Skb) -> i32 {
     if Maps.config().is_none_or(|c| c.flags & CONFIG_FLAG_REWRITE == 0) {
         return PASS;
     }
-    let Some(work) = sheets::rewrite() else { return PASS };
-    let mut frame = Skb::from_raw(skb);
-    let meta = frame.meta();
-    work.moved = 0;
-    work.note.kind = None;
-    let action = rewrite::uplink(&mut frame, &meta, &Maps, work);
-    tell::note(&meta, &work.note);
-    if work.moved != 0 {
-        tell::redirected(&frame, work.moved);
+    let Some(sheet) = sheets::rewrite() else { return PASS };
+    decide_rewrite(frame.again(), sheet);
+    if needs_closer_look(sheet.verdict) {
+        look_closer(frame.again(), sheet);
     }
-    match action {
+    act_rewrite(frame, sheet)
+}
+
+#[inline(never)]
+fn decide_rewrite(frame: Skb, sheet: &mut RewriteSheet) {
+    let meta = frame.meta();
+    sheet.verdict = rewrite::uplink_first(&frame, &meta, &Maps, &mut sheet.work);
+}
+
+/// Link addresses and routers' errors: rare, and apart because they need much stack.
+#[inline(never)]
+fn look_closer(mut frame: Skb, sheet: &mut RewriteSheet) {
+    let meta = frame.meta();
+    sheet.verdict = rewrite::uplink_closer(&mut frame, &meta, &Maps, sheet.verdict, &mut sheet.work);
+}
+
+#[inline(never)]
+fn act_rewrite(mut frame: Skb, sheet: &mut RewriteSheet) -> i32 {
+    let meta = frame.meta();
+    tell::note(&meta, &sheet.work.note);
+    if sheet.work.moved != 0 {
+        tell::redirected(&frame, sheet.work.moved);
+    }
+    match rewrite::edit(&mut frame, sheet.verdict, &mut sheet.work) {
         // An answer for a link address: the uplink is no port that has counters.
         Action::Back(_) => redirect(meta.ifindex, 0),
         action => act(&mut frame, &meta, action),

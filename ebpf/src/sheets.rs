@@ -22,12 +22,19 @@ pub struct UplinkSheet {
     pub verdict: [u32; 3],
 }
 
+/// What the looks at a frame that may be for a rewrite address share.
+pub struct RewriteSheet {
+    pub work: RewriteWork,
+    /// A `Verdict` as words.
+    pub verdict: [u32; 3],
+}
+
 #[map]
 static PORT_SHEETS: PerCpuArray<PortSheet> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static UPLINK_SHEETS: PerCpuArray<UplinkSheet> = PerCpuArray::with_max_entries(1, 0);
 #[map]
-static REWRITE_SHEETS: PerCpuArray<RewriteWork> = PerCpuArray::with_max_entries(1, 0);
+static REWRITE_SHEETS: PerCpuArray<RewriteSheet> = PerCpuArray::with_max_entries(1, 0);
 
 /// This processor's sheet for a port's frame; the first half writes it before anybody reads.
 #[inline(always)]
@@ -45,7 +52,7 @@ pub fn uplink() -> Option<&'static mut UplinkSheet> {
 
 /// This processor's sheet for a frame that may be for a rewrite address.
 #[inline(always)]
-pub fn rewrite() -> Option<&'static mut RewriteWork> {
+pub fn rewrite() -> Option<&'static mut RewriteSheet> {
     // SAFETY: as in `port`.
     REWRITE_SHEETS.get_ptr_mut(0).map(|s| unsafe { &mut *s })
 }

@@ -19,7 +19,7 @@ pub fn uplink_in(ctx: TcContext) -> i32 {
     let Some(sheet) = sheets::uplink() else { return PASS };
     decide_uplink(Skb::new(&ctx), sheet);
     if sheet.verdict == Verdict::Pass.to_words() {
-        return rewrite_in(Skb::new(&ctx).raw());
+        return rewrite_in(Skb::new(&ctx));
     }
     let mut frame = Skb::new(&ctx);
     let meta = frame.meta();

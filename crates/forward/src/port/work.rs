@@ -32,7 +32,7 @@ impl Head {
     pub const LEN: u32 = Ethernet::LEN + L3::LEN;
 
     #[inline(always)]
-    pub(super) fn load<F: Frame>(&mut self, frame: &F, len: u32) -> Result<(), Refused> {
+    pub(crate) fn load<F: Frame>(&mut self, frame: &F, len: u32) -> Result<(), Refused> {
         if len >= Self::LEN {
             return frame.load(0, self);
         }

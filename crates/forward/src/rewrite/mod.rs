@@ -12,7 +12,7 @@ mod quote;
 mod receive;
 mod send;
 
-pub use receive::{RewriteWork, uplink};
+pub use receive::{RewriteWork, edit, uplink, uplink_closer, uplink_first};
 pub use send::{Pair, send};
 pub(crate) use send::{Parties, pair};
 

@@ -3,9 +3,12 @@
 //! The rows say which those are; an address stays answered for while frames to it go on to where its machine has
 //! moved. Probes for duplicates are answered like any question, by which the address shows as taken.
 
-use super::receive::{Call, RewriteWork};
+use super::receive::{Call, PASS, RewriteWork};
 use crate::packet::{Packet, addr6};
-use crate::{Action, Frame, FrameMut, Refused, Tables};
+use crate::{
+    Frame, FrameMut, Refused, Tables, Verdict,
+    verdict::{Words, dropped},
+};
 use tenet_tables::{Addr, DropReason, RewriteKey};
 use tenet_wire::{
     ALL_NODES, ALL_NODES_MAC, AdvertisementFrame, Arp, Be16, Ends, Ethernet, Icmp6, Ipv6, Neighbour,
@@ -18,17 +21,17 @@ const SOLICITATION: Be16 = Icmp6::ty_code(Icmp6::NEIGHBOUR_SOLICITATION, 0);
 
 /// Answers an ARP request for a rewrite address of this host. All other ARP is the host's.
 #[inline(always)]
-pub(super) fn arp<F: FrameMut, T: Tables>(call: &Call<'_, T>, frame: &mut F) -> Action {
+pub(super) fn arp<F: FrameMut, T: Tables>(call: &Call<'_, T>, frame: &mut F) -> Words {
     let mut arp = Arp::default();
     if frame.load(Ethernet::LEN, &mut arp).is_err() || !arp.is_ipv4() || arp.operation != Arp::REQUEST {
-        return Action::Pass;
+        return PASS;
     }
     if arp.sender_mac.is_group() || !is_here(call, Addr::v4_word(arp.target.word())) {
-        return Action::Pass;
+        return PASS;
     }
     match frame.store(0, &arp.reply(call.config.uplink_mac)) {
-        Ok(()) => Action::Back(None),
-        Err(Refused) => Action::Drop(DropReason::KernelRefused),
+        Ok(()) => Verdict::AnswerArp { mac: call.config.uplink_mac }.to_words(),
+        Err(Refused) => dropped(DropReason::KernelRefused),
     }
 }
 
@@ -57,25 +60,25 @@ pub(super) fn solicited<F: FrameMut, T: Tables>(
     call: &Call<'_, T>,
     frame: &mut F,
     work: &mut RewriteWork,
-) -> Action {
-    let ip = work.l3.v6();
+) -> Words {
+    let ip = work.head.l3.v6();
     let mut question = Neighbour::default();
     if ip.next != ProtocolNumber::ICMPV6
         || ip.hop_limit != ON_LINK
         || (ip.payload_len.get() as u32) < Neighbour::LEN
         || frame.load(Ethernet::LEN + Ipv6::LEN, &mut question).is_err()
         || question.ty_code != SOLICITATION
-        || work.eth.src.is_group()
+        || work.head.eth.src.is_group()
         || !is_here(call, addr6(&question.target))
     {
         // What was sent to a rewrite address itself is not for the host either.
         let ours = !is_solicited_node(&work.packet.dst);
-        return if ours { Action::Drop(DropReason::RewritePair) } else { Action::Pass };
+        return if ours { dropped(DropReason::RewritePair) } else { PASS };
     }
     // Who asks without an address of its own probes for a duplicate, and hears of one by multicast (§7.2.4).
     let probe = addr6(&ip.src).is_unset();
     let ends = Ends {
-        dst_mac: if probe { ALL_NODES_MAC } else { work.eth.src },
+        dst_mac: if probe { ALL_NODES_MAC } else { work.head.eth.src },
         dst: if probe { ALL_NODES } else { ip.src },
         src_mac: call.config.uplink_mac,
         src: question.target,
@@ -83,9 +86,9 @@ pub(super) fn solicited<F: FrameMut, T: Tables>(
     let flags = Neighbour::OVERRIDE | if probe { 0 } else { Neighbour::SOLICITED };
     let answer = AdvertisementFrame::new(&ends, question.target, flags);
     if frame.remake(AdvertisementFrame::LEN).is_err() || frame.store(0, &answer).is_err() {
-        return Action::Drop(DropReason::KernelRefused);
+        return dropped(DropReason::KernelRefused);
     }
-    Action::Back(None)
+    Verdict::AnswerArp { mac: call.config.uplink_mac }.to_words()
 }
 
 /// Whether the address stands for a machine of this host, on the uplink that was asked.

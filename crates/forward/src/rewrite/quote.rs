@@ -3,11 +3,11 @@
 //!
 //! Errors between VMs quote customer addresses and need none of this.
 
-use super::receive::{Call, RewriteWork};
+use super::receive::Call;
 use super::{checksum_at, difference, same_family};
 use crate::packet::{Packet, addr6, halves6};
-use crate::{Action, Frame, FrameMut, Tables};
-use tenet_tables::{Addr, DropReason, Port, Rewrite, RewriteKey};
+use crate::{Frame, FrameMut, Tables};
+use tenet_tables::{Addr, DropReason, Rewrite, RewriteKey};
 use tenet_wire::{Be16, Be32, Ethernet, Icmp, Ipv4, Ipv6, Ipv6Fragment, ProtocolNumber, checksum};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -55,37 +55,9 @@ pub(super) fn is_error<F: Frame>(frame: &F, packet: &Packet) -> bool {
     if packet.v6 { matches!(ty, 1..=4) } else { matches!(ty, 3 | 11 | 12) }
 }
 
-/// Translates the quoted packet back, and delivers the error as the gateway's.
+/// Translates the packet that an error quotes back.
 #[inline(always)]
-pub(super) fn deliver<F: FrameMut, T: Tables>(
-    call: &Call<'_, T>,
-    frame: &mut F,
-    work: &mut RewriteWork,
-    port: &Port,
-    to: &Rewrite,
-) -> Action {
-    let gateway = match call.tables.subnet(to.vsid) {
-        Some(subnet) if work.packet.v6 => subnet.gateway6,
-        Some(subnet) => subnet.gateway,
-        None => Addr::UNSET,
-    };
-    if !same_family(&gateway, work.packet.v6) {
-        return Action::Drop(DropReason::NoRewriteAddress);
-    }
-    let translated = if work.packet.v6 {
-        translate6(call, frame, &work.packet, to)
-    } else {
-        translate4(call, frame, &work.packet, to)
-    };
-    if let Err(reason) = translated {
-        return Action::Drop(reason);
-    }
-    work.eth.src = call.config.gateway_mac;
-    call.deliver(frame, work, port, to, &gateway)
-}
-
-#[inline(always)]
-fn translate4<F: FrameMut, T: Tables>(
+pub(super) fn translate4<F: FrameMut, T: Tables>(
     call: &Call<'_, T>,
     frame: &mut F,
     packet: &Packet,
@@ -123,8 +95,9 @@ fn translate4<F: FrameMut, T: Tables>(
     frame.store(at, &error).map_err(|_| DropReason::KernelRefused)
 }
 
+/// As [`translate4`], of IPv6.
 #[inline(always)]
-fn translate6<F: FrameMut, T: Tables>(
+pub(super) fn translate6<F: FrameMut, T: Tables>(
     call: &Call<'_, T>,
     frame: &mut F,
     packet: &Packet,

@@ -1,6 +1,6 @@
 //! The pair of provider addresses that stands for a packet's customer addresses.
 
-use super::{difference, mend, readdress, same_family};
+use super::{difference, mend, readdress, receive::set, same_family};
 use crate::{FrameMut, PortWork, Refused, Tables, packet::Packet};
 use tenet_tables::{Addr, DropReason, Record, RecordKey, RewriteKey};
 use tenet_wire::{Ethernet, Mac};
@@ -47,8 +47,7 @@ pub(crate) fn pair<T: Tables>(
     if own.ifindex != who.ifindex || other.mac != who.mac || other.vsid != who.vsid {
         return Err(DropReason::NoRewriteAddress);
     }
-    pair.src = stands_for(tables, own, true);
-    pair.dst = stands_for(tables, other, false);
+    set(pair, stands_for(tables, own, true), stands_for(tables, other, false));
     if same_family(&pair.src, packet.v6) && same_family(&pair.dst, packet.v6) {
         Ok(())
     } else {
@@ -59,14 +58,14 @@ pub(crate) fn pair<T: Tables>(
 /// The address of a record; of a machine that migrates, and so has one at each of two hosts, the one of this host
 /// (`here`) or the other.
 #[inline(always)]
-fn stands_for<T: Tables>(tables: &T, record: &Record, here: bool) -> Addr {
-    let pa = record.rewrite_pa;
+fn stands_for<'t, T: Tables>(tables: &'t T, record: &'t Record, here: bool) -> &'t Addr {
+    let pa = &record.rewrite_pa;
     if record.alt_pa.is_unset() || record.ifindex == 0 {
         return pa;
     }
     // Both have a row, and the row of this host's names the port.
-    match tables.rewrite(&RewriteKey { pa }) {
-        Some(row) if (row.ifindex != 0) != here && !row.other_pa.is_unset() => row.other_pa,
+    match tables.rewrite(&RewriteKey { pa: *pa }) {
+        Some(row) if (row.ifindex != 0) != here && !row.other_pa.is_unset() => &row.other_pa,
         _ => pa,
     }
 }
