@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tenet_api::client::Client;
 use tenet_hostnet::{Links, Netns};
-use tenet_model::{HostName, Name, VmRef};
+use tenet_model::{Family, HostName, Method, Name, VmRef};
 
 /// How long an agent or controller may take to end by itself.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -40,6 +40,14 @@ pub struct LabOptions {
     pub dir: PathBuf,
     /// Whether agents use clsact, as on kernels before 6.6.
     pub clsact: bool,
+    /// The provider network's family: [`Family::V6`] gives every host an IPv6 address made of its IPv4 one.
+    pub underlay: Option<Family>,
+    /// The method of all networks that name none.
+    pub method: Option<Method>,
+    /// Whether hosts without ranges of rewrite addresses get some.
+    pub rewrite_pools: bool,
+    /// Largest packet of all VMs, instead of what their network's method leaves of the provider network's.
+    pub vm_mtu: Option<u32>,
     /// Whether each VM answers with its own name ([`crate::tool`]).
     pub responder: bool,
     /// Told each step in plain words.
@@ -59,6 +67,10 @@ impl LabOptions {
             site: SiteFile { name: "the default site".to_owned(), text: crate::DEFAULT_SITE.to_owned() },
             binary: binary.into(),
             clsact: false,
+            underlay: None,
+            method: None,
+            rewrite_pools: false,
+            vm_mtu: None,
             responder: true,
             progress: Arc::new(|_| ()),
         })
@@ -195,6 +207,30 @@ impl Lab {
             links.set_down(device)?
         }
         Ok(())
+    }
+
+    /// Turns the provider network's large frames, checksum and segmentation offloads on or off, at both ends of every
+    /// host's wire: off, the wire carries what a real one does.
+    ///
+    /// # Errors
+    /// [`Error::Net`] if a device refuses.
+    pub fn set_uplink_offloads(&self, on: bool) -> Result<()> {
+        let router = Links::in_netns(&self.router()?)?;
+        for host in &self.record.hosts {
+            router.set_offloads(&host.router_device, on)?;
+            Links::in_netns(&Netns::open(&host.netns)?)?.set_offloads(&host.uplink, on)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the MTU of both ends of a host's wire.
+    ///
+    /// # Errors
+    /// [`Error::Net`] if a device refuses.
+    pub fn set_uplink_mtu(&self, host: &str, mtu: u32) -> Result<()> {
+        let host = self.host_record(host)?;
+        Links::in_netns(&self.router()?)?.set_mtu(&host.router_device, mtu)?;
+        Ok(Links::in_netns(&Netns::open(&host.netns)?)?.set_mtu(&host.uplink, mtu)?)
     }
 
     /// Ends a host's agent by SIGKILL.
@@ -351,6 +387,12 @@ impl VmHandle<'_> {
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
         self.record.ports.iter().flat_map(|p| &p.addresses).next().copied()
+    }
+
+    /// Its first address of a family.
+    #[must_use]
+    pub fn address_of(&self, family: Family) -> Option<IpAddr> {
+        self.record.ports.iter().find_map(|p| p.address(family))
     }
 
     /// The host that its first port lives on.

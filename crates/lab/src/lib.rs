@@ -24,6 +24,7 @@ mod migrate;
 mod network;
 pub mod packet;
 mod plan;
+mod prepare;
 mod process;
 mod record;
 pub mod tool;
@@ -34,8 +35,9 @@ pub use error::{Error, Result};
 pub use lab::{Host, Lab, LabOptions, SiteFile, VmHandle};
 pub use migrate::{Move, Moved};
 pub use plan::{PROVIDER_MTU, PlanOptions, plan};
+pub use prepare::outer_v6;
 pub use process::Process;
-pub use record::{ControllerRecord, HostRecord, LABS, PortRecord, Record, Segment, VmRecord};
+pub use record::{ControllerRecord, HostRecord, LABS, PortRecord, PrefixRecord, Record, Segment, VmRecord};
 
 /// The site of a lab that is not told another: two tenants with the same addresses on two hosts.
 pub const DEFAULT_SITE: &str = include_str!("site.yaml");

@@ -5,7 +5,7 @@
 //! a hypervisor hands on what waits in a guest's queue. Addresses and connections stay, as a guest's would.
 
 use crate::lab::Lab;
-use crate::packet::{PacketSocket, gratuitous_arp};
+use crate::packet::{PacketSocket, gratuitous_arp, unsolicited_advertisement};
 use crate::record::{PortRecord, Record};
 use crate::up::refused;
 use crate::{Error, Result, network};
@@ -39,7 +39,8 @@ struct Legs {
     port: PortRecord,
     /// The VM's end of the new leg, until it takes the old one's name.
     fresh: String,
-    garp: Vec<(PacketSocket, [u8; 42])>,
+    /// What the VM says first by it: where its addresses are now.
+    hello: Vec<(PacketSocket, Vec<u8>)>,
 }
 
 /// A move that is prepared: the VM may go to the destination now, or stay.
@@ -126,7 +127,7 @@ impl Lab {
 
         let mut legs = Vec::new();
         for (at, (port, _)) in attached().enumerate() {
-            legs.push(Legs { port: port.clone(), fresh: format!("leg.{at}"), garp: Vec::new() });
+            legs.push(Legs { port: port.clone(), fresh: format!("leg.{at}"), hello: Vec::new() });
         }
         let begin = Instant::now();
         let prepared = match build(&mut legs, &target, &vm_netns, &vm_links) {
@@ -180,12 +181,13 @@ fn build(legs: &mut [Legs], target: &Links, vm: &Netns, links: &Links) -> Result
         let mac = port.mac.ok_or_else(|| Error::Plan(format!("port {} has no MAC on record", port.name)))?;
         network::leg(target, &port.device, vm, &leg.fresh, port.mtu)?;
         network::wake(links, &leg.fresh, mac)?;
-        leg.garp.clear();
+        leg.hello.clear();
         for ip in &port.addresses {
-            if let IpAddr::V4(ip) = ip {
-                leg.garp
-                    .push((PacketSocket::sender(vm, &leg.fresh)?, gratuitous_arp(mac.octets(), ip.octets())));
-            }
+            let frame = match ip {
+                IpAddr::V4(ip) => gratuitous_arp(mac.octets(), ip.octets()).to_vec(),
+                IpAddr::V6(ip) => unsolicited_advertisement(mac.octets(), ip.octets()),
+            };
+            leg.hello.push((PacketSocket::sender(vm, &leg.fresh)?, frame));
         }
     }
     Ok(())
@@ -221,10 +223,8 @@ fn switch(legs: &[Legs], vm: &Links) -> Result<Duration> {
     for (at, leg) in legs.iter().enumerate() {
         network::address(vm, &leg.fresh, &leg.port, at == 0)?;
         // With the address goes the route by the old leg; from here on nothing is said there any more.
-        for ip in &leg.port.addresses {
-            vm.delete_addr(&leg.port.link, *ip, leg.port.prefix_len)?;
-        }
-        for (socket, frame) in &leg.garp {
+        network::silence(vm, &leg.port.link, &leg.port)?;
+        for (socket, frame) in &leg.hello {
             socket.send(frame)?;
         }
     }
@@ -257,10 +257,8 @@ async fn done(client: &Client, vm: &VmRef, migration: &MigrationView) -> Result<
 fn restore(legs: &[Legs], vm: &Links) -> Result<()> {
     for (at, leg) in legs.iter().enumerate() {
         vm.set_up(&leg.port.link)?;
-        for ip in &leg.port.addresses {
-            // Whether it is still there depends on how far the switch came.
-            _ = vm.delete_addr(&leg.port.link, *ip, leg.port.prefix_len);
-        }
+        // Whether the addresses are still there depends on how far the switch came.
+        network::silence(vm, &leg.port.link, &leg.port)?;
         network::address(vm, &leg.port.link, &leg.port, at == 0)?;
     }
     Ok(())
@@ -281,16 +279,15 @@ fn rename(vm: &Links, fresh: &str, port: &PortRecord) -> Result<()> {
     vm.set_down(fresh)?;
     vm.rename(fresh, &port.link)?;
     vm.set_up(&port.link)?;
-    if let Some(gateway) = port.gateway {
-        vm.add_route(IpAddr::from([0; 4]), 0, Some(gateway), Some(&port.link))?;
-    }
-    Ok(())
+    network::silence(vm, &port.link, port)?;
+    network::address(vm, &port.link, port, true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tenet_model::{Mac, Name, PortRef};
+    use crate::PrefixRecord;
+    use tenet_model::{Family, Mac, Name, PortRef};
 
     /// Namespaces that go with the test.
     struct Namespaces(Vec<String>);
@@ -325,25 +322,35 @@ mod tests {
             device: "t-v".into(),
             host: Some(Name::new("h1").unwrap()),
             mac: Some(Mac::new([2, 0, 0, 0, 0, 1]).unwrap()),
-            addresses: vec!["10.1.1.11".parse().unwrap()],
-            prefix_len: 24,
-            gateway: Some("10.1.1.1".parse().unwrap()),
+            addresses: vec!["10.1.1.11".parse().unwrap(), "fd00:1::11".parse().unwrap()],
+            prefixes: vec![
+                PrefixRecord {
+                    prefix: "10.1.1.0/24".parse().unwrap(),
+                    gateway: Some("10.1.1.1".parse().unwrap()),
+                },
+                PrefixRecord {
+                    prefix: "fd00:1::/64".parse().unwrap(),
+                    gateway: Some("fd00:1::1".parse().unwrap()),
+                },
+            ],
             mtu: 1458,
         };
         network::leg(&source, &port.device, &vm, &port.link, port.mtu).unwrap();
         network::wake(&links, &port.link, port.mac.unwrap()).unwrap();
         network::address(&links, &port.link, &port, true).unwrap();
-        let mut legs = vec![Legs { port: port.clone(), fresh: "leg.0".into(), garp: Vec::new() }];
+        let mut legs = vec![Legs { port: port.clone(), fresh: "leg.0".into(), hello: Vec::new() }];
         build(&mut legs, &target, &vm, &links).unwrap();
         let there = PacketSocket::receiver(target.netns(), "t-v").unwrap();
         let pause = switch(&legs, &links).unwrap();
-        let mut buffer = [0; 128];
-        let frame = there.receive(&mut buffer, Duration::from_secs(5)).unwrap().unwrap();
-        assert_eq!(
-            frame,
-            gratuitous_arp([2, 0, 0, 0, 0, 1], [10, 1, 1, 11]),
-            "nothing was said before the switch"
-        );
+        let mut said = Vec::new();
+        let mut buffer = [0; 256];
+        while let Some(frame) = there.receive(&mut buffer, Duration::from_millis(300)).unwrap() {
+            said.push(frame.to_vec());
+        }
+        assert!(said.contains(&gratuitous_arp([2, 0, 0, 0, 0, 1], [10, 1, 1, 11]).to_vec()), "{said:x?}");
+        let address: std::net::Ipv6Addr = "fd00:1::11".parse().unwrap();
+        let hello = unsolicited_advertisement([2, 0, 0, 0, 0, 1], address.octets());
+        assert!(said.contains(&hello), "{said:x?}");
         assert!(pause < Duration::from_secs(1), "{pause:?}");
         println!("pause {pause:?}");
 
@@ -362,7 +369,9 @@ mod tests {
         let route = links.route_to("8.8.8.8".parse().unwrap()).unwrap().unwrap();
         assert_eq!(
             (route.link, route.gateway, route.source),
-            (link.index, port.gateway, Some(port.addresses[0]))
+            (link.index, port.gateway(Family::V4), Some(port.addresses[0]))
         );
+        let route = links.route_to("2001:db8::1".parse().unwrap()).unwrap().unwrap();
+        assert_eq!((route.link, route.gateway), (link.index, port.gateway(Family::V6)));
     }
 }

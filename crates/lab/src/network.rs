@@ -3,11 +3,12 @@
 use crate::plan::PROVIDER_MTU;
 use crate::record::{HostRecord, PortRecord, Record};
 use crate::{Error, Result};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tenet_hostnet::{Links, Netns};
-use tenet_model::Mac;
+use tenet_model::{Family, Mac};
 
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const ANY6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 /// The controller's device and the router's towards it.
 const CONTROLLER_DEVICE: &str = "eth0";
 const TO_CONTROLLER: &str = "to.controller";
@@ -15,14 +16,15 @@ const TO_CONTROLLER: &str = "to.controller";
 /// Makes the physical network: router, controller's and hosts' namespaces with their uplinks.
 pub fn physical(record: &Record) -> Result<()> {
     let (router, links) = namespace(&record.router)?;
-    for path in ["ipv4/ip_forward", "ipv4/conf/all/forwarding"] {
+    for path in ["ipv4/ip_forward", "ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"] {
         links.set_sysctl(path, "1")?;
     }
     let (_, controller) = namespace(&record.controller.netns)?;
     controller.add_veth(CONTROLLER_DEVICE, TO_CONTROLLER, &router)?;
-    give(&links, TO_CONTROLLER, record.controller.gateway, 24)?;
-    give(&controller, CONTROLLER_DEVICE, record.controller.address, 24)?;
-    controller.add_route(ANY, 0, Some(record.controller.gateway), None)?;
+    let length = subnet_len(record.controller.address);
+    give(&links, TO_CONTROLLER, record.controller.gateway, length)?;
+    give(&controller, CONTROLLER_DEVICE, record.controller.address, length)?;
+    controller.add_route(any(record.controller.gateway), 0, Some(record.controller.gateway), None)?;
     for segment in record.segments.iter().filter(|s| s.bridge) {
         links.add_bridge(&segment.device)?;
         give(&links, &segment.device, segment.gateway, segment.prefix_len)?;
@@ -50,7 +52,33 @@ fn uplink(record: &Record, host: &HostRecord, router: &Netns, at_router: &Links)
     } else {
         give(at_router, &host.router_device, segment.gateway, segment.prefix_len)?;
     }
-    links.add_route(ANY, 0, Some(segment.gateway), None)?;
+    links.add_route(any(segment.gateway), 0, Some(segment.gateway), None)?;
+    Ok(())
+}
+
+/// Length of the provider network's subnets.
+pub const fn subnet_len(of: IpAddr) -> u8 {
+    match of {
+        IpAddr::V4(_) => 24,
+        IpAddr::V6(_) => 64,
+    }
+}
+
+/// Everything of a family.
+const fn any(of: IpAddr) -> IpAddr {
+    match of {
+        IpAddr::V4(_) => ANY,
+        IpAddr::V6(_) => ANY6,
+    }
+}
+
+/// Turns a device's IPv6 on. Addresses are at once usable, and routers are not asked for theirs: the lab gives both.
+fn speak_v6(links: &Links, device: &str) -> Result<()> {
+    for (name, value) in
+        [("accept_dad", "0"), ("accept_ra", "0"), ("router_solicitations", "0"), ("disable_ipv6", "0")]
+    {
+        links.set_sysctl(&format!("ipv6/conf/{device}/{name}"), value)?;
+    }
     Ok(())
 }
 
@@ -86,18 +114,34 @@ pub fn wake(vm: &Links, link: &str, mac: Mac) -> Result<()> {
     Ok(())
 }
 
-/// Gives a VM's link the port's addresses and, if it is the VM's first, the default route.
+/// Gives a VM's link the port's addresses and, if it is the VM's first, the default routes.
 pub fn address(vm: &Links, link: &str, port: &PortRecord, first: bool) -> Result<()> {
-    for ip in &port.addresses {
-        vm.add_addr(link, *ip, port.prefix_len)?;
+    if port.addresses.iter().any(IpAddr::is_ipv6) {
+        speak_v6(vm, link)?;
     }
-    if let (true, Some(gateway)) = (first, port.gateway) {
-        vm.add_route(ANY, 0, Some(gateway), Some(link))?;
+    for ip in &port.addresses {
+        vm.add_addr(link, *ip, port.prefix_len(*ip))?;
+    }
+    for family in [Family::V4, Family::V6] {
+        if let (true, Some(_), Some(gateway)) = (first, port.address(family), port.gateway(family)) {
+            vm.add_route(any(gateway), 0, Some(gateway), Some(link))?;
+        }
     }
     Ok(())
 }
 
+/// Takes the port's addresses from a VM's link, which from then on says nothing; those it does not have are no error.
+pub fn silence(vm: &Links, link: &str, port: &PortRecord) -> Result<()> {
+    for ip in &port.addresses {
+        _ = vm.delete_addr(link, *ip, port.prefix_len(*ip));
+    }
+    Ok(vm.set_sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?)
+}
+
 fn give(links: &Links, device: &str, ip: IpAddr, prefix_len: u8) -> Result<()> {
+    if ip.is_ipv6() {
+        speak_v6(links, device)?;
+    }
     links.add_addr(device, ip, prefix_len)?;
     links.set_up(device)?;
     Ok(())
@@ -131,6 +175,7 @@ mod tests {
             binary: "/nowhere".into(),
             clsact: false,
             file: "site".into(),
+            vm_mtu: None,
         };
         let gone = Gone(plan(&options, &tenet_site::parse("site", site).unwrap()).unwrap());
         physical(&gone.0).unwrap();
@@ -141,15 +186,20 @@ mod tests {
     fn crosses(from: &str, to: &str, address: IpAddr) -> bool {
         let listener = Netns::open(to).unwrap().run(|| UdpSocket::bind((address, 9))).unwrap().unwrap();
         listener.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let sender = Netns::open(from).unwrap().run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        let sender = Netns::open(from).unwrap().run(|| UdpSocket::bind((any(address), 0))).unwrap().unwrap();
         sender.send_to(b"hello", (address, 9)).unwrap();
         listener.recv(&mut [0; 8]).is_ok_and(|n| n == 5)
     }
 
     #[test]
     fn hosts_reach_each_other_and_the_controller() {
-        let site =
-            "hosts:\n  a: { pa: 192.168.1.10 }\n  b: { pa: 192.168.2.20 }\n  c: { pa: 192.168.2.21 }\n";
+        let v4 = "hosts:\n  a: { pa: 192.168.1.10 }\n  b: { pa: 192.168.2.20 }\n  c: { pa: 192.168.2.21 }\n";
+        let v6 = "hosts:\n  a: { pa: \"fd00:1::10\" }\n  b: { pa: \"fd00:2::20\" }\n  c: { pa: \"fd00:2::21\" }\n";
+        all_reach_all(v4);
+        all_reach_all(v6);
+    }
+
+    fn all_reach_all(site: &str) {
         let gone = physical_of(site);
         for from in &gone.0.hosts {
             assert!(

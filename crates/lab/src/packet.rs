@@ -102,3 +102,28 @@ pub fn gratuitous_arp(mac: [u8; 6], address: [u8; 4]) -> [u8; 42] {
     frame[38..42].copy_from_slice(&address);
     frame
 }
+
+/// An unsolicited neighbour advertisement: "this address is at this MAC", to all nodes (RFC 4861 §7.2.6).
+#[must_use]
+pub fn unsolicited_advertisement(mac: [u8; 6], address: [u8; 16]) -> Vec<u8> {
+    const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    message.extend_from_slice(&address);
+    message.extend_from_slice(&[2, 1]);
+    message.extend_from_slice(&mac);
+    let length = [0, message.len() as u8];
+    let pseudo = [&address[..], &ALL_NODES, &[0, 0], &length, &[0, 0, 0, 58], &message].concat();
+    let sum = tenet_wire::checksum::finish(tenet_wire::checksum::sum_bytes(&pseudo));
+    if let Some(place) = message.get_mut(2..4) {
+        place.copy_from_slice(&sum.to_ne_bytes());
+    }
+    let mut frame = vec![0x33, 0x33, 0, 0, 0, 1];
+    frame.extend_from_slice(&mac);
+    frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
+    frame.extend_from_slice(&length);
+    frame.extend_from_slice(&[58, 255]);
+    frame.extend_from_slice(&address);
+    frame.extend_from_slice(&ALL_NODES);
+    frame.extend_from_slice(&message);
+    frame
+}

@@ -3,16 +3,20 @@
 use crate::record::{ControllerRecord, HostRecord, PortRecord, Record, Segment, VmRecord};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use crate::record::PrefixRecord;
+use ipnet::IpNet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use tenet_model::{Method, Name, PortRef};
+use tenet_model::{Family, Method, Name, PortRef};
 use tenet_site::{Position, Problem, Site, SiteError};
 
 /// The provider network's MTU.
 pub const PROVIDER_MTU: u32 = 1500;
 /// The controller's subnet, from the range set aside for tests (RFC 2544): no site has its hosts there.
-const CONTROLLER: [u8; 3] = [198, 18, 0];
-const PREFIX_LEN: u8 = 24;
+const CONTROLLER: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 18, 0, 1), Ipv4Addr::new(198, 18, 0, 2)];
+/// The same of IPv6 (RFC 5180).
+const CONTROLLER6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 2)];
 
 /// What a plan is made for, besides the site.
 #[derive(Clone, Debug)]
@@ -31,6 +35,8 @@ pub struct PlanOptions {
     pub clsact: bool,
     /// The site file's name in messages.
     pub file: String,
+    /// Largest packet of all VMs, instead of what their network's method leaves of the provider network's.
+    pub vm_mtu: Option<u32>,
 }
 
 /// Plans a lab.
@@ -46,22 +52,22 @@ pub fn plan(options: &PlanOptions, site: &Site) -> Result<Record> {
     let prefix = format!("lab-{}-{}", options.name, options.id);
     let dir = &options.dir;
     let bpffs = options.bpffs.join(format!("tenet-{prefix}"));
-    let pas: Vec<Ipv4Addr> = site.hosts.iter().filter_map(|h| v4(h.value.pa)).collect();
-    let networks: BTreeSet<[u8; 3]> = pas.iter().map(net).collect();
-    let networks: Vec<[u8; 3]> = networks.into_iter().collect();
-    let members = |n: &[u8; 3]| pas.iter().filter(|pa| net(pa) == *n).count();
+    let pas: Vec<IpAddr> = site.hosts.iter().map(|h| h.value.pa).collect();
+    let networks: BTreeSet<IpNet> = pas.iter().map(|pa| net(*pa)).collect();
+    let networks: Vec<IpNet> = networks.into_iter().collect();
+    let members = |n: &IpNet| pas.iter().filter(|pa| n.contains(*pa)).count();
     let segments = networks.iter().enumerate().map(|(at, n)| {
         let bridge = members(n) > 1;
-        let owner = site.hosts.iter().find(|h| v4(h.value.pa).is_some_and(|pa| net(&pa) == *n));
+        let owner = site.hosts.iter().find(|h| n.contains(&h.value.pa));
         let device = match owner {
             Some(host) if !bridge => router_device(&host.value.name, at),
             Some(_) | None => format!("br{at}"),
         };
-        Segment { gateway: gateway(*n, &pas), prefix_len: PREFIX_LEN, device, bridge }
+        Segment { gateway: gateway(*n, &pas), prefix_len: n.prefix_len(), device, bridge }
     });
     let hosts = site.hosts.iter().enumerate().map(|(at, host)| {
         let name = host.value.name.clone();
-        let segment = v4(host.value.pa).and_then(|pa| networks.iter().position(|n| *n == net(&pa)));
+        let segment = networks.iter().position(|n| n.contains(&host.value.pa));
         HostRecord {
             netns: format!("{prefix}-{name}"),
             pa: host.value.pa,
@@ -75,12 +81,16 @@ pub fn plan(options: &PlanOptions, site: &Site) -> Result<Record> {
             name,
         }
     });
-    let [a, b, c] = CONTROLLER;
+    let outer = pas.first().map_or(Family::V4, |pa| Family::of(pa));
+    let [to_controller, controller]: [IpAddr; 2] = match outer {
+        Family::V4 => CONTROLLER.map(IpAddr::V4),
+        Family::V6 => CONTROLLER6.map(IpAddr::V6),
+    };
     let controller = ControllerRecord {
         // A host may be called `controller`; no name has a dot.
         netns: format!("{prefix}-.controller"),
-        address: Ipv4Addr::new(a, b, c, 2).into(),
-        gateway: Ipv4Addr::new(a, b, c, 1).into(),
+        address: controller,
+        gateway: to_controller,
         state_dir: dir.join("controller"),
         log: log(dir, ".controller"),
         process: None,
@@ -97,12 +107,12 @@ pub fn plan(options: &PlanOptions, site: &Site) -> Result<Record> {
         segments: segments.collect(),
         controller,
         hosts: hosts.collect(),
-        vms: vms(&prefix, site),
+        vms: vms(&prefix, site, outer, options.vm_mtu),
         responder: None,
     })
 }
 
-fn vms(prefix: &str, site: &Site) -> Vec<VmRecord> {
+fn vms(prefix: &str, site: &Site, outer: Family, vm_mtu: Option<u32>) -> Vec<VmRecord> {
     let mut devices = BTreeSet::new();
     let vms = site.vms.iter().map(|vm| {
         let name = vm.value.name.clone();
@@ -110,7 +120,8 @@ fn vms(prefix: &str, site: &Site) -> Vec<VmRecord> {
             site.ports.iter().filter(|p| p.value.name.vm_ref() == name).enumerate().map(|(at, port)| {
                 let port = &port.value;
                 let subnet = site.subnets.iter().find(|s| s.value.name == port.subnet).map(|s| &s.value);
-                let first = subnet.and_then(|s| s.prefixes.first());
+                let network = site.networks.iter().find(|n| n.value.name == port.subnet.network_ref());
+                let method = network.and_then(|n| n.value.method).unwrap_or_default();
                 let device = port.device.clone().unwrap_or_else(|| device(&port.name, &devices));
                 devices.insert(device.clone());
                 let link = if port.name.port.as_str().len() <= 15 {
@@ -125,9 +136,8 @@ fn vms(prefix: &str, site: &Site) -> Vec<VmRecord> {
                     host: port.host.clone(),
                     mac: port.mac,
                     addresses: port.addresses.clone(),
-                    prefix_len: first.map_or(PREFIX_LEN, |p| p.prefix.prefix_len()),
-                    gateway: first.and_then(|p| p.gateway.or_else(|| tenet_model::default_gateway(&p.prefix))),
-                    mtu: PROVIDER_MTU - u32::from(Method::Nvgre.overhead(tenet_model::Family::V4)),
+                    prefixes: subnet.map_or(Vec::new(), |s| s.prefixes.iter().map(prefix_record).collect()),
+                    mtu: vm_mtu.unwrap_or_else(|| PROVIDER_MTU - u32::from(method.overhead(outer))),
                 }
             });
         let ports = ports.collect();
@@ -144,22 +154,16 @@ fn check(site: &Site) -> Vec<Problem> {
         problem(Position { line: 1, column: 1 }, "a lab needs a host: add one under `hosts`".to_owned());
     }
     for host in &site.hosts {
-        let Some(pa) = v4(host.value.pa) else {
-            problem(
-                host.at,
-                format!("provider address {} is IPv6, which is not yet available", host.value.pa),
-            );
-            continue;
-        };
-        if net(&pa) == CONTROLLER {
+        let pa = host.value.pa;
+        if net(pa).contains(&CONTROLLER[0].into()) || net(pa).contains(&CONTROLLER6[0].into()) {
             problem(
                 host.at,
                 format!("provider address {pa} is in the lab controller's subnet: choose another"),
             );
         }
-        if pa.is_loopback() || pa.is_unspecified() || pa.is_multicast() || [0, 255].contains(&pa.octets()[3])
-        {
-            problem(host.at, format!("provider address {pa} is no address of a host in its /24"));
+        let edge = matches!(pa, IpAddr::V4(a) if [0, 255].contains(&a.octets()[3]));
+        if pa.is_loopback() || pa.is_unspecified() || pa.is_multicast() || edge || net(pa).addr() == pa {
+            problem(host.at, format!("provider address {pa} is no address of a host in {}", net(pa)));
         }
     }
     for port in &site.ports {
@@ -193,22 +197,24 @@ fn log(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.log"))
 }
 
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(a) => Some(a),
-        IpAddr::V6(_) => None,
-    }
+fn prefix_record(of: &tenet_api::rest::PrefixSpec) -> PrefixRecord {
+    let gateway = of.gateway.or_else(|| tenet_model::default_gateway(&of.prefix));
+    PrefixRecord { prefix: of.prefix, gateway }
 }
 
-fn net(pa: &Ipv4Addr) -> [u8; 3] {
-    let [a, b, c, _] = pa.octets();
-    [a, b, c]
+/// The provider subnet that a lab puts an address into.
+pub(crate) fn net(pa: IpAddr) -> IpNet {
+    // The length is one that the family has, so the fallback is never needed.
+    IpNet::new(pa, crate::network::subnet_len(pa)).map_or_else(|_| pa.into(), |n| n.trunc())
 }
 
-/// The router's address in a /24: the first that no host has, from .1 on.
-fn gateway([a, b, c]: [u8; 3], pas: &[Ipv4Addr]) -> IpAddr {
-    let mut candidates = (1..=254).map(|n| Ipv4Addr::new(a, b, c, n));
-    candidates.find(|g| !pas.contains(g)).unwrap_or(Ipv4Addr::new(a, b, c, 1)).into()
+/// The router's address in a provider subnet: the first that no host has, from 1 on.
+fn gateway(net: IpNet, pas: &[IpAddr]) -> IpAddr {
+    let candidate = |n: u8| match net.addr() {
+        IpAddr::V4(a) => IpAddr::V4(Ipv4Addr::from_bits(a.to_bits() | u32::from(n))),
+        IpAddr::V6(a) => IpAddr::V6(Ipv6Addr::from_bits(a.to_bits() | u128::from(n))),
+    };
+    (1..=254).map(candidate).find(|g| !pas.contains(g)).unwrap_or_else(|| candidate(1))
 }
 
 #[cfg(test)]
@@ -224,6 +230,7 @@ mod tests {
             binary: "/usr/bin/tenet".into(),
             clsact: false,
             file: "site.yaml".into(),
+            vm_mtu: None,
         }
     }
 
@@ -248,7 +255,7 @@ mod tests {
         let ports: Vec<_> = record.vms.iter().flat_map(|v| &v.ports).collect();
         for a in &ports {
             for b in ports.iter().filter(|b| b.name != a.name && b.name.tenant == a.name.tenant) {
-                kinds.insert((a.host == b.host, a.gateway == b.gateway));
+                kinds.insert((a.host == b.host, a.prefixes == b.prefixes));
             }
         }
         assert_eq!(kinds.len(), 4);
@@ -261,6 +268,15 @@ mod tests {
         assert_eq!(record.segments[0].gateway.to_string(), "10.0.0.3");
         assert!(record.segments[0].bridge && !record.segments[1].bridge);
         assert_eq!(record.segments[1].device, "to-c");
+    }
+
+    #[test]
+    fn a_site_of_ipv6_hosts_has_routers_and_a_controller_of_ipv6() {
+        let text = "hosts:\n  a: { pa: \"fd00:1::1\" }\n  b: { pa: \"fd00:1::2\" }\n  c: { pa: \"fd00:2::9\" }\n";
+        let record = plan_of(text).unwrap();
+        assert_eq!((record.segments[0].gateway.to_string(), record.segments[0].prefix_len), ("fd00:1::3".into(), 64));
+        assert!(record.segments[0].bridge && !record.segments[1].bridge);
+        assert!(record.controller.address.is_ipv6());
     }
 
     #[test]
@@ -287,7 +303,11 @@ mod tests {
     fn says_where_a_site_cannot_be_a_lab() {
         for (text, expected) in [
             ("{}", "site.yaml:1:1: a lab needs a host"),
-            ("hosts:\n  a: { pa: \"::1\" }\n", "site.yaml:2:3: provider address ::1 is IPv6"),
+            ("hosts:\n  a: { pa: \"::1\" }\n", "site.yaml:2:3: provider address ::1 is no address of a host"),
+            (
+                "hosts:\n  a: { pa: \"2001:2::7\" }\n",
+                "site.yaml:2:3: provider address 2001:2::7 is in the lab controller's",
+            ),
             (
                 "hosts:\n  a: { pa: 198.18.0.7 }\n",
                 "site.yaml:2:3: provider address 198.18.0.7 is in the lab controller's",

@@ -3,13 +3,14 @@
 
 use crate::process::Process;
 use crate::{Error, Result};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use tenet_model::{HostName, Mac, Name, PortRef, VmRef};
+use tenet_model::{Family, HostName, Mac, Name, PortRef, VmRef};
 
 /// Where labs are recorded; in memory, as labs do not survive a restart of the machine.
 pub const LABS: &str = "/run/tenet-lab";
@@ -127,12 +128,40 @@ pub struct PortRecord {
     pub mac: Option<Mac>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Length of its subnet's prefix.
-    pub prefix_len: u8,
-    /// Its gateway.
-    pub gateway: Option<IpAddr>,
+    /// Its subnet's prefixes.
+    pub prefixes: Vec<PrefixRecord>,
     /// Largest packet that it may send.
     pub mtu: u32,
+}
+
+/// A prefix of a port's subnet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PrefixRecord {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// The gateway in it.
+    pub gateway: Option<IpAddr>,
+}
+
+impl PortRecord {
+    /// Length of the prefix that one of its addresses is in; the whole address, if it is in none.
+    #[must_use]
+    pub fn prefix_len(&self, address: IpAddr) -> u8 {
+        let found = self.prefixes.iter().find(|p| p.prefix.contains(&address));
+        found.map_or(if address.is_ipv4() { 32 } else { 128 }, |p| p.prefix.prefix_len())
+    }
+
+    /// Its gateway of a family.
+    #[must_use]
+    pub fn gateway(&self, family: Family) -> Option<IpAddr> {
+        self.prefixes.iter().filter_map(|p| p.gateway).find(|g| Family::of(g) == family)
+    }
+
+    /// Its first address of a family.
+    #[must_use]
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|a| Family::of(a) == family)
+    }
 }
 
 impl Record {

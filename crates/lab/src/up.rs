@@ -3,8 +3,8 @@
 use crate::lab::{Lab, LabOptions, chain};
 use crate::plan::{PlanOptions, plan};
 use crate::process::Process;
-use crate::record::{PortRecord, Record};
-use crate::{Error, Result, bpffs, network};
+use crate::record::{PortRecord, PrefixRecord, Record};
+use crate::{Error, Result, bpffs, network, prepare};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -22,6 +22,7 @@ const START: Duration = Duration::from_secs(20);
 
 pub async fn up(options: LabOptions) -> Result<Lab> {
     let mut site = tenet_site::parse(&options.site.name, &options.site.text)?;
+    prepare::prepare(&mut site, &options);
     let plan_options = PlanOptions {
         name: options.name.clone(),
         id: format!("{:04x}", rand::random::<u16>()),
@@ -30,6 +31,7 @@ pub async fn up(options: LabOptions) -> Result<Lab> {
         binary: options.binary.clone(),
         clsact: options.clsact,
         file: options.site.name.clone(),
+        vm_mtu: options.vm_mtu,
     };
     let record = plan(&plan_options, &site)?;
     bpffs::mount()?;
@@ -107,10 +109,10 @@ async fn addresses(lab: &mut Lab, client: &tenet_api::client::Client) -> Result<
             let Some(view) = ports.get(&port.name) else { continue };
             port.mac = Some(view.mac);
             port.addresses.clone_from(&view.addresses);
-            let subnet = subnets.iter().find(|s| s.name == view.subnet);
-            if let Some(first) = subnet.and_then(|s| s.prefixes.first()) {
-                port.prefix_len = first.prefix.prefix_len();
-                port.gateway = Some(first.gateway);
+            if let Some(subnet) = subnets.iter().find(|s| s.name == view.subnet) {
+                let record =
+                    |p: &tenet_api::rest::PrefixView| PrefixRecord { prefix: p.prefix, gateway: Some(p.gateway) };
+                port.prefixes = subnet.prefixes.iter().map(record).collect();
             }
             bring_up(&links, port, at == 0)?;
         }

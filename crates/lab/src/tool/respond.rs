@@ -4,7 +4,7 @@ use crate::record::Record;
 use crate::tool::{PORT, stream};
 use crate::{Error, Result};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tenet_hostnet::Netns;
@@ -18,8 +18,9 @@ pub fn respond(dir: &Path) -> Result<()> {
     let record = Record::load(dir, &dir.display().to_string())?;
     for vm in &record.vms {
         let netns = Netns::open(&vm.netns)?;
-        let any = (Ipv4Addr::UNSPECIFIED, PORT);
-        let bind = || Ok::<_, io::Error>((UdpSocket::bind(any)?, TcpListener::bind(any)?));
+        // One socket for both families, or for IPv4 alone on a kernel without IPv6.
+        let on = |any: IpAddr| Ok::<_, io::Error>((UdpSocket::bind((any, PORT))?, TcpListener::bind((any, PORT))?));
+        let bind = || on(Ipv6Addr::UNSPECIFIED.into()).or_else(|_| on(Ipv4Addr::UNSPECIFIED.into()));
         let (udp, tcp) = netns.run(bind)?.map_err(Error::io(format!("listen in VM {}", vm.name)))?;
         let name = vm.name.to_string();
         let copy = name.clone();
@@ -68,7 +69,7 @@ fn connections(listener: &TcpListener, name: &str) {
 /// Asks from a VM who is at an address; nobody, if nobody answers in time.
 pub fn ask(netns: &Netns, who: IpAddr, patience: Duration) -> Result<Option<String>> {
     let failed = || format!("ask {who} from {}", netns.label());
-    let socket = netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?.map_err(Error::io(failed()))?;
+    let socket = netns.run(|| UdpSocket::bind((super::unspecified(who), 0)))?.map_err(Error::io(failed()))?;
     let token: u64 = rand::random();
     let begin = Instant::now();
     let mut buffer = [0; MOST + 256];

@@ -1,0 +1,114 @@
+//! Makes of a site the one that a lab is told to be: another family outside, another method, rewrite addresses.
+
+use crate::LabOptions;
+use crate::plan::net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use tenet_model::Family;
+use tenet_site::Site;
+
+/// Rewrite addresses of a host: 32 of IPv4, 256 of IPv6.
+const POOL4: u8 = 27;
+const POOL6: u8 = 120;
+
+/// Applies the options to a parsed site, which stays as it is where they say nothing.
+pub fn prepare(site: &mut Site, options: &LabOptions) {
+    if options.underlay == Some(Family::V6) {
+        for host in &mut site.hosts {
+            host.value.pa = outer_v6(host.value.pa);
+        }
+    }
+    for network in &mut site.networks {
+        network.value.method = network.value.method.or(options.method);
+    }
+    if options.rewrite_pools {
+        pools(site);
+    }
+}
+
+/// The IPv6 provider address that stands for an IPv4 one: its subnet becomes a /64.
+#[must_use]
+pub fn outer_v6(pa: IpAddr) -> IpAddr {
+    match pa {
+        IpAddr::V4(pa) => {
+            let [a, b, c, d] = pa.octets().map(u16::from);
+            Ipv6Addr::new(0xfd7e, a, b, c, 0, 0, 0, d).into()
+        }
+        IpAddr::V6(_) => pa,
+    }
+}
+
+/// Gives each host without one a range at the end of its provider subnet, the next host of the subnet the one before.
+fn pools(site: &mut Site) {
+    let mut taken: Vec<IpAddr> = site.hosts.iter().map(|h| h.value.pa).collect();
+    for host in &mut site.hosts {
+        if !host.value.rewrite_pool.is_empty() {
+            continue;
+        }
+        let subnet = net(host.value.pa);
+        // The router has a low address, which the first range from the end never reaches.
+        if let Some(pool) = ranges(subnet).find(|r| !taken.iter().any(|t| r.contains(t))) {
+            taken.push(pool.addr());
+            host.value.rewrite_pool = vec![pool];
+        }
+    }
+}
+
+/// A provider subnet's ranges, from its last on.
+fn ranges(subnet: IpNet) -> impl Iterator<Item = IpNet> {
+    (1..=7_u8).rev().filter_map(move |n| match subnet.network() {
+        IpAddr::V4(a) => {
+            let first = Ipv4Addr::from_bits(a.to_bits() | u32::from(n) << (32 - POOL4));
+            Ipv4Net::new(first, POOL4).ok().map(IpNet::V4)
+        }
+        IpAddr::V6(a) => {
+            let first = Ipv6Addr::from_bits(a.to_bits() | u128::from(n) << (128 - POOL6));
+            Ipv6Net::new(first, POOL6).ok().map(IpNet::V6)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tenet_model::Method;
+
+    fn prepared(text: &str, change: impl FnOnce(&mut LabOptions)) -> Site {
+        let mut site = tenet_site::parse("site.yaml", text).unwrap();
+        let mut options = LabOptions::new("x", "/bin/false").unwrap();
+        change(&mut options);
+        prepare(&mut site, &options);
+        site
+    }
+
+    const HOSTS: &str = "hosts:\n  a: { pa: 192.168.1.240 }\n  b: { pa: 192.168.1.2 }\n  c: { pa: 192.168.2.2 }\n";
+
+    #[test]
+    fn nothing_asked_nothing_changed() {
+        let site = prepared(HOSTS, |_| ());
+        assert!(site.hosts.iter().all(|h| h.value.pa.is_ipv4() && h.value.rewrite_pool.is_empty()));
+    }
+
+    #[test]
+    fn ranges_are_in_the_subnet_and_meet_nothing() {
+        for underlay in [Family::V4, Family::V6] {
+            let site = prepared(HOSTS, |o| (o.underlay, o.rewrite_pools) = (Some(underlay), true));
+            let pools: Vec<IpNet> = site.hosts.iter().flat_map(|h| h.value.rewrite_pool.clone()).collect();
+            assert_eq!(pools.len(), 3, "{pools:?}");
+            for (at, host) in site.hosts.iter().enumerate() {
+                assert_eq!(Family::of(&host.value.pa), underlay);
+                assert!(net(host.value.pa).contains(&pools[at]), "{pools:?}");
+                assert!(pools.iter().all(|p| !p.contains(&host.value.pa)), "{pools:?}");
+            }
+            assert!(!pools[0].contains(&pools[1].addr()) && !pools[1].contains(&pools[0].addr()), "{pools:?}");
+        }
+    }
+
+    #[test]
+    fn the_method_is_for_networks_that_name_none() {
+        let text = format!("{HOSTS}tenants: {{ t: {{ networks: {{ a: {{}}, b: {{ method: nvgre }} }} }} }}\n");
+        let site = prepared(&text, |o| o.method = Some(Method::Vxlan));
+        let methods: Vec<_> = site.networks.iter().map(|n| n.value.method).collect();
+        assert_eq!(methods, [Some(Method::Vxlan), Some(Method::Nvgre)]);
+    }
+}
