@@ -194,7 +194,8 @@ mod tests {
     #[test]
     fn hosts_reach_each_other_and_the_controller() {
         let v4 = "hosts:\n  a: { pa: 192.168.1.10 }\n  b: { pa: 192.168.2.20 }\n  c: { pa: 192.168.2.21 }\n";
-        let v6 = "hosts:\n  a: { pa: \"fd00:1::10\" }\n  b: { pa: \"fd00:2::20\" }\n  c: { pa: \"fd00:2::21\" }\n";
+        let v6 =
+            "hosts:\n  a: { pa: \"fd00:1::10\" }\n  b: { pa: \"fd00:2::20\" }\n  c: { pa: \"fd00:2::21\" }\n";
         all_reach_all(v4);
         all_reach_all(v6);
     }

@@ -1,13 +1,13 @@
 //! Decides, from a site, which namespaces and devices a lab has. Pure.
 
+use crate::record::PrefixRecord;
 use crate::record::{ControllerRecord, HostRecord, PortRecord, Record, Segment, VmRecord};
 use crate::{Error, Result};
-use std::collections::BTreeSet;
-use crate::record::PrefixRecord;
 use ipnet::IpNet;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use tenet_model::{Family, Method, Name, PortRef};
+use tenet_model::{Family, Name, PortRef};
 use tenet_site::{Position, Problem, Site, SiteError};
 
 /// The provider network's MTU.
@@ -155,7 +155,7 @@ fn check(site: &Site) -> Vec<Problem> {
     }
     for host in &site.hosts {
         let pa = host.value.pa;
-        if net(pa).contains(&CONTROLLER[0].into()) || net(pa).contains(&CONTROLLER6[0].into()) {
+        if [CONTROLLER[0].into(), CONTROLLER6[0].into()].iter().any(|c: &IpAddr| net(pa).contains(c)) {
             problem(
                 host.at,
                 format!("provider address {pa} is in the lab controller's subnet: choose another"),
@@ -272,9 +272,13 @@ mod tests {
 
     #[test]
     fn a_site_of_ipv6_hosts_has_routers_and_a_controller_of_ipv6() {
-        let text = "hosts:\n  a: { pa: \"fd00:1::1\" }\n  b: { pa: \"fd00:1::2\" }\n  c: { pa: \"fd00:2::9\" }\n";
+        let text =
+            "hosts:\n  a: { pa: \"fd00:1::1\" }\n  b: { pa: \"fd00:1::2\" }\n  c: { pa: \"fd00:2::9\" }\n";
         let record = plan_of(text).unwrap();
-        assert_eq!((record.segments[0].gateway.to_string(), record.segments[0].prefix_len), ("fd00:1::3".into(), 64));
+        assert_eq!(
+            (record.segments[0].gateway.to_string(), record.segments[0].prefix_len),
+            ("fd00:1::3".into(), 64)
+        );
         assert!(record.segments[0].bridge && !record.segments[1].bridge);
         assert!(record.controller.address.is_ipv6());
     }

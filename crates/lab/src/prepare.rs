@@ -42,14 +42,14 @@ pub fn outer_v6(pa: IpAddr) -> IpAddr {
 fn pools(site: &mut Site) {
     let mut taken: Vec<IpAddr> = site.hosts.iter().map(|h| h.value.pa).collect();
     for host in &mut site.hosts {
-        if !host.value.rewrite_pool.is_empty() {
+        if host.value.rewrite_pool.as_ref().is_some_and(|p| !p.is_empty()) {
             continue;
         }
         let subnet = net(host.value.pa);
         // The router has a low address, which the first range from the end never reaches.
         if let Some(pool) = ranges(subnet).find(|r| !taken.iter().any(|t| r.contains(t))) {
             taken.push(pool.addr());
-            host.value.rewrite_pool = vec![pool];
+            host.value.rewrite_pool = Some(vec![pool]);
         }
     }
 }
@@ -81,32 +81,38 @@ mod tests {
         site
     }
 
-    const HOSTS: &str = "hosts:\n  a: { pa: 192.168.1.240 }\n  b: { pa: 192.168.1.2 }\n  c: { pa: 192.168.2.2 }\n";
+    const HOSTS: &str =
+        "hosts:\n  a: { pa: 192.168.1.240 }\n  b: { pa: 192.168.1.2 }\n  c: { pa: 192.168.2.2 }\n";
 
     #[test]
     fn nothing_asked_nothing_changed() {
         let site = prepared(HOSTS, |_| ());
-        assert!(site.hosts.iter().all(|h| h.value.pa.is_ipv4() && h.value.rewrite_pool.is_empty()));
+        assert!(site.hosts.iter().all(|h| h.value.pa.is_ipv4() && h.value.rewrite_pool.is_none()));
     }
 
     #[test]
     fn ranges_are_in_the_subnet_and_meet_nothing() {
         for underlay in [Family::V4, Family::V6] {
             let site = prepared(HOSTS, |o| (o.underlay, o.rewrite_pools) = (Some(underlay), true));
-            let pools: Vec<IpNet> = site.hosts.iter().flat_map(|h| h.value.rewrite_pool.clone()).collect();
+            let pools: Vec<IpNet> =
+                site.hosts.iter().flat_map(|h| h.value.rewrite_pool.clone().unwrap()).collect();
             assert_eq!(pools.len(), 3, "{pools:?}");
             for (at, host) in site.hosts.iter().enumerate() {
                 assert_eq!(Family::of(&host.value.pa), underlay);
                 assert!(net(host.value.pa).contains(&pools[at]), "{pools:?}");
                 assert!(pools.iter().all(|p| !p.contains(&host.value.pa)), "{pools:?}");
             }
-            assert!(!pools[0].contains(&pools[1].addr()) && !pools[1].contains(&pools[0].addr()), "{pools:?}");
+            assert!(
+                !pools[0].contains(&pools[1].addr()) && !pools[1].contains(&pools[0].addr()),
+                "{pools:?}"
+            );
         }
     }
 
     #[test]
     fn the_method_is_for_networks_that_name_none() {
-        let text = format!("{HOSTS}tenants: {{ t: {{ networks: {{ a: {{}}, b: {{ method: nvgre }} }} }} }}\n");
+        let text =
+            format!("{HOSTS}tenants: {{ t: {{ networks: {{ a: {{}}, b: {{ method: nvgre }} }} }} }}\n");
         let site = prepared(&text, |o| o.method = Some(Method::Vxlan));
         let methods: Vec<_> = site.networks.iter().map(|n| n.value.method).collect();
         assert_eq!(methods, [Some(Method::Vxlan), Some(Method::Nvgre)]);

@@ -110,8 +110,10 @@ async fn addresses(lab: &mut Lab, client: &tenet_api::client::Client) -> Result<
             port.mac = Some(view.mac);
             port.addresses.clone_from(&view.addresses);
             if let Some(subnet) = subnets.iter().find(|s| s.name == view.subnet) {
-                let record =
-                    |p: &tenet_api::rest::PrefixView| PrefixRecord { prefix: p.prefix, gateway: Some(p.gateway) };
+                let record = |p: &tenet_api::rest::PrefixView| PrefixRecord {
+                    prefix: p.prefix,
+                    gateway: Some(p.gateway),
+                };
                 port.prefixes = subnet.prefixes.iter().map(record).collect();
             }
             bring_up(&links, port, at == 0)?;

@@ -19,7 +19,9 @@ pub fn respond(dir: &Path) -> Result<()> {
     for vm in &record.vms {
         let netns = Netns::open(&vm.netns)?;
         // One socket for both families, or for IPv4 alone on a kernel without IPv6.
-        let on = |any: IpAddr| Ok::<_, io::Error>((UdpSocket::bind((any, PORT))?, TcpListener::bind((any, PORT))?));
+        let on = |any: IpAddr| {
+            Ok::<_, io::Error>((UdpSocket::bind((any, PORT))?, TcpListener::bind((any, PORT))?))
+        };
         let bind = || on(Ipv6Addr::UNSPECIFIED.into()).or_else(|_| on(Ipv4Addr::UNSPECIFIED.into()));
         let (udp, tcp) = netns.run(bind)?.map_err(Error::io(format!("listen in VM {}", vm.name)))?;
         let name = vm.name.to_string();

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use tenet_model::{Family, Method};
 
 /// Labs.
 #[derive(Debug, Subcommand)]
@@ -15,6 +16,12 @@ pub enum LabCommand {
         /// The site file; without it, two tenants with the same addresses on two hosts
         #[arg(long, value_name = "FILE")]
         site: Option<PathBuf>,
+        /// The provider network's family; with v6, each host has an IPv6 address made of its IPv4 one
+        #[arg(long, value_name = "FAMILY", value_parser = family)]
+        underlay: Option<Family>,
+        /// The method of the networks that name none: nvgre, vxlan, geneve, stt or rewrite
+        #[arg(long)]
+        method: Option<Method>,
         /// Attach programs by clsact, as on kernels before 6.6
         #[arg(long)]
         clsact: bool,
@@ -108,4 +115,13 @@ pub enum LabTool {
         #[arg(long, default_value_t = 2000)]
         pace_us: u64,
     },
+}
+
+/// `v4` or `v6`.
+fn family(text: &str) -> Result<Family, String> {
+    match text {
+        "v4" => Ok(Family::V4),
+        "v6" => Ok(Family::V6),
+        _ => Err("use v4 or v6".to_owned()),
+    }
 }

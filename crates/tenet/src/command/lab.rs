@@ -21,9 +21,11 @@ pub fn run(command: LabCommand, global: Global) -> Outcome<ExitCode> {
     let json = global.output == Output::Json;
     let named = || global.lab.clone().unwrap_or_else(|| DEFAULT.to_owned());
     match command {
-        LabCommand::Up { name, site, clsact } => {
+        LabCommand::Up { name, site, underlay, method, clsact } => {
             let mut options = LabOptions::new(&name, binary()?)?;
-            options.clsact = clsact;
+            (options.clsact, options.underlay, options.method) = (clsact, underlay, method);
+            // So that `network set --method rewrite` works in every lab.
+            options.rewrite_pools = true;
             if let Some(path) = site {
                 let text = std::fs::read_to_string(&path);
                 let text = text.map_err(|e| {

@@ -46,12 +46,12 @@ fn ask_all(lab: &Lab, judge: &mut Judge) -> Outcome {
             asked += 1;
             right += usize::from(is_right);
             foreign += usize::from(answer.as_deref().is_some_and(theirs));
-            kinds.insert((a.gateway == b.gateway, a.host == b.host));
+            kinds.insert((a.prefixes == b.prefixes, a.host == b.host));
             let same = |same: bool| if same { "same" } else { "other" }.to_owned();
             table.row([
                 from.name.to_string(),
                 address.to_string(),
-                same(a.gateway == b.gateway),
+                same(a.prefixes == b.prefixes),
                 same(a.host == b.host),
                 answer.unwrap_or_else(|| "nobody".to_owned()),
                 yes(is_right),
