@@ -1,7 +1,7 @@
 //! Builds namespaces, devices, addresses and routes of a lab, as recorded.
 
 use crate::plan::PROVIDER_MTU;
-use crate::record::{HostRecord, PortRecord, Record};
+use crate::record::{HostRecord, PortRecord, Record, Segment};
 use crate::{Error, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tenet_hostnet::{Links, Netns};
@@ -27,7 +27,7 @@ pub fn physical(record: &Record) -> Result<()> {
     controller.add_route(any(record.controller.gateway), 0, Some(record.controller.gateway), None)?;
     for segment in record.segments.iter().filter(|s| s.bridge) {
         links.add_bridge(&segment.device)?;
-        give(&links, &segment.device, segment.gateway, segment.prefix_len)?;
+        router_addresses(&links, segment)?;
     }
     for host in &record.hosts {
         uplink(record, host, &router, &links)?;
@@ -50,10 +50,22 @@ fn uplink(record: &Record, host: &HostRecord, router: &Netns, at_router: &Links)
         at_router.set_master(&host.router_device, Some(&segment.device))?;
         at_router.set_up(&host.router_device)?;
     } else {
-        give(at_router, &host.router_device, segment.gateway, segment.prefix_len)?;
+        router_addresses(at_router, segment)?;
     }
     links.add_route(any(segment.gateway), 0, Some(segment.gateway), None)?;
+    if let (Some(own), Some(gateway)) = (host.other, segment.other_gateway) {
+        give(&links, &host.uplink, own, subnet_len(own))?;
+        links.add_route(any(gateway), 0, Some(gateway), None)?;
+    }
     Ok(())
+}
+
+fn router_addresses(links: &Links, segment: &Segment) -> Result<()> {
+    give(links, &segment.device, segment.gateway, segment.prefix_len)?;
+    match segment.other_gateway {
+        Some(other) => give(links, &segment.device, other, subnet_len(other)),
+        None => Ok(()),
+    }
 }
 
 /// Length of the provider network's subnets.

@@ -63,7 +63,10 @@ pub fn plan(options: &PlanOptions, site: &Site) -> Result<Record> {
             Some(host) if !bridge => router_device(&host.value.name, at),
             Some(_) | None => format!("br{at}"),
         };
-        Segment { gateway: gateway(*n, &pas), prefix_len: n.prefix_len(), device, bridge }
+        let others: Vec<IpAddr> =
+            site.hosts.iter().filter(|h| n.contains(&h.value.pa)).filter_map(|h| second(&h.value)).collect();
+        let other_gateway = others.first().map(|o| gateway(net(*o), &others));
+        Segment { gateway: gateway(*n, &pas), other_gateway, prefix_len: n.prefix_len(), device, bridge }
     });
     let hosts = site.hosts.iter().enumerate().map(|(at, host)| {
         let name = host.value.name.clone();
@@ -71,6 +74,7 @@ pub fn plan(options: &PlanOptions, site: &Site) -> Result<Record> {
         HostRecord {
             netns: format!("{prefix}-{name}"),
             pa: host.value.pa,
+            other: second(&host.value),
             segment: segment.unwrap_or_default(),
             uplink: "eth0".to_owned(),
             router_device: router_device(&name, at),
@@ -195,6 +199,13 @@ fn device(port: &PortRef, taken: &BTreeSet<String>) -> String {
 
 fn log(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.log"))
+}
+
+/// A host's address of the other family, if it has rewrite addresses of that: they need a network to go over.
+fn second(host: &tenet_api::rest::HostSpec) -> Option<IpAddr> {
+    let other = crate::prepare::other(host.pa)?;
+    let pools = host.rewrite_pool.as_deref().unwrap_or_default();
+    pools.iter().any(|p| Family::of(&p.addr()) == Family::of(&other)).then_some(other)
 }
 
 fn prefix_record(of: &tenet_api::rest::PrefixSpec) -> PrefixRecord {

@@ -38,19 +38,35 @@ pub fn outer_v6(pa: IpAddr) -> IpAddr {
     }
 }
 
-/// Gives each host without one a range at the end of its provider subnet, the next host of the subnet the one before.
+/// A host's address of the other family on a provider network that has both; none for an IPv6 address that was not
+/// made of an IPv4 one.
+#[must_use]
+pub fn other(pa: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V6(v6) = pa else { return Some(outer_v6(pa)) };
+    let [_, a, b, c, .., d] = v6.segments();
+    let octet = |n: u16| u8::try_from(n).ok();
+    let v4 = IpAddr::V4(Ipv4Addr::new(octet(a)?, octet(b)?, octet(c)?, octet(d)?));
+    (outer_v6(v4) == pa).then_some(v4)
+}
+
+/// Gives each host without ranges one of either family, for rewriting keeps a packet's: at the end of its provider
+/// subnet, the next host of the subnet the one before.
 fn pools(site: &mut Site) {
     let mut taken: Vec<IpAddr> = site.hosts.iter().map(|h| h.value.pa).collect();
+    taken.extend(site.hosts.iter().filter_map(|h| other(h.value.pa)));
     for host in &mut site.hosts {
         if host.value.rewrite_pool.as_ref().is_some_and(|p| !p.is_empty()) {
             continue;
         }
-        let subnet = net(host.value.pa);
-        // The router has a low address, which the first range from the end never reaches.
-        if let Some(pool) = ranges(subnet).find(|r| !taken.iter().any(|t| r.contains(t))) {
-            taken.push(pool.addr());
-            host.value.rewrite_pool = Some(vec![pool]);
+        let mut pools = Vec::new();
+        for pa in [Some(host.value.pa), other(host.value.pa)].into_iter().flatten() {
+            // The router has a low address, which the first range from the end never reaches.
+            if let Some(pool) = ranges(net(pa)).find(|r| !taken.iter().any(|t| r.contains(t))) {
+                taken.push(pool.addr());
+                pools.push(pool);
+            }
         }
+        host.value.rewrite_pool = Some(pools);
     }
 }
 
@@ -83,6 +99,14 @@ mod tests {
 
     const HOSTS: &str =
         "hosts:\n  a: { pa: 192.168.1.240 }\n  b: { pa: 192.168.1.2 }\n  c: { pa: 192.168.2.2 }\n";
+
+    #[test]
+    fn addresses_have_counterparts() {
+        let v4: IpAddr = "192.168.1.240".parse().unwrap();
+        assert_eq!(other(v4), Some("fd7e:c0:a8:1::f0".parse().unwrap()));
+        assert_eq!(other(other(v4).unwrap()), Some(v4));
+        assert_eq!(other("fd00:1::1".parse().unwrap()), None);
+    }
 
     #[test]
     fn nothing_asked_nothing_changed() {

@@ -52,6 +52,8 @@ pub struct Record {
 pub struct Segment {
     /// The router's address.
     pub gateway: IpAddr,
+    /// The router's address of the other family, where the provider network has both.
+    pub other_gateway: Option<IpAddr>,
     /// Length of the prefix.
     pub prefix_len: u8,
     /// The router's device: a veth for one host, a bridge for several.
@@ -86,6 +88,8 @@ pub struct HostRecord {
     pub netns: String,
     /// Its provider address.
     pub pa: IpAddr,
+    /// Its address of the other family, where the provider network has both.
+    pub other: Option<IpAddr>,
     /// Its provider subnet, by its place in [`Record::segments`].
     pub segment: usize,
     /// Its uplink.
