@@ -10,6 +10,7 @@ pub mod bpf;
 pub mod frame;
 mod moves;
 mod nic;
+pub mod outer;
 pub mod ovs;
 pub mod pcap;
 mod reach;
@@ -20,9 +21,11 @@ pub use moves::check_moves;
 pub use nic::{IcmpError, Nic, Watch, ipv4};
 pub use reach::check_reach;
 pub use restart::{Load, check_agent_restart};
-pub use world::{Fixture, Guard, World, binary, block_on, missing, skipped, until};
+pub use world::{Fixture, Guard, Setup, World, binary, block_on, missing, skipped, until};
 
 /// The default site of a lab and what its tests need beside.
 pub const SITE: &str = include_str!("site.yaml");
 /// The same with a third host.
 pub const THREE_HOSTS: &str = include_str!("three.yaml");
+/// Two hosts, and VMs with addresses of both families in two subnets.
+pub const DUAL: &str = include_str!("dual.yaml");

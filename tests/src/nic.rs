@@ -151,7 +151,7 @@ fn is_from(bytes: &[u8], mac: Mac) -> bool {
 pub fn ipv4(bytes: &[u8]) -> Option<(tenet_wire::Ipv4, &[u8])> {
     match parse::frame(bytes).ok()?.payload {
         Payload::Ipv4(header, payload) => Some((header, payload)),
-        Payload::Arp(_) | Payload::Other(_) => None,
+        Payload::Arp(_) | Payload::Ipv6(..) | Payload::Other(_) => None,
     }
 }
 
@@ -161,7 +161,7 @@ fn answer_for(bytes: &[u8], target: Ipv4Addr) -> Option<Mac> {
         Payload::Arp(arp) if arp.operation == Arp::REPLY && frame::ip(arp.sender) == target => {
             Some(arp.sender_mac)
         }
-        Payload::Arp(_) | Payload::Ipv4(..) | Payload::Other(_) => None,
+        Payload::Arp(_) | Payload::Ipv4(..) | Payload::Ipv6(..) | Payload::Other(_) => None,
     }
 }
 

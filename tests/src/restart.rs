@@ -1,8 +1,8 @@
 //! Forwarding without an agent.
 
-use std::net::IpAddr;
 use std::time::Duration;
 use tenet_lab::tool::{Probe, ProbeReport, Stream, StreamReport};
+use tenet_model::Family;
 
 use crate::{World, until};
 
@@ -21,8 +21,17 @@ impl Load {
     /// If the VMs do not reach each other.
     #[must_use]
     pub fn start(world: &World, from: &str, to: &str) -> Self {
+        Self::start_in(world, from, to, Family::V4)
+    }
+
+    /// The same in packets of a family.
+    ///
+    /// # Panics
+    /// If the VMs do not reach each other.
+    #[must_use]
+    pub fn start_in(world: &World, from: &str, to: &str, family: Family) -> Self {
         let netns = world.lab.vm(from).unwrap().netns().clone();
-        let address = IpAddr::V4(world.ip(to));
+        let address = world.lab.vm(to).unwrap().address_of(family).unwrap();
         let stream = Stream::start(&netns, address, Duration::from_millis(5)).unwrap();
         let probe = Probe::start(&netns, address, to, 1000).unwrap();
         Self { probe, stream, begin: std::time::Instant::now() }

@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tenet_api::client::Client;
-use tenet_api::rest::{HostStatus, PortCounters, Status};
+use tenet_api::rest::{HostStatus, NetworkPatch, PortCounters, Status};
 use tenet_hostnet::Netns;
 use tenet_lab::{Lab, LabOptions};
+use tenet_model::{Family, Method};
 use tenet_wire::Mac;
 
 use crate::Nic;
@@ -73,6 +74,26 @@ pub fn until<T>(what: &str, patience: Duration, mut condition: impl FnMut() -> O
     }
 }
 
+/// How a lab is set up, besides its site.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Agents are forced to use clsact.
+    pub clsact: bool,
+    /// The provider network's family, if not the site's.
+    pub underlay: Option<Family>,
+    /// Hosts have ranges of rewrite addresses.
+    pub rewrite_pools: bool,
+    /// Largest packet of all VMs, if not what the method leaves.
+    pub vm_mtu: Option<u32>,
+}
+
+impl Setup {
+    /// As the site has it.
+    pub const PLAIN: Self = Self { clsact: false, underlay: None, rewrite_pools: false, vm_mtu: None };
+    /// Ready for any method: rewrite addresses, and packets that fit whatever is put around them.
+    pub const ANY_METHOD: Self = Self { rewrite_pools: true, vm_mtu: Some(1408), ..Self::PLAIN };
+}
+
 /// A running lab with its controller's client.
 #[derive(Debug)]
 pub struct World {
@@ -89,18 +110,43 @@ impl World {
     /// If it does not come up.
     #[must_use]
     pub fn up(tag: &str, site: &str, clsact: bool) -> Self {
-        Self::try_up(tag, site, clsact).unwrap_or_else(|e| panic!("{e}"))
+        Self::up_as(tag, site, Setup { clsact, ..Setup::PLAIN })
     }
 
-    fn try_up(tag: &str, site: &str, clsact: bool) -> Result<Self, String> {
+    /// Brings a lab up that is set up otherwise.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn up_as(tag: &str, site: &str, setup: Setup) -> Self {
+        Self::try_up(tag, site, setup).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn try_up(tag: &str, site: &str, setup: Setup) -> Result<Self, String> {
         let name = format!("t{}{tag}", std::process::id());
         let mut options = LabOptions::new(&name, binary()).map_err(chain)?;
         site.clone_into(&mut options.site.text);
         options.site.name = format!("{tag}.yaml");
-        options.clsact = clsact;
+        options.clsact = setup.clsact;
+        options.underlay = setup.underlay;
+        options.rewrite_pools = setup.rewrite_pools;
+        options.vm_mtu = setup.vm_mtu;
         let lab = block_on(Lab::up(options)).map_err(chain)?;
         let client = lab.client().map_err(chain)?;
         Ok(Self { lab, client })
+    }
+
+    /// Changes a network's method and waits until senders and receivers have it.
+    ///
+    /// # Panics
+    /// If the controller refuses or a host does not follow.
+    pub fn set_method(&self, network: &str, method: Method) {
+        let patch = NetworkPatch { method: Some(method) };
+        let reply = block_on(self.client.set_network(&network.parse().unwrap(), &patch));
+        let reply = reply.unwrap_or_else(|e| panic!("{network} to {method}: {}", chain(e)));
+        assert!(reply.applied.as_ref().is_some_and(|a| a.complete), "{network} to {method}: {reply:?}");
+        let now = block_on(self.client.network(&network.parse().unwrap())).unwrap();
+        assert_eq!((now.method, now.switching), (method, None), "{network}");
     }
 
     /// A VM's NIC.
@@ -112,7 +158,7 @@ impl World {
             std::net::IpAddr::V4(a) => Some(*a),
             std::net::IpAddr::V6(_) => None,
         });
-        let gateway = match port.gateway {
+        let gateway = match port.gateway(Family::V4) {
             Some(std::net::IpAddr::V4(a)) => a,
             Some(std::net::IpAddr::V6(_)) | None => Ipv4Addr::UNSPECIFIED,
         };
@@ -250,7 +296,7 @@ pub struct Fixture {
     state: Mutex<State>,
     tag: &'static str,
     site: &'static str,
-    clsact: bool,
+    setup: Setup,
 }
 
 /// All fixtures of the process that have a lab.
@@ -260,13 +306,19 @@ impl Fixture {
     /// A fixture whose lab's name holds this (short) tag.
     #[must_use]
     pub const fn new(tag: &'static str, site: &'static str) -> Self {
-        Self { state: Mutex::new(State::Unborn), tag, site, clsact: false }
+        Self::set_up(tag, site, Setup::PLAIN)
     }
 
     /// The same with agents that are forced to use clsact.
     #[must_use]
     pub const fn with_clsact(tag: &'static str, site: &'static str) -> Self {
-        Self { state: Mutex::new(State::Unborn), tag, site, clsact: true }
+        Self::set_up(tag, site, Setup { clsact: true, ..Setup::PLAIN })
+    }
+
+    /// The same, set up otherwise.
+    #[must_use]
+    pub const fn set_up(tag: &'static str, site: &'static str, setup: Setup) -> Self {
+        Self { state: Mutex::new(State::Unborn), tag, site, setup }
     }
 
     /// The lab, in sync; `None` (said aloud) if labs cannot run here.
@@ -280,7 +332,7 @@ impl Fixture {
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Unborn) {
-            *state = match World::try_up(self.tag, self.site, self.clsact) {
+            *state = match World::try_up(self.tag, self.site, self.setup) {
                 Ok(world) => State::Up(Box::new(world)),
                 Err(why) => State::Failed(why),
             };

@@ -136,7 +136,7 @@ fn check_kinds(frames: &[Vec<u8>]) {
                 (ProtocolNumber::UDP, _) => "udp",
                 other => panic!("nobody sent {other:?}"),
             },
-            parse::Payload::Other(_) => panic!("nobody sent {:?}", inner.eth),
+            parse::Payload::Ipv6(..) | parse::Payload::Other(_) => panic!("nobody sent {:?}", inner.eth),
         });
     }
     assert_eq!(kinds, BTreeSet::from(["arp", "broadcast", "icmp", "icmp error", "tcp", "udp"]));
