@@ -15,6 +15,7 @@ pub mod ovs;
 pub mod pcap;
 mod reach;
 mod restart;
+pub mod tunnel;
 mod world;
 
 pub use moves::check_moves;
