@@ -67,7 +67,8 @@ impl Packet {
     pub fn bytes(&self) -> Vec<u8> {
         match (self.src, self.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let mut packet = frame::Packet::new(src, dst, self.protocol, self.payload.clone()).ttl(self.hops);
+                let mut packet =
+                    frame::Packet::new(src, dst, self.protocol, self.payload.clone()).ttl(self.hops);
                 packet.fragment = match self.fragment {
                     None => 0x4000,
                     Some((offset, more)) => offset | if more { 0x2000 } else { 0 },
@@ -161,7 +162,8 @@ pub fn stt(src: IpAddr, dst: IpAddr, first: [u8; 4], vsid: u32, inner: &[u8]) ->
     header.extend_from_slice(&u64::from(vsid).to_be_bytes());
     header.extend_from_slice(&[0; 2]);
     let total = u16::try_from(header.len() + inner.len()).expect("an STT frame's length");
-    let mut segment = [50_000_u16.to_be_bytes(), 7471_u16.to_be_bytes(), total.to_be_bytes(), [0, 0]].concat();
+    let mut segment =
+        [50_000_u16.to_be_bytes(), 7471_u16.to_be_bytes(), total.to_be_bytes(), [0, 0]].concat();
     segment.extend_from_slice(&[0, 0, 0, 9, 0x50, 0x18, 0xff, 0xff, 0, 0, 0, 0]);
     segment.extend_from_slice(&header);
     segment.extend_from_slice(inner);

@@ -151,7 +151,11 @@ impl<'a> Outside<'a> {
                 "wrong_pa",
                 from_h2(VSID, &self.inner(sql.v6, log.v6, sql.mac, log.mac)),
             ),
-            ("inner source of nobody", "wrong_pa", from_h2(VSID, &self.inner(nobody, log.v4, web.mac, log.mac))),
+            (
+                "inner source of nobody",
+                "wrong_pa",
+                from_h2(VSID, &self.inner(nobody, log.v4, web.mac, log.mac)),
+            ),
             (
                 "inner IPv6 source of nobody",
                 "wrong_pa",
@@ -194,7 +198,11 @@ impl<'a> Outside<'a> {
                 from_h2(VSID, &self.inner(web.v4, web.v4, web.mac, web.mac)),
             ),
             ("tagged inner frame", "inner_vlan", from_h2(VSID, &tagged)),
-            ("inner source is a group", "malformed", from_h2(VSID, &self.inner(web.v4, log.v4, group, log.mac))),
+            (
+                "inner source is a group",
+                "malformed",
+                from_h2(VSID, &self.inner(web.v4, log.v4, group, log.mac)),
+            ),
             ("inner length lies", "malformed", from_h2(VSID, &lying)),
             ("inner IPv6 length lies", "malformed", from_h2(VSID, &lying6)),
             ("first outer fragment", "outer_fragment", fragment((0, true))),
@@ -394,8 +402,12 @@ fn forged_rewrites(lab: &'static Fixture, family: Family) {
     assert!(log.ping(GATEWAY, log.gateway));
     let got = watch.stop();
     for (src, dst) in [(outside.web.v4, outside.log.v4), (outside.web.v6, outside.log.v6)] {
-        let expected = Packet::udp((src, 1), (dst, LISTENED), b"good").frame(outside.log.mac, outside.web.mac);
-        assert!(got.contains(&expected), "{src} to {dst} is delivered with the customers' addresses and checksum");
+        let expected =
+            Packet::udp((src, 1), (dst, LISTENED), b"good").frame(outside.log.mac, outside.web.mac);
+        assert!(
+            got.contains(&expected),
+            "{src} to {dst} is delivered with the customers' addresses and checksum"
+        );
     }
     for network in ["contoso/prod", "fabrikam/prod"] {
         world.set_method(network, Method::Nvgre);
@@ -411,11 +423,8 @@ fn rewrite_address(world: &World, vm: &str, family: Family) -> IpAddr {
 
 /// The last address of a host's range of a family, which stands for nobody.
 fn unused_address(world: &World, host: &str, family: Family) -> IpAddr {
-    let hosts = block_on(world.client.site()).unwrap().objects;
-    let pools = hosts.into_iter().find_map(|spec| match spec {
-        tenet_api::rest::Spec::Host(h) if h.name.as_str() == host => h.rewrite_pool,
-        _ => None,
-    });
+    let hosts = block_on(world.client.site()).unwrap().hosts;
+    let pools = hosts.into_iter().find(|h| h.name.as_str() == host).and_then(|h| h.rewrite_pool);
     let pool = pools.unwrap_or_default().into_iter().find(|p| Family::of(&p.addr()) == family).unwrap();
     match pool.broadcast() {
         IpAddr::V4(a) => Ipv4Addr::from_bits(a.to_bits() - 1).into(),

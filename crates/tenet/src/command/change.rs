@@ -86,7 +86,8 @@ fn details(spec: &Spec) -> String {
         }
         Spec::Host(o) => {
             let pool: Vec<String> = o.rewrite_pool.iter().flatten().map(ToString::to_string).collect();
-            let pool = if pool.is_empty() { String::new() } else { format!(", rewrite pool {}", pool.join(" ")) };
+            let pool =
+                if pool.is_empty() { String::new() } else { format!(", rewrite pool {}", pool.join(" ")) };
             format!("provider address {}{pool}", o.pa)
         }
         Spec::Site(o) => {

@@ -4,13 +4,13 @@ use crate::cli::{HostCommand, NetworkCommand, RouteCommand, SubnetCommand, Tenan
 use crate::command::{Context, change, migrate, status};
 use crate::failure::{Code, Failure, Outcome};
 use crate::print::{self, Table, or_dash, yes};
+use ipnet::IpNet;
+use std::net::IpAddr;
 use tenet_api::rest::{
     Attach, CreateVm, CreateVmPort, Detach, HostPatch, HostSpec, NetworkPatch, NetworkSpec, NetworkView,
     Pool, PortView, PrefixSpec, RouteSpec, RouteView, SubnetSpec, SubnetView, TenantSpec, TokenRequest,
     VmView,
 };
-use ipnet::IpNet;
-use std::net::IpAddr;
 use tenet_model::Vsid;
 
 /// `host …`
@@ -294,7 +294,9 @@ fn with_gateways(prefixes: &[IpNet], gateways: &[IpAddr]) -> Outcome<Vec<PrefixS
         let place = all.iter_mut().find(|p| alone || p.prefix.contains(gateway));
         let Some(place) = place.filter(|p| p.gateway.is_none()) else {
             let text = format!("gateway {gateway} is in none of the prefixes, or is a second one");
-            return Err(Failure::new(text, "give each prefix at most one gateway that is in it").code(Code::Usage));
+            return Err(
+                Failure::new(text, "give each prefix at most one gateway that is in it").code(Code::Usage)
+            );
         };
         place.gateway = Some(*gateway);
     }
@@ -307,8 +309,11 @@ pub fn method(n: &NetworkView) -> String {
         None => n.method.to_string(),
         Some(to) => {
             let waiting: Vec<String> = n.waiting_for.iter().map(ToString::to_string).collect();
-            let waiting =
-                if waiting.is_empty() { String::new() } else { format!(", waiting for {}", waiting.join(" ")) };
+            let waiting = if waiting.is_empty() {
+                String::new()
+            } else {
+                format!(", waiting for {}", waiting.join(" "))
+            };
             format!("{}, changing to {to}{waiting}", n.method)
         }
     }
@@ -381,8 +386,7 @@ fn port_table<'a>(ports: impl Iterator<Item = &'a PortView>) -> Table {
             if p.security { "on" } else { "off" }.to_owned(),
         ]);
         if rewritten {
-            let pas: Vec<String> =
-                p.addresses.iter().map(|ca| or_dash(p.rewrite.get(ca))).collect();
+            let pas: Vec<String> = p.addresses.iter().map(|ca| or_dash(p.rewrite.get(ca))).collect();
             table.cell(pas.join(" "));
         }
     }

@@ -70,7 +70,8 @@ fn rtt(pair: &PathPair) -> String {
 
 /// One word, or what differs between the directions.
 fn state(pair: &PathPair) -> String {
-    let states: Vec<&str> = [&pair.there, &pair.back].into_iter().flatten().map(|w| w.state.as_str()).collect();
+    let states: Vec<&str> =
+        [&pair.there, &pair.back].into_iter().flatten().map(|w| w.state.as_str()).collect();
     match states.as_slice() {
         _ if pair.ok => "good".to_owned(),
         [a, b] if a != b => format!("{a} / {b}"),

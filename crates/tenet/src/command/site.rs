@@ -15,7 +15,10 @@ pub async fn site(context: &Context, command: SiteCommand) -> Outcome {
                 0 => "never set".to_owned(),
                 revision => format!("set at revision {revision}"),
             };
-            print::line(&format!("VXLAN is sent to UDP port {}, Geneve to {} ({since})", s.vxlan_port, s.geneve_port))
+            print::line(&format!(
+                "VXLAN is sent to UDP port {}, Geneve to {} ({since})",
+                s.vxlan_port, s.geneve_port
+            ))
         }),
         SiteCommand::Set { vxlan_port, geneve_port } => {
             let spec = SettingsSpec { vxlan_port, geneve_port };

@@ -123,7 +123,9 @@ fn uplinks(hosts: &[HostStatus]) -> Outcome {
             lines.extend(u.tests.iter().filter_map(failing).map(|text| format!("{place}: {text}")));
             if u.outer_fragments > 0 {
                 let n = u.outer_fragments;
-                lines.push(format!("{place}: {n} frames came in pieces: `tenet paths` shows where packets are too large"));
+                lines.push(format!(
+                    "{place}: {n} frames came in pieces: `tenet paths` shows where packets are too large"
+                ));
             }
             lines.extend(u.hints.iter().map(|hint| format!("{place}: {hint}")));
         }
@@ -210,7 +212,8 @@ fn problems(hosts: &[HostStatus]) -> Outcome {
 
 /// The ways of receiving that were tried, and the self-test in full.
 fn ways(h: &HostStatus) -> Outcome {
-    let mut ways = Table::new(["UPLINK", "RECEIVES BY", "WORKS", "PIECES PER 64 KB", "TIME PER 64 KB", "DETAIL"]);
+    let mut ways =
+        Table::new(["UPLINK", "RECEIVES BY", "WORKS", "PIECES PER 64 KB", "TIME PER 64 KB", "DETAIL"]);
     let mut tests =
         Table::new(["UPLINK", "METHOD", "WITH", "OUTCOME", "PLAIN", "CHECKSUMS", "SEGMENTS", "LARGEST"]);
     for u in &h.measured {
