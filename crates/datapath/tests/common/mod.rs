@@ -1,6 +1,7 @@
 //! A host of our own for a test: namespace, veth, directory of pins; gone with the test.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod rewrite;
 pub mod tap;
 
 use std::path::PathBuf;
