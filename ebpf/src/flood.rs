@@ -25,8 +25,8 @@ pub fn flood_out(frame: Skb, work: &PortWork) -> i32 {
         tell::dropped(meta.ifindex, end);
         return SHOT;
     }
-    if flood_encapsulate(frame.again(), work, vsid) != 0 {
-        return drop(&meta, DropReason::KernelRefused);
+    if let Some(reason) = DropReason::from_number(flood_encapsulate(frame.again(), work, vsid)) {
+        return drop(&meta, reason);
     }
     let Some(uplink) = Maps.config().map(|c| c.uplink) else { return SHOT };
     let mut index = 0;
@@ -51,11 +51,14 @@ pub extern "C" fn flood_end_of_local(vsid: u32) -> u32 {
     flood::end_of_local(&Maps, vsid).map_or(0, |reason| reason as u32)
 }
 
+/// Puts a tunnel before the frame: 0, or the number of the reason why not.
 #[inline(never)]
-fn flood_encapsulate(mut frame: Skb, work: &PortWork, vsid: u32) -> i32 {
-    let Some(config) = Maps.config() else { return 1 };
+fn flood_encapsulate(mut frame: Skb, work: &PortWork, vsid: u32) -> u32 {
     let len = frame.meta().len;
-    i32::from(flood::encapsulate(&mut frame, len, work, vsid, config).is_err())
+    match flood::encapsulate(&mut frame, len, work, vsid, &Maps) {
+        Ok(()) => 0,
+        Err(reason) => reason as u32,
+    }
 }
 
 /// One receiver of a broadcast on this host. Exported, and so a global function, which the verifier checks once

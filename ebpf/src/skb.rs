@@ -1,31 +1,40 @@
 //! A frame in the kernel.
 
+use crate::sum;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_clone_redirect, bpf_csum_update, bpf_l4_csum_replace, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room,
+        bpf_clone_redirect, bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room,
         bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
         bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use core::mem::size_of;
-use tenet_forward::{Frame, FrameMut, Meta, Refused, SEND_MARK};
-use tenet_wire::{Ethernet, NVGRE_OVERHEAD};
+use tenet_forward::{Frame, FrameMut, Meta, Refused, SEND_MARK, Shed, OuterSum};
+use tenet_tables::DropReason;
+use tenet_wire::{Envelope, EtherType, Ethernet, Ipv4Frame, Ipv6Frame};
 
 /// `bpf_skb_adjust_room`: a segment stays as long as it is.
 const FIXED_GSO: u64 = 1;
-/// The new headers are IPv4, GRE and an Ethernet header.
+/// The new headers are IPv4 or IPv6, GRE or UDP, and an Ethernet header.
 const ENCAP_IPV4: u64 = 1 << 1;
+const ENCAP_IPV6: u64 = 1 << 2;
 const ENCAP_GRE: u64 = 1 << 3;
+const ENCAP_UDP: u64 = 1 << 4;
 const ENCAP_ETHERNET: u64 = 1 << 6 | (Ethernet::LEN as u64) << 56;
 /// What the kernel knows about the inner checksum stays true.
 const KEEP_CHECKSUM: u64 = 1 << 5;
-/// What is left after taking headers off is IPv6 (kernel 6.4).
+/// What is left after taking headers off is IPv4 or IPv6 (kernel 6.4).
+const DECAP_IPV4: u64 = 1 << 7;
 const DECAP_IPV6: u64 = 1 << 8;
 /// The kernel is to forget the tunnel that is taken off, so that no device has to know it.
 const DECAP_GRE: u64 = 1 << 9;
+const DECAP_UDP: u64 = 1 << 10;
+/// `bpf_csum_level`: how many checksums of the frame are known to be right; one less.
+const LEVEL_QUERY: u64 = 0;
+const LEVEL_LESS: u64 = 2;
 /// `PACKET_HOST` of the kernel's if_packet.h.
 const PACKET_HOST: u32 = 0;
 const INGRESS: u64 = 1;
@@ -35,6 +44,17 @@ const SEGMENT_HEADERS: u32 = 66;
 /// Whether this kernel knows [`DECAP_GRE`]; the loader tries it and says so here.
 #[unsafe(no_mangle)]
 static KERNEL_FORGETS: u8 = 0;
+
+/// Whether this kernel knows [`DECAP_IPV4`] and [`DECAP_IPV6`]; the loader tries it and says so here.
+#[unsafe(no_mangle)]
+static KERNEL_TURNS: u8 = 0;
+
+/// Whether the kernel can be told that what is left of a frame is of the other IP version.
+#[inline(always)]
+pub fn kernel_turns() -> bool {
+    // SAFETY: a constant that the loader sets before the program is loaded.
+    unsafe { core::ptr::read_volatile(&raw const KERNEL_TURNS) != 0 }
+}
 
 /// The frame that a program was called for.
 pub struct Skb {
@@ -147,6 +167,21 @@ impl Skb {
         checked(unsafe { bpf_skb_adjust_room(self.raw, by, BPF_ADJ_ROOM_MAC, flags) })
     }
 
+    /// Before an outer checksum goes: what the kernel knows is about one checksum less.
+    #[inline(always)]
+    fn less_verified(&mut self, shed: &Shed) {
+        if shed.summed {
+            // SAFETY: the helper takes numbers beside the context. Where nothing is known it refuses.
+            unsafe { bpf_csum_level(self.raw, LEVEL_LESS) };
+        }
+    }
+
+    /// Pads a frame: kernels without [`DECAP_IPV4`] want to be left with an IPv6 header's length at least.
+    #[inline(always)]
+    fn lengthen(&mut self, len: u32) -> Result<(), Refused> {
+        if self.meta().len < len { self.tail(len) } else { Ok(()) }
+    }
+
     #[inline(always)]
     fn tail(&mut self, len: u32) -> Result<(), Refused> {
         // SAFETY: the helper takes numbers beside the context.
@@ -165,6 +200,31 @@ impl Frame for Skb {
         let to = core::ptr::from_mut(into).cast();
         // SAFETY: the helper writes `size_of::<T>()` bytes there or reports an error; T holds any bytes.
         checked(unsafe { bpf_skb_load_bytes(self.raw.cast(), at, to, size_of::<T>() as u32) })
+    }
+
+    #[inline(always)]
+    fn sum(&self, at: u32, len: u32) -> Result<u16, Refused> {
+        let sum = sum::frame_sum(self.raw, at, len);
+        if sum <= u32::from(u16::MAX) { Ok(sum as u16) } else { Err(Refused) }
+    }
+
+    #[inline(always)]
+    fn verified(&self) -> bool {
+        // SAFETY: the helper takes numbers beside the context.
+        unsafe { bpf_csum_level(self.raw, LEVEL_QUERY) >= 0 }
+    }
+
+    #[inline(always)]
+    fn outer_checksum(&self, sum: &OuterSum) -> bool {
+        sum::outer_checksum(self.raw, sum.addresses, sum.at, u32::from(sum.geneve)) != 0
+    }
+
+    #[inline(always)]
+    fn geneve_options(&self, at: u32, len: u32) -> Result<(), DropReason> {
+        match DropReason::from_number(sum::geneve_options(self.raw, at, len)) {
+            None => Ok(()),
+            Some(reason) => Err(reason),
+        }
     }
 }
 
@@ -192,30 +252,51 @@ impl FrameMut for Skb {
     }
 
     #[inline(always)]
-    fn grow_tunnel(&mut self, ip: bool) -> Result<(), Refused> {
+    fn grow_tunnel(&mut self, envelope: Envelope, ip: bool) -> Result<(), Refused> {
+        let len = envelope.overhead();
         if ip {
-            return self.adjust(NVGRE_OVERHEAD as i32, FIXED_GSO | ENCAP_IPV4 | ENCAP_GRE | ENCAP_ETHERNET);
+            let network = if envelope.v6 { ENCAP_IPV6 } else { ENCAP_IPV4 };
+            let transport = if envelope.udp { ENCAP_UDP } else { ENCAP_GRE };
+            return self.adjust(len as i32, FIXED_GSO | network | transport | ENCAP_ETHERNET);
         }
         // The kernel makes room after the link header for IP only.
         // SAFETY: the helper takes numbers beside the context.
-        checked(unsafe { bpf_skb_change_head(self.raw, NVGRE_OVERHEAD, 0) })
+        checked(unsafe { bpf_skb_change_head(self.raw, len, 0) })
     }
 
     #[inline(always)]
-    fn shrink_tunnel(&mut self) -> Result<(), Refused> {
+    fn shrink_tunnel(&mut self, shed: &Shed) -> Result<(), Refused> {
         // SAFETY: a constant that the loader sets before the program is loaded.
-        let forget =
-            if unsafe { core::ptr::read_volatile(&raw const KERNEL_FORGETS) } != 0 { DECAP_GRE } else { 0 };
-        self.adjust(-(NVGRE_OVERHEAD as i32), FIXED_GSO | KEEP_CHECKSUM | forget)
+        let forgets = unsafe { core::ptr::read_volatile(&raw const KERNEL_FORGETS) } != 0;
+        let forget = match (forgets, shed.envelope.udp) {
+            (false, _) => 0,
+            (true, false) => DECAP_GRE,
+            (true, true) => DECAP_UDP,
+        };
+        // What is no IP passes for IPv4, which may be shorter.
+        let left_v6 = shed.inner == EtherType::IPV6;
+        let mut turn = 0;
+        if left_v6 != shed.envelope.v6 {
+            if kernel_turns() {
+                turn = if left_v6 { DECAP_IPV6 } else { DECAP_IPV4 };
+            } else if shed.envelope.v6 {
+                self.lengthen(shed.len + Ipv6Frame::LEN)?;
+            }
+        }
+        self.less_verified(shed);
+        self.adjust(-(shed.len as i32), FIXED_GSO | KEEP_CHECKSUM | forget | turn)
     }
 
     #[inline(always)]
-    fn swap_tunnel(&mut self) -> Result<(), Refused> {
+    fn swap_tunnel(&mut self, shed: &Shed) -> Result<(), Refused> {
+        self.less_verified(shed);
+        if shed.envelope.v6 {
+            return self.adjust(Ipv6Frame::LEN as i32 - shed.len as i32, FIXED_GSO | KEEP_CHECKSUM);
+        }
         // The first step leaves a frame that the kernel takes for IPv6 without having touched what it knows of the
         // tunnel's segments, the second makes room for the header's rest.
-        const GRE: i32 = 8;
-        const MORE: i32 = 20;
-        self.adjust(-GRE, FIXED_GSO | KEEP_CHECKSUM | DECAP_IPV6)?;
+        const MORE: i32 = (Ipv6Frame::LEN - Ipv4Frame::LEN) as i32;
+        self.adjust(Ipv4Frame::LEN as i32 - shed.len as i32, FIXED_GSO | KEEP_CHECKSUM | DECAP_IPV6)?;
         self.adjust(MORE, FIXED_GSO | KEEP_CHECKSUM)
     }
 

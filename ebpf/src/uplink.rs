@@ -6,18 +6,22 @@ use crate::{
     maps::Maps,
     rewrite::rewrite_in,
     sheets::{self, UplinkSheet},
-    skb::Skb,
+    skb::{Skb, kernel_turns},
     tell,
 };
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use tenet_forward::{UplinkWork, Verdict, edit, uplink_ingress};
+use tenet_forward::{Frame as _, Shed, UplinkWork, Verdict, damaged, edit, uplink_first};
 use tenet_tables::DropReason;
+use tenet_wire::EtherType;
 
 /// Everything that the uplink receives.
 #[classifier]
 pub fn uplink_in(ctx: TcContext) -> i32 {
     let Some(sheet) = sheets::uplink() else { return PASS };
     decide_uplink(Skb::new(&ctx), sheet);
+    if sheet.work.sum.at != 0 && !Skb::new(&ctx).outer_checksum(&sheet.work.sum) {
+        sheet.verdict = damaged(Verdict::from_words(sheet.verdict), &mut sheet.work).to_words();
+    }
     if sheet.verdict == Verdict::Pass.to_words() {
         return rewrite_in(Skb::new(&ctx));
     }
@@ -28,7 +32,7 @@ pub fn uplink_in(ctx: TcContext) -> i32 {
         if edit::decapsulate(&mut frame, &sheet.work).is_err() {
             return drop(&meta, DropReason::KernelRefused);
         }
-        flood_to_ports(&frame, sheet.work.inner.gre.vsid(), 0);
+        flood_to_ports(&frame, sheet.work.vsid, 0);
         return drop(&meta, DropReason::Replicated);
     }
     if sheet.work.moved != 0 {
@@ -38,9 +42,21 @@ pub fn uplink_in(ctx: TcContext) -> i32 {
     act(&mut frame, &meta, action)
 }
 
+/// Whether inner and outer packet are of different IP versions.
+#[inline(always)]
+fn other_version(shed: &Shed) -> bool {
+    shed.envelope.v6 != (shed.inner == EtherType::IPV6)
+}
+
 #[inline(never)]
 fn decide_uplink(frame: Skb, sheet: &mut UplinkSheet) {
     let meta = frame.meta();
     sheet.work = UplinkWork::default();
-    sheet.verdict = uplink_ingress(&frame, &meta, &Maps, &mut sheet.work).to_words();
+    sheet.verdict = uplink_first(&frame, &meta, &Maps, &mut sheet.work).to_words();
+    let [deliver, ..] = Verdict::Deliver { ifindex: 0, peer: false }.to_words();
+    if sheet.verdict[0] == deliver && other_version(&sheet.work.shed) && !kernel_turns() {
+        // Only a queue makes such a kernel look again at what the frame is.
+        let [_, ifindex, _] = sheet.verdict;
+        sheet.verdict = Verdict::Deliver { ifindex, peer: false }.to_words();
+    }
 }

@@ -26,7 +26,7 @@ pub struct Feature {
 type Probe = fn() -> io::Result<String>;
 
 /// Name, whether required, what for, how to try.
-const PROBES: [(&str, bool, &str, Probe); 18] = [
+const PROBES: [(&str, bool, &str, Probe); 19] = [
     ("kernel 5.15", true, "all of it: older kernels were never tried and lack helpers", kernel),
     ("CAP_BPF or CAP_SYS_ADMIN", true, "loading programs and maps; run the agent as root", cap_bpf),
     ("CAP_NET_ADMIN", true, "attaching programs to devices; run the agent as root", cap_net_admin),
@@ -59,6 +59,12 @@ const PROBES: [(&str, bool, &str, Probe); 18] = [
         false,
         "programs that are swapped and coexist most cleanly (6.6); without it clsact does the same",
         tcx,
+    ),
+    (
+        "version-aware adjust_room",
+        false,
+        "IPv6 in IPv4 and IPv4 in IPv6 into veth ports without their queue, and any large frames into taps (6.4)",
+        turns_versions,
     ),
     (
         "tunnel-aware adjust_room",
@@ -223,13 +229,25 @@ fn adjust_room() -> io::Result<String> {
 
 /// Whether the kernel forgets a GRE tunnel that a program takes off, so that a bundle goes into a tap as it is.
 pub fn forgets_tunnels() -> io::Result<String> {
+    const DECAP_L4_GRE: i32 = 1 << 9;
+    takes_off(DECAP_L4_GRE)
+}
+
+/// Whether the kernel can be told that what is left of a frame is of the other IP version.
+pub fn turns_versions() -> io::Result<String> {
+    const DECAP_L3_IPV6: i32 = 1 << 8;
+    takes_off(DECAP_L3_IPV6)
+}
+
+/// Takes forty-two bytes off a frame with this flag beside the usual ones.
+fn takes_off(flag: i32) -> io::Result<String> {
     const BPF_SKB_ADJUST_ROOM: i32 = 50;
     const MODE_MAC: i32 = 1;
-    const FIXED_GSO_KEEP_CHECKSUM_DECAP_GRE: i32 = 1 | 1 << 5 | 1 << 9;
+    const FIXED_GSO_KEEP_CHECKSUM: i32 = 1 | 1 << 5;
     let program = sys::load_classifier(&[
         set(2, -42),
         set(3, MODE_MAC),
-        set(4, FIXED_GSO_KEEP_CHECKSUM_DECAP_GRE),
+        set(4, FIXED_GSO_KEEP_CHECKSUM | flag),
         call(BPF_SKB_ADJUST_ROOM),
         EXIT,
     ])?;

@@ -55,6 +55,8 @@ pub struct Datapath {
     pub(crate) hub_in: Program,
     /// Whether this kernel's own decapsulation keeps frames whole, found by trying.
     pub(crate) forgets: bool,
+    /// Whether this kernel can be told of a change of IP version, found by trying.
+    pub(crate) turns: bool,
     pub(crate) tables: Tables,
     /// Numbers of the pinned maps.
     pub(crate) pinned: BTreeSet<u32>,
@@ -125,7 +127,8 @@ impl Datapath {
             return Err(Error::NoTcx);
         }
         let forgets = check::forgets_tunnels().is_ok();
-        let mut object = load(options, &pins, forgets)?;
+        let turns = check::turns_versions().is_ok();
+        let mut object = load(options, &pins, forgets, turns)?;
         let port_in = program(&mut object, Role::Port.program())?;
         let uplink_in = program(&mut object, Role::Uplink.program())?;
         let hub_out = program(&mut object, "hub_out")?;
@@ -142,6 +145,7 @@ impl Datapath {
             hub_out,
             hub_in,
             forgets,
+            turns,
             tables,
             pinned,
             _lock: lock,
@@ -267,7 +271,7 @@ fn pinned(pins: &Pins) -> Result<BTreeSet<u32>> {
     SHAPES.iter().map(|shape| id(pins.maps().join(shape.name))).collect()
 }
 
-fn load(options: &Options, pins: &Pins, forgets: bool) -> Result<Ebpf> {
+fn load(options: &Options, pins: &Pins, forgets: bool, turns: bool) -> Result<Ebpf> {
     let path = options.object.clone().or_else(|| std::env::var_os(OBJECT_VARIABLE).map(PathBuf::from));
     let read;
     let (bytes, from) = match &path {
@@ -278,9 +282,10 @@ fn load(options: &Options, pins: &Pins, forgets: bool) -> Result<Ebpf> {
         }
     };
     let mut loader = EbpfLoader::new();
-    let forgets = u8::from(forgets);
+    let (forgets, turns) = (u8::from(forgets), u8::from(turns));
     // Not in an object that was built before there was such a thing.
     loader.override_global("KERNEL_FORGETS", &forgets, false);
+    loader.override_global("KERNEL_TURNS", &turns, false);
     for shape in &SHAPES {
         loader.map_pin_path(shape.name, pins.maps().join(shape.name));
     }

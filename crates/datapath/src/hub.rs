@@ -37,6 +37,9 @@ impl Datapath {
         if self.hook() != Hook::Tcx {
             return Err(Error::NoHub { why: "without TCX there is no hub" });
         }
+        if !self.turns {
+            return Err(Error::NoHub { why: "the kernel is older than 6.4 and makes no frame IPv6 in place" });
+        }
         let links = Self::links()?;
         let netns = namespace(&self.pins.root)?;
         let inside = Links::in_netns(&netns)?;

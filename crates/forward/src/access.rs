@@ -1,9 +1,11 @@
 //! What the decision may touch: a frame, and the host's tables.
 
+use crate::{OuterSum, Shed, outer};
 use tenet_tables::{
-    Addr, Config, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey, Rewrite,
-    RewriteKey, Route, Subnet,
+    Addr, Config, DropReason, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey,
+    Rewrite, RewriteKey, Route, Subnet,
 };
+use tenet_wire::Envelope;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The frame ends before the bytes asked for, or the kernel refused an edit.
@@ -32,6 +34,36 @@ pub trait Frame {
     /// # Errors
     /// If the frame ends before.
     fn load<T: FromBytes + IntoBytes>(&self, at: u32, into: &mut T) -> Result<(), Refused>;
+
+    /// One's complement sum of `len` bytes from `at` on, as halves in memory order.
+    ///
+    /// # Errors
+    /// If the frame ends before.
+    fn sum(&self, at: u32, len: u32) -> Result<u16, Refused>;
+
+    /// Whether the kernel or a device has found the frame's first checksum right.
+    fn verified(&self) -> bool;
+
+    /// [`outer::checksum_is_right`]; false if the frame ends before the datagram does. In eBPF a call.
+    #[inline(always)]
+    fn outer_checksum(&self, sum: &OuterSum) -> bool
+    where
+        Self: Sized,
+    {
+        outer::checksum_is_right(self, sum) == Ok(true)
+    }
+
+    /// [`outer::check_options`]. In eBPF a call.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    #[inline(always)]
+    fn geneve_options(&self, at: u32, len: u32) -> Result<(), DropReason>
+    where
+        Self: Sized,
+    {
+        outer::check_options(self, at, len)
+    }
 }
 
 /// A frame to change.
@@ -57,23 +89,23 @@ pub trait FrameMut: Frame {
     /// `difference`. IPv4's headers sum up to the same whatever changes in them.
     fn account(&mut self, difference: u32);
 
-    /// Makes room for the tunnel's headers at the front; what is in it is undefined.
+    /// Makes room for a tunnel's headers at the front; what is in it is undefined. `ip`: whether the frame is IP.
     ///
     /// # Errors
     /// If the kernel has no memory, or not for this kind of frame.
-    fn grow_tunnel(&mut self, ip: bool) -> Result<(), Refused>;
+    fn grow_tunnel(&mut self, envelope: Envelope, ip: bool) -> Result<(), Refused>;
 
-    /// Takes the tunnel's headers off; the first fourteen bytes are undefined then.
+    /// Takes a tunnel's headers off; the first fourteen bytes are undefined then.
     ///
     /// # Errors
     /// If the kernel refuses.
-    fn shrink_tunnel(&mut self) -> Result<(), Refused>;
+    fn shrink_tunnel(&mut self, shed: &Shed) -> Result<(), Refused>;
 
-    /// Puts the room of a [`crate::HubFrame`] in the place of the tunnel's headers; what is in it is undefined.
+    /// Puts the room of a [`crate::HubFrame`] in the place of a tunnel's headers; what is in it is undefined.
     ///
     /// # Errors
     /// If the kernel refuses.
-    fn swap_tunnel(&mut self) -> Result<(), Refused>;
+    fn swap_tunnel(&mut self, shed: &Shed) -> Result<(), Refused>;
 
     /// Makes the frame one of `len` bytes without any offload; all bytes are undefined then.
     ///

@@ -3,9 +3,9 @@
 //! In steps, one per receiver: the eBPF shell makes each step a function that the verifier checks once,
 //! where a loop would be walked through in every round.
 
-use crate::{FrameMut, PortWork, Refused, Tables, Target, edit};
+use crate::{FrameMut, PortWork, Refused, Tables, Target, edit, packet::halves6};
 use tenet_tables::{Config, DropReason, FLOOD_LIMIT, FloodKey, METHOD_REWRITE, PORT_ACTIVE, PORT_FLAG_DOWN};
-use tenet_wire::{Be32, Ethernet, Ipv4};
+use tenet_wire::{Be16, Be32, EtherType, Ethernet, Ipv4, Ipv6Frame};
 
 /// Copies a frame without tunnel to the `index`-th receiver, if that is a port of this host and not the
 /// sender. False: the list has ended.
@@ -33,20 +33,23 @@ pub fn local_step<F: FrameMut, T: Tables>(
     true
 }
 
-/// Encapsulates a VM's frame for nobody yet, so that [`remote_step`] can address it.
+/// Encapsulates a VM's frame for nobody yet, so that [`remote_step`] can address it. The subnet says how.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// [`DropReason::KernelRefused`], or what is missing.
 #[inline(always)]
-pub fn encapsulate<F: FrameMut>(
+pub fn encapsulate<F: FrameMut, T: Tables>(
     frame: &mut F,
     len: u32,
     work: &PortWork,
     vsid: u32,
-    config: &Config,
-) -> Result<(), Refused> {
-    let to = Target { vsid, flow: work.flow(), ..Target::default() };
-    edit::encapsulate(frame, len, work, config, &to)
+    tables: &T,
+) -> Result<(), DropReason> {
+    let Some(config) = tables.config() else { return Err(DropReason::NotConfigured) };
+    let Some(subnet) = tables.subnet(vsid) else { return Err(DropReason::UnknownVsid) };
+    // All hosts of a site have addresses of one family, so that ours stands for theirs until the copies are addressed.
+    let to = Target { pa: config.pa, method: subnet.method, vsid, flow: work.flow() };
+    edit::wrap(frame, len, work, config, &to).map_err(|Refused| DropReason::KernelRefused)
 }
 
 /// Copies an encapsulated frame to the `index`-th receiver, if that is another host. False: the list has ended.
@@ -62,35 +65,55 @@ pub fn remote_step<F: FrameMut, T: Tables>(
     if entry.ifindex != 0 {
         return true;
     }
-    let Some(pa) = entry.pa.as_v4_word() else { return true };
-    let mut outer = Ipv4::default();
-    if frame.load(Ethernet::LEN, &mut outer).is_err() {
+    let mut ty = Be16::default();
+    if frame.load(LINK_TYPE, &mut ty).is_err() {
         return false;
     }
-    outer.dst = Be32::from_word(pa);
-    if frame.store(Ethernet::LEN, &outer.with_checksum()).is_err() {
+    let v4 = entry.pa.as_v4_word();
+    if v4.is_some() != (ty == EtherType::IPV4) {
+        return true;
+    }
+    let addressed = match v4 {
+        Some(pa) => address_v4(frame, pa),
+        // The destination is the last field of the network header.
+        None => frame.store(Ipv6Frame::LEN - 16, &halves6(&entry.pa)),
+    };
+    if addressed.is_err() {
         return false;
     }
     frame.clone_to_wire(uplink);
     true
 }
 
-/// All steps of a VM's broadcast.
+/// Offset of the link header's type.
+const LINK_TYPE: u32 = 12;
+
+#[inline(always)]
+fn address_v4<F: FrameMut>(frame: &mut F, pa: u32) -> Result<(), Refused> {
+    let mut outer = Ipv4::default();
+    frame.load(Ethernet::LEN, &mut outer)?;
+    outer.dst = Be32::from_word(pa);
+    frame.store(Ethernet::LEN, &outer.with_checksum())
+}
+
+/// All steps of a VM's broadcast; the name that the original ends under.
 pub fn from_port<F: FrameMut, T: Tables>(
     frame: &mut F,
     tables: &T,
     work: &PortWork,
     (len, vsid, sender): (u32, u32, u32),
     config: &Config,
-) {
+) -> DropReason {
     to_ports(frame, tables, vsid, sender);
-    if encapsulate(frame, len, work, vsid, config).is_ok() {
-        for index in 0..FLOOD_LIMIT {
-            if !remote_step(frame, tables, vsid, index, config.uplink) {
-                return;
-            }
+    if let Err(reason) = encapsulate(frame, len, work, vsid, tables) {
+        return reason;
+    }
+    for index in 0..FLOOD_LIMIT {
+        if !remote_step(frame, tables, vsid, index, config.uplink) {
+            break;
         }
     }
+    DropReason::Replicated
 }
 
 /// The end of a VM's broadcast that no method carries to other hosts; `None`: there is one.

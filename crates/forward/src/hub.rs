@@ -6,7 +6,7 @@
 //! that the kernel can take off: Ethernet in IPv6 (SRv6 End.DX2, RFC 8986 §4.9), for [`HubFrame::SID`].
 
 use crate::{FrameMut, Refused, UplinkWork};
-use tenet_wire::{Be16, EtherType, Ethernet, NVGRE_OVERHEAD};
+use tenet_wire::{Be16, EtherType, Ethernet};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Link header and IPv6 header of a frame on its way into the hub.
@@ -54,17 +54,20 @@ impl HubFrame {
     }
 }
 
-/// Length of the inner frame of a tunnelled one of `len` bytes, if an IPv6 header can say it.
+/// Length of the inner frame of one of `len` bytes, `outer` of which are the tunnel's, if an IPv6 header can say it.
 #[inline(always)]
-pub(crate) fn inner_len(len: u32) -> Option<u16> {
-    let inner = len.wrapping_sub(NVGRE_OVERHEAD);
+pub(crate) fn inner_len(len: u32, outer: u32) -> Option<u16> {
+    let inner = len.wrapping_sub(outer);
     if inner <= u16::MAX as u32 { Some(inner as u16) } else { None }
 }
 
 /// Makes a tunnelled frame one for the hub.
 #[inline(always)]
 pub(crate) fn rewrap<F: FrameMut>(frame: &mut F, len: u16, work: &UplinkWork) -> Result<(), Refused> {
-    frame.swap_tunnel()?;
+    frame.swap_tunnel(&work.shed)?;
     frame.store(0, &HubFrame::new(work.outer.eth, len))?;
-    if work.marked { frame.store(HubFrame::LEN + Ethernet::LEN, &work.inner.ip) } else { Ok(()) }
+    if !work.marked {
+        return Ok(());
+    }
+    crate::edit::store_marked(frame, HubFrame::LEN + Ethernet::LEN, work)
 }

@@ -20,6 +20,7 @@ pub mod flood;
 mod hub;
 #[cfg(feature = "model")]
 pub mod model;
+pub mod outer;
 pub mod packet;
 mod port;
 mod reach;
@@ -30,7 +31,7 @@ mod verdict;
 pub use access::{Frame, FrameMut, Meta, Refused, Tables};
 pub use hub::HubFrame;
 pub use port::{Head, PortWork, clamp, needs_closer_look, port_closer, port_first, port_ingress};
-pub use uplink::{UplinkWork, uplink_ingress};
+pub use uplink::{OuterSum, Shed, UplinkWork, combine_ecn, damaged, uplink_first, uplink_ingress};
 pub use verdict::{Action, Note, Target, Verdict, Words};
 
 /// Mark of an encapsulated frame that a port's program hands to the uplink's program for sending.

@@ -4,10 +4,12 @@
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use tenet_forward::model::{self, Outcome, site, traffic, truncate};
-use tenet_forward::{Action, HubFrame, Tables as _, Verdict, bucket, needs_closer_look};
+use tenet_forward::packet::addr6;
+use tenet_forward::{Action, HubFrame, Tables as _, Verdict, bucket, combine_ecn, needs_closer_look};
 use tenet_tables::image::{Image, Prefix};
-use tenet_tables::{Addr, Bucket, DropReason, Route};
-use tenet_wire::{Be32, Mac, checksum, parse};
+use tenet_tables::{Addr, Bucket, DropReason, METHOD_GENEVE, METHOD_NVGRE, METHOD_VXLAN, Route};
+use tenet_wire::parse::{Kind, Outer, TunnelPorts};
+use tenet_wire::{Mac, checksum, parse};
 
 const FRAMES: usize = 60_000;
 
@@ -19,14 +21,46 @@ fn play(sample: &traffic::Sample, site: &site::Site) -> Outcome {
     model::port_in(&sample.bytes, &sample.meta, &mut site.image.clone(), &mut bucket, 0)
 }
 
+/// Sites that differ in what stands outside: NVGRE in IPv4, all tunnels in IPv4, all in IPv6.
+fn sites() -> [site::Site; 3] {
+    let new = || site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+    let (plain, mut mixed, mut over_ipv6) = (new(), new(), new());
+    for site in [&mut mixed, &mut over_ipv6] {
+        site.mix_methods(&[METHOD_NVGRE, METHOD_VXLAN, METHOD_GENEVE]);
+    }
+    over_ipv6.move_to_ipv6();
+    [plain, mixed, over_ipv6]
+}
+
 #[test]
 fn every_frame_ends_where_it_may() {
-    let mut site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+    let mut reasons = BTreeSet::new();
+    for site in sites() {
+        run(site, &mut reasons);
+    }
+    // What the example site cannot make: a kernel that refuses, a host without configuration, an empty bucket; and what
+    // other methods and other tests make.
+    let impossible = [
+        DropReason::KernelRefused,
+        DropReason::NotConfigured,
+        DropReason::FloodLimited,
+        DropReason::SttIncomplete,
+        DropReason::SttUnsupported,
+        DropReason::RewriteUnsupported,
+        DropReason::RewriteUnknown,
+        DropReason::RewritePair,
+        DropReason::NoRewriteAddress,
+    ];
+    for reason in DropReason::ALL.iter().filter(|r| !impossible.contains(r)) {
+        assert!(reasons.contains(reason), "no frame was dropped for {}", reason.name());
+    }
+}
+
+fn run(mut site: site::Site, reasons: &mut BTreeSet<DropReason>) {
     site.taps(98);
     let mut hubs = 0;
-    let known = [site::OTHER, site::THIRD].map(Be32::from_octets);
     let mut dice = traffic::Dice::new(20);
-    let mut reasons = BTreeSet::new();
+    let mut kinds = BTreeSet::new();
     for n in 0..FRAMES {
         let sample = traffic::sample(&mut dice, &site);
         let outcome = play(&sample, &site);
@@ -57,19 +91,24 @@ fn every_frame_ends_where_it_may() {
                     context()
                 );
                 assert_eq!(head[38..54], HubFrame::SID.octets(), "{}", context());
-                assert_eq!(inner.len() + 42, sample.bytes.len(), "{}", context());
+                assert_eq!(
+                    &inner[34..],
+                    &sample.bytes[sample.bytes.len() - inner.len() + 34..],
+                    "{}",
+                    context()
+                );
                 hubs += 1;
             }
             Action::Back(None) => assert!(!sample.from_wire, "{}", context()),
             Action::Wire | Action::WireByMark => {
                 let sent_by_us = sample.meta.mark == tenet_forward::SEND_MARK;
                 if !sent_by_us {
-                    check_tunnel(&outcome.frame.bytes, &known, &context);
+                    kinds.insert(check_tunnel(&outcome.frame.bytes, &site, &context));
                 }
             }
         }
         for copy in &outcome.frame.to_wire {
-            check_tunnel(copy, &known, &context);
+            kinds.insert(check_tunnel(copy, &site, &context));
         }
         // Nobody hears himself, but may hear of the gateway more than he asked for.
         let back = matches!(outcome.action, Action::Back(None));
@@ -77,33 +116,52 @@ fn every_frame_ends_where_it_may() {
         assert!(sample.from_wire || back || !itself(&outcome.frame.to_ports), "{}", context());
     }
     assert!(hubs > 100, "{hubs} frames went by the hub");
-    // What the example site cannot make: a kernel that refuses, a host without configuration, an empty bucket.
-    let impossible = [DropReason::KernelRefused, DropReason::NotConfigured, DropReason::FloodLimited];
-    // Of methods that the example site's traffic does not speak.
-    let methods = DropReason::TunnelVersion..=DropReason::NoRewriteAddress;
-    for reason in DropReason::ALL.iter().filter(|r| !impossible.contains(r) && !methods.contains(r)) {
-        assert!(reasons.contains(reason), "no frame was dropped for {}", reason.name());
+    let mixed = site.image.subnets.values().any(|s| s.method != u32::from(METHOD_NVGRE));
+    // Redirected frames stay in whatever they came in.
+    assert!(kinds.len() == 3 || !mixed, "{kinds:?}");
+}
+
+/// Checks a frame for the provider network; the kind of its tunnel.
+fn check_tunnel(bytes: &[u8], site: &site::Site, context: &dyn Fn() -> String) -> &'static str {
+    let found = parse::tunnel(bytes, TunnelPorts::default());
+    let Ok(Some(found)) = found else { panic!("{found:?} {}", context()) };
+    let (src, dst) = match found.outer {
+        Outer::V4(ip) => {
+            assert_eq!(checksum::finish(checksum::sum_bytes(&bytes[14..34])), 0, "{}", context());
+            assert!(ip.dont_fragment() && !ip.is_fragment(), "{}", context());
+            assert!(usize::from(ip.total_len.get()) + 14 <= bytes.len(), "{}", context());
+            (Addr::v4_word(ip.src.word()), Addr::v4_word(ip.dst.word()))
+        }
+        Outer::V6(ip) => {
+            assert!(usize::from(ip.payload_len.get()) + 54 <= bytes.len(), "{}", context());
+            (addr6(&ip.src), addr6(&ip.dst))
+        }
+    };
+    let pa = |octets| if site.over_ipv6 { site::Site::pa6(octets) } else { Addr::v4(octets) };
+    assert_eq!(src, pa(site::OWN), "{}", context());
+    assert!([site::OTHER, site::THIRD].map(pa).contains(&dst), "{}", context());
+    assert!(found.udp.is_none_or(|udp| udp.src.get() >= 0xc000), "{}", context());
+    match found.kind {
+        Kind::Nvgre(_) => "nvgre",
+        Kind::Vxlan(_) => "vxlan",
+        Kind::Geneve(..) => "geneve",
     }
 }
 
-fn check_tunnel(bytes: &[u8], known: &[Be32], context: &dyn Fn() -> String) {
-    let ip = tenet_wire::Ipv4::read(bytes);
-    assert_eq!(checksum::finish(checksum::sum_bytes(&bytes[14..34])), 0, "{}", context());
-    assert!(ip.dont_fragment() && !ip.is_fragment(), "{}", context());
-    assert_eq!(ip.src, Be32::from_octets(site::OWN), "{}", context());
-    assert!(known.contains(&ip.dst), "{}", context());
-    assert!(usize::from(ip.total_len.get()) + 14 <= bytes.len(), "{}", context());
-}
-
-/// Reads the outer header wherever it stands.
-trait Read {
-    fn read(bytes: &[u8]) -> Self;
-}
-
-impl Read for tenet_wire::Ipv4 {
-    fn read(bytes: &[u8]) -> Self {
-        use zerocopy::FromBytes as _;
-        Self::read_from_prefix(&bytes[14..]).unwrap().0
+/// RFC 6040 §4.2, figure 4, in the order of its rows and columns: Not-ECT, ECT(0), ECT(1), CE.
+#[test]
+fn congestion_marks_combine_as_figure_4_says() {
+    const ORDER: [u8; 4] = [0, 2, 1, 3];
+    let rows: [[Option<u8>; 4]; 4] = [
+        [Some(0), Some(0), Some(0), None],
+        [Some(2), Some(2), Some(1), Some(3)],
+        [Some(1), Some(1), Some(1), Some(3)],
+        [Some(3), Some(3), Some(3), Some(3)],
+    ];
+    for (inner, row) in ORDER.into_iter().zip(rows) {
+        for (outer, wanted) in ORDER.into_iter().zip(row) {
+            assert_eq!(combine_ecn(inner, outer), wanted, "inner {inner}, outer {outer}");
+        }
     }
 }
 

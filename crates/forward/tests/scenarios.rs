@@ -8,7 +8,7 @@ use tenet_forward::{Action, HubFrame};
 use tenet_tables::{Bucket, GATEWAY_MAC, PORT_ACTIVE};
 use tenet_wire::parse::{self, Payload};
 use tenet_wire::{
-    Arp, ArpFrame, Be16, Be32, EtherType, Ethernet, Gre, Icmp, Ipv4, Mac, NvgreOuter, Ports, ProtocolNumber,
+    Arp, ArpFrame, Be16, Be32, EtherType, Ethernet, Gre, GreOuter, Icmp, Ipv4, Mac, Ports, ProtocolNumber,
     checksum, outer_ipv4,
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
@@ -152,7 +152,13 @@ fn inner(words: &Words<'_>, site: &site::Site, vsid: u32, own: [u8; 4], mac: Mac
 fn outer(words: &Words<'_>, from: [u8; 4], vsid: u32, inner: &[u8]) -> Vec<u8> {
     let to = words.ip("dst").unwrap_or(site::OWN);
     let ecn = words.number("ecn").unwrap_or(0) as u8;
-    let mut ip = outer_ipv4(Be32::from_octets(from), Be32::from_octets(to), (inner.len() + 28) as u16, ecn);
+    let mut ip = outer_ipv4(
+        Be32::from_octets(from),
+        Be32::from_octets(to),
+        ProtocolNumber::GRE,
+        (inner.len() + 28) as u16,
+        ecn,
+    );
     ip.ttl = words.number("ottl").map_or(ip.ttl, |t| t as u8);
     ip.fragment = words.hex("fragment").map_or(ip.fragment, Be16::new);
     let mut gre = Gre::nvgre(vsid, 0);
@@ -208,7 +214,7 @@ fn tell(outcome: &Outcome, site: &site::Site) -> String {
 fn tunnel(bytes: &[u8]) -> String {
     let found = parse::nvgre(bytes).unwrap().unwrap();
     assert_eq!(checksum::finish(checksum::sum_bytes(&bytes[14..34])), 0);
-    let inner = &bytes[NvgreOuter::LEN as usize - 14..];
+    let inner = &bytes[GreOuter::LEN as usize - 14..];
     format!(
         "wire {:?} to {:?} ttl {} vsid {} ({})",
         found.outer.src,

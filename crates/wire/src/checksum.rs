@@ -33,9 +33,16 @@ pub fn sum_bytes(bytes: &[u8]) -> u32 {
 #[inline(always)]
 #[must_use]
 pub const fn finish(sum: u32) -> u16 {
+    !fold(sum)
+}
+
+/// What was added up, as a one's complement sum of sixteen bits.
+#[inline(always)]
+#[must_use]
+pub const fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
-    !(sum as u16)
+    sum as u16
 }
 
 /// The checksum after one half of what it covers changed: `HC' = ~(~HC + ~m + m')` (RFC 1624 §3, eqn. 3).

@@ -8,7 +8,7 @@
 //!  |0x2000: K=1   |0x6558        |24 bits           |8 bits |
 //! ```
 
-use crate::{Be16, Be32, EtherType, Ethernet, Ipv4, Ipv4Frame, ProtocolNumber};
+use crate::{Be16, Be32, EtherType, Ipv4Frame};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// What NVGRE over IPv4 puts before an inner frame, in bytes.
@@ -46,6 +46,13 @@ impl Gre {
         self.protocol == EtherType::BRIDGED
     }
 
+    /// Version field, of which NVGRE's is 0 (RFC 2784 §2.3.1).
+    #[inline(always)]
+    #[must_use]
+    pub const fn version(&self) -> u8 {
+        self.flags.get() as u8 & 7
+    }
+
     /// Whether flags and protocol are exactly NVGRE's; only then [`Self::vsid`] means something.
     #[inline(always)]
     #[must_use]
@@ -67,61 +74,4 @@ impl Gre {
     }
 }
 
-/// What a sender puts before an inner frame, with the inner link header, which moves.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct NvgreOuter {
-    /// Outer link header, filled in by whoever knows the neighbour.
-    pub eth: Ethernet,
-    /// Outer network header.
-    pub ip: Ipv4,
-    /// Tunnel header.
-    pub gre: Gre,
-    /// Inner link header.
-    pub inner: Ethernet,
-}
-
-impl NvgreOuter {
-    /// Length in bytes.
-    pub const LEN: u32 = NVGRE_OVERHEAD + Ethernet::LEN;
-}
-
-/// Outer network header of a tunnelled frame: never fragmented (RFC 7637 §4.4), with a life of its own.
-#[inline(always)]
-#[must_use]
-pub fn outer_ipv4(src: Be32, dst: Be32, total_len: u16, ecn: u8) -> Ipv4 {
-    Ipv4 {
-        version_ihl: Ipv4::PLAIN,
-        tos: ecn & Ipv4::ECN,
-        total_len: Be16::new(total_len),
-        id: Be16::new(0),
-        fragment: Be16::new(Ipv4::DONT_FRAGMENT),
-        ttl: 64,
-        protocol: ProtocolNumber::GRE,
-        checksum: Be16::new(0),
-        src,
-        dst,
-    }
-    .with_checksum()
-}
-
-/// What a receiver looks at behind the outer headers: tunnel header, inner link and network header.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct NvgreFrame {
-    /// Tunnel header.
-    pub gre: Gre,
-    /// Inner link header.
-    pub eth: Ethernet,
-    /// Inner network header; with an ARP frame these are its first twenty bytes.
-    pub ip: Ipv4,
-}
-
-impl NvgreFrame {
-    /// Length in bytes.
-    pub const LEN: u32 = Gre::LEN + Ipv4Frame::LEN;
-}
-
 const _: () = assert!(core::mem::size_of::<Gre>() == Gre::LEN as usize);
-const _: () = assert!(core::mem::size_of::<NvgreOuter>() == NvgreOuter::LEN as usize);
-const _: () = assert!(core::mem::size_of::<NvgreFrame>() == NvgreFrame::LEN as usize);

@@ -16,6 +16,7 @@ mod arp;
 mod be;
 pub mod checksum;
 mod ether;
+mod geneve;
 mod gre;
 mod icmp;
 mod icmp6;
@@ -25,12 +26,15 @@ mod nd;
 pub mod parse;
 mod stt;
 mod tcp;
+mod tunnel;
 mod udp;
+mod vxlan;
 
 pub use arp::{Arp, ArpFrame};
 pub use be::{Be16, Be32};
 pub use ether::{EtherType, Ethernet, Mac};
-pub use gre::{Gre, NVGRE_OVERHEAD, NvgreFrame, NvgreOuter, outer_ipv4};
+pub use geneve::{Geneve, GeneveOption, OptionsError, walk_options};
+pub use gre::{Gre, NVGRE_OVERHEAD};
 pub use icmp::{Icmp, IcmpErrorFrame, QUOTE};
 pub use icmp6::{Icmp6, Icmp6ErrorFrame, QUOTE6, QUOTE6_MORE, pseudo6};
 pub use ipv4::{Ipv4, Ipv4Frame, Ports, ProtocolNumber};
@@ -41,4 +45,9 @@ pub use nd::{
 };
 pub use stt::{STT_HEADERS, SttFault, SttHeader, SttSegment};
 pub use tcp::Tcp;
+pub use tunnel::{
+    Envelope, GreOuter, GreOuter6, TUNNEL_OVERHEAD_MAX, TunnelFrame, TunnelHeader, UdpOuter, UdpOuter6,
+    outer_ipv4, outer_ipv6, outer_protocol, outer_udp,
+};
 pub use udp::Udp;
+pub use vxlan::Vxlan;

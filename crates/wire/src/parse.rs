@@ -8,6 +8,10 @@ use crate::{
 };
 use zerocopy::FromBytes;
 
+mod tunnel;
+
+pub use tunnel::{Kind, Outer, TunnelPorts, Tunnelled, pseudo_sum, tunnel};
+
 /// Why a frame is not what it should be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ParseError {
@@ -15,6 +19,16 @@ pub enum ParseError {
     Truncated(&'static str),
     /// A field of this header contradicts itself or the frame.
     Malformed(&'static str),
+    /// A tunnel header of a version that nobody defined.
+    Version(&'static str),
+    /// A Geneve frame for the tunnel endpoint itself (RFC 8926 §3.4).
+    Control,
+    /// A Geneve option that must be understood and is not (RFC 8926 §3.5).
+    Critical,
+    /// Geneve options whose lengths do not add up.
+    Options,
+    /// The sum over header and payload is wrong.
+    Checksum(&'static str),
 }
 
 impl core::fmt::Display for ParseError {
@@ -22,6 +36,11 @@ impl core::fmt::Display for ParseError {
         match self {
             Self::Truncated(what) => write!(f, "frame ends inside its {what} header"),
             Self::Malformed(what) => write!(f, "{what} header contradicts itself or the frame"),
+            Self::Version(what) => write!(f, "{what} header has an unknown version"),
+            Self::Control => write!(f, "Geneve frame is for the tunnel endpoint"),
+            Self::Critical => write!(f, "Geneve option is critical and unknown"),
+            Self::Options => write!(f, "Geneve options' lengths do not add up"),
+            Self::Checksum(what) => write!(f, "{what} checksum is wrong"),
         }
     }
 }
@@ -210,7 +229,7 @@ pub fn discovery(message: &[u8]) -> Result<Option<Discovery<'_>>, ParseError> {
     }))
 }
 
-/// Takes an NVGRE frame apart; `Ok(None)` if the frame is sound but something else.
+/// Takes an NVGRE frame in IPv4 apart; [`tunnel`] knows all others. `Ok(None)` if the frame is sound but something else.
 ///
 /// # Errors
 /// If a header ends early, lies about lengths, or breaks RFC 7637 §3.2.

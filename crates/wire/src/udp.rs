@@ -20,6 +20,8 @@ pub struct Udp {
 impl Udp {
     /// Length in bytes.
     pub const LEN: u32 = 8;
+    /// Offset of the checksum.
+    pub const CHECKSUM_AT: u32 = 6;
 }
 
 const _: () = assert!(core::mem::size_of::<Udp>() == Udp::LEN as usize);

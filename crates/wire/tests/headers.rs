@@ -2,10 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use proptest::prelude::*;
-use tenet_wire::parse::{self, ParseError, Payload};
+use tenet_wire::parse::{self, ParseError, Payload, TunnelPorts};
 use tenet_wire::{
-    Arp, ArpFrame, Be16, Be32, EtherType, Ethernet, Gre, Icmp, IcmpErrorFrame, Ipv4, Ipv4Frame, Mac,
-    NvgreFrame, NvgreOuter, Ports, QUOTE, checksum, outer_ipv4,
+    Arp, ArpFrame, Be16, Be32, EtherType, Ethernet, Gre, GreOuter, Icmp, IcmpErrorFrame, Ipv4, Ipv4Frame,
+    Mac, Ports, ProtocolNumber, QUOTE, TunnelFrame, checksum, outer_ipv4,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -33,15 +33,17 @@ proptest! {
         survives::<Icmp>(bytes);
         survives::<IcmpErrorFrame>(bytes);
         survives::<Gre>(bytes);
-        survives::<NvgreOuter>(bytes);
-        survives::<NvgreFrame>(bytes);
+        survives::<GreOuter>(bytes);
+        survives::<TunnelFrame>(bytes);
     }
 
     #[test]
     fn parsers_take_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = parse::frame(&bytes);
         let _ = parse::ipv4(&bytes);
+        let _ = parse::ipv6(&bytes);
         let _ = parse::nvgre(&bytes);
+        let _ = parse::tunnel(&bytes, TunnelPorts::default());
     }
 
     #[test]
@@ -97,10 +99,10 @@ proptest! {
     fn an_nvgre_frame_is_found_again(vsid in 0u32..1 << 24, flow in any::<u8>(), src in any::<[u8; 4]>(), ecn in 0u8..4) {
         let inner = Ethernet { dst: Mac::BROADCAST, src: Mac::new([2, 0, 0, 0, 0, 1]), ty: Be16::new(0x1234) };
         let (src, dst) = (Be32::from_octets(src), Be32::from_octets([192, 168, 2, 20]));
-        let outer = NvgreOuter {
+        let outer = GreOuter {
             eth: Ethernet { ty: EtherType::IPV4, ..Ethernet::default() },
-            ip: outer_ipv4(src, dst, (NvgreOuter::LEN - Ethernet::LEN) as u16, ecn),
-            gre: Gre::nvgre(vsid, flow),
+            ip: outer_ipv4(src, dst, ProtocolNumber::GRE, (GreOuter::LEN - Ethernet::LEN) as u16, ecn),
+            tunnel: Gre::nvgre(vsid, flow).into(),
             inner,
         };
         let found = parse::nvgre(outer.as_bytes()).unwrap().unwrap();
@@ -186,10 +188,15 @@ fn refuses_what_lies() {
 #[test]
 fn refuses_gre_flags_that_rfc_7637_forbids() {
     let check = |flags: u16, protocol: u16, wanted: Result<bool, ParseError>| {
-        let outer = NvgreOuter {
+        let outer = GreOuter {
             eth: Ethernet { ty: EtherType::IPV4, ..Ethernet::default() },
-            ip: outer_ipv4(Be32::default(), Be32::default(), 42, 0),
-            gre: Gre { flags: Be16::new(flags), protocol: Be16::new(protocol), key: Be32::new(0x0013_8900) },
+            ip: outer_ipv4(Be32::default(), Be32::default(), ProtocolNumber::GRE, 42, 0),
+            tunnel: Gre {
+                flags: Be16::new(flags),
+                protocol: Be16::new(protocol),
+                key: Be32::new(0x0013_8900),
+            }
+            .into(),
             inner: Ethernet::default(),
         };
         assert_eq!(parse::nvgre(outer.as_bytes()).map(|f| f.is_some()), wanted, "{flags:#x} {protocol:#x}");

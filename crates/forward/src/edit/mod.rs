@@ -3,8 +3,10 @@
 mod port;
 mod tunnel;
 
+pub(crate) use port::wrap;
 pub use port::{port, port_advertise, port_answer, port_answer6, port_forward, port_neighbour};
-pub use tunnel::{decapsulate, encapsulate, uplink};
+pub(crate) use tunnel::store_marked;
+pub use tunnel::{Inside, decapsulate, encapsulate, uplink};
 
 use crate::{Action, Refused};
 use tenet_tables::DropReason;

@@ -1,12 +1,12 @@
 //! What is done with a VM's frame: delivered, answered, or complained about.
 
-use super::{done, tunnel::encapsulate};
+use super::{Inside, done, encapsulate};
 use crate::{
-    Action, FrameMut, PortWork, Refused, Tables, Verdict,
+    Action, FrameMut, PortWork, Refused, Tables, Target, Verdict,
     packet::{halves6, is_link_local},
     rewrite,
 };
-use tenet_tables::{Addr, DropReason, GATEWAY_LINK_LOCAL, PORT_FLAG_AUTOCONF, Port, Subnet};
+use tenet_tables::{Addr, Config, DropReason, GATEWAY_LINK_LOCAL, PORT_FLAG_AUTOCONF, Port, Subnet};
 use tenet_wire::{
     ALL_NODES, ALL_NODES_MAC, AdvertisementFrame, Arp, Be16, Be32, Ends, Ethernet, Icmp, Icmp6,
     Icmp6ErrorFrame, IcmpErrorFrame, Ipv4Frame, Ipv6Frame, Ipv6Halves, Mac, Neighbour, QUOTE6, QUOTE6_MORE,
@@ -56,7 +56,7 @@ pub fn port_forward<F: FrameMut, T: Tables>(
         Verdict::Encapsulate => {
             let Some(config) = tables.config() else { return Action::Drop(DropReason::NotConfigured) };
             let action = if work.is_ip() { Action::Wire } else { Action::WireByMark };
-            done(encapsulate(frame, len, work, config, &work.to), action)
+            done(wrap(frame, len, work, config, &work.to), action)
         }
         _ => Action::Drop(DropReason::KernelRefused),
     }
@@ -147,6 +147,24 @@ pub fn port_answer6<F: FrameMut, T: Tables>(
         }
         _ => Action::Drop(DropReason::KernelRefused),
     }
+}
+
+/// To another host: as it is, or as the gateway left it, behind a tunnel's headers.
+///
+/// # Errors
+/// If the kernel refuses.
+#[inline(always)]
+pub(crate) fn wrap<F: FrameMut>(
+    frame: &mut F,
+    len: u32,
+    work: &PortWork,
+    config: &Config,
+    to: &Target,
+) -> Result<(), Refused> {
+    if work.routed {
+        work.head.store_packet(frame, Ethernet::LEN)?;
+    }
+    encapsulate(frame, len, &Inside { eth: work.head.eth, ip: work.is_ip(), class: work.class() }, config, to)
 }
 
 #[inline(always)]

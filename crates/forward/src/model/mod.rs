@@ -7,11 +7,12 @@ pub mod rewrite_traffic;
 pub mod site;
 pub mod traffic;
 pub mod traffic6;
+mod tunnels;
 
 use crate::rewrite::{RewriteWork, uplink};
 use crate::{
-    Action, Frame, FrameMut, HubFrame, Meta, Note, PortWork, Refused, Tables, UplinkWork, Verdict, bucket,
-    clamp, edit, flood, port_ingress, uplink_ingress,
+    Action, Frame, FrameMut, HubFrame, Meta, Note, PortWork, Refused, Shed, Tables, UplinkWork, Verdict,
+    bucket, clamp, edit, flood, port_ingress, uplink_ingress,
 };
 use alloc::vec::Vec;
 use tenet_tables::{
@@ -19,7 +20,7 @@ use tenet_tables::{
     Port, Record, RecordKey, Rewrite, RewriteKey, Route, Subnet,
     image::{Image, Prefix},
 };
-use tenet_wire::{Ethernet, NVGRE_OVERHEAD, checksum};
+use tenet_wire::{Envelope, Ethernet, checksum};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A frame in memory, with the copies that were made of it.
@@ -48,6 +49,15 @@ impl Frame for MemoryFrame {
         *into = value;
         Ok(())
     }
+
+    fn sum(&self, at: u32, len: u32) -> Result<u16, Refused> {
+        let bytes = self.bytes.get(at as usize..at as usize + len as usize).ok_or(Refused)?;
+        Ok(checksum::fold(checksum::sum_bytes(bytes)))
+    }
+
+    fn verified(&self) -> bool {
+        false
+    }
 }
 
 impl FrameMut for MemoryFrame {
@@ -67,26 +77,26 @@ impl FrameMut for MemoryFrame {
 
     fn account(&mut self, _difference: u32) {}
 
-    fn grow_tunnel(&mut self, _ip: bool) -> Result<(), Refused> {
+    fn grow_tunnel(&mut self, envelope: Envelope, _ip: bool) -> Result<(), Refused> {
         // Not zeros: whoever relies on them would differ from the kernel.
-        self.bytes.splice(0..0, core::iter::repeat_n(0xee, NVGRE_OVERHEAD as usize));
+        self.bytes.splice(0..0, core::iter::repeat_n(0xee, envelope.overhead() as usize));
         Ok(())
     }
 
-    fn shrink_tunnel(&mut self) -> Result<(), Refused> {
-        if self.bytes.len() < NVGRE_OVERHEAD as usize {
+    fn shrink_tunnel(&mut self, shed: &Shed) -> Result<(), Refused> {
+        if self.bytes.len() < shed.len as usize {
             return Err(Refused);
         }
-        self.bytes.drain(..NVGRE_OVERHEAD as usize);
+        self.bytes.drain(..shed.len as usize);
         Ok(())
     }
 
-    fn swap_tunnel(&mut self) -> Result<(), Refused> {
-        if self.bytes.len() < NVGRE_OVERHEAD as usize {
+    fn swap_tunnel(&mut self, shed: &Shed) -> Result<(), Refused> {
+        if self.bytes.len() < shed.len as usize {
             return Err(Refused);
         }
         let new = HubFrame::LEN as usize - Ethernet::LEN as usize;
-        self.bytes.splice(Ethernet::LEN as usize..NVGRE_OVERHEAD as usize, core::iter::repeat_n(0xee, new));
+        self.bytes.splice(Ethernet::LEN as usize..shed.len as usize, core::iter::repeat_n(0xee, new));
         Ok(())
     }
 
@@ -232,8 +242,7 @@ fn flood_out(
         flood::to_ports(frame, tables, vsid, meta.ifindex);
         return reason;
     }
-    flood::from_port(frame, tables, work, (meta.len, vsid, meta.ifindex), config);
-    DropReason::Replicated
+    flood::from_port(frame, tables, work, (meta.len, vsid, meta.ifindex), config)
 }
 
 /// Does all that the program `uplink_in` does with a frame from the provider network.

@@ -68,11 +68,57 @@ pub struct Site {
     pub interfaces: [u32; PORTS],
     /// Interface index of the uplink.
     pub uplink: u32,
+    /// Whether the hosts' addresses are those of [`Site::pa6`].
+    pub over_ipv6: bool,
 }
 
 const NETS: [(u32, [u32; 2]); 2] = [(1, [5001, 5002]), (2, [6001, 6002])];
 
 impl Site {
+    /// The IPv6 address of a host that has this IPv4 address.
+    #[must_use]
+    pub const fn pa6(octets: [u8; 4]) -> Addr {
+        let [a, b, c, d] = octets;
+        Addr::v6([0xfd, 0x99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d])
+    }
+
+    /// Gives all hosts IPv6 addresses.
+    pub fn move_to_ipv6(&mut self) {
+        let to6 = |pa: &mut Addr| {
+            if let Some(word) = pa.as_v4_word() {
+                *pa = Self::pa6(word.to_ne_bytes());
+            }
+        };
+        self.over_ipv6 = true;
+        let image = &mut self.image;
+        image.config.iter_mut().for_each(|c| to6(&mut c.pa));
+        image.ports.values_mut().for_each(|p| to6(&mut p.peer_pa));
+        image.macs.values_mut().for_each(|m| to6(&mut m.pa));
+        image.flood.values_mut().for_each(|f| to6(&mut f.pa));
+        for record in image.records.values_mut() {
+            to6(&mut record.pa);
+            to6(&mut record.alt_pa);
+        }
+        image.peers = core::mem::take(&mut image.peers)
+            .into_iter()
+            .map(|(mut key, peer)| {
+                to6(&mut key.pa);
+                (key, peer)
+            })
+            .collect();
+    }
+
+    /// Has every machine, and every subnet's broadcasts, cross the provider network by one of these methods in turn.
+    pub fn mix_methods(&mut self, methods: &[u8]) {
+        let mut next = methods.iter().copied().cycle();
+        let mut next = || next.next().unwrap_or(METHOD_NVGRE);
+        for record in self.image.records.values_mut().filter(|r| r.method != METHOD_GATEWAY) {
+            record.method = next();
+        }
+        self.image.macs.values_mut().for_each(|m| m.method = next().into());
+        self.image.subnets.values_mut().for_each(|s| s.method = next().into());
+    }
+
     /// Makes taps of some ports, which are reached by way of a hub.
     pub fn taps(&mut self, hub: u32) {
         if let Some(config) = &mut self.image.config {
@@ -121,7 +167,7 @@ pub fn site(interfaces: [u32; PORTS], uplink: u32) -> Site {
     routes(&mut image);
     ports(&mut image, &machines, interfaces);
     floods(&mut image, interfaces);
-    Site { image, machines, interfaces, uplink }
+    Site { image, machines, interfaces, uplink, over_ipv6: false }
 }
 
 fn network(image: &mut Image, net: u32, vsid: u32, third: u8) {

@@ -1,13 +1,13 @@
 //! Frames of all kinds for the [`site`](super::site): good, hostile and broken, reproducible from a seed.
 
-use super::site::{MTU, Machine, OTHER, OWN, PORTS, STRANGER, Site, THIRD};
+use super::site::{MTU, Machine, OWN, PORTS, Site};
 use super::traffic6;
+use super::tunnels::tunnelled;
 use crate::{Meta, SEND_MARK};
 use alloc::vec::Vec;
 use tenet_tables::GATEWAY_MAC;
 use tenet_wire::{
-    Arp, ArpFrame, Be16, Be32, EtherType, Ethernet, Gre, Icmp, Ipv4, Mac, Ports, ProtocolNumber, checksum,
-    outer_ipv4,
+    Arp, ArpFrame, Be16, Be32, EtherType, Ethernet, Icmp, Ipv4, Mac, Ports, ProtocolNumber, checksum,
 };
 use zerocopy::IntoBytes;
 
@@ -100,7 +100,7 @@ pub(super) fn spoil(dice: &mut Dice, bytes: &mut Vec<u8>) {
 }
 
 /// A frame as `me` sends it, or as somebody else sends it to `me`.
-fn inner(dice: &mut Dice, site: &Site, me: &Machine, to_me: bool) -> Vec<u8> {
+pub(super) fn inner(dice: &mut Dice, site: &Site, me: &Machine, to_me: bool) -> Vec<u8> {
     if dice.one_in(2) {
         return traffic6::inner(dice, site, me, to_me);
     }
@@ -275,48 +275,6 @@ pub(super) fn open(dice: &mut Dice, header: &mut Vec<u8>) {
     header[13] = dice.pick(&[0x02, 0x02, 0x12, 0xc2]);
     header.extend([0xff, 0xff, dice.roll() as u8, dice.roll() as u8, 0, 0]);
     header.extend(options);
-}
-
-/// A frame in a tunnel, mostly for this host.
-fn tunnelled(dice: &mut Dice, site: &Site) -> Vec<u8> {
-    let me = site.machines[dice.below(site.machines.len())];
-    let mut inner = inner(dice, site, &me, true);
-    if dice.one_in(12) {
-        let mac = Mac::BROADCAST.octets();
-        inner[..6].copy_from_slice(&mac);
-    }
-    let from = dice.pick(&[OTHER, OTHER, OTHER, THIRD, STRANGER, OWN]);
-    let to = if dice.one_in(12) { OTHER } else { OWN };
-    let vsid = if dice.one_in(12) { dice.pick(&[0, 1, 4096, 0xff_ffff, 6001, 5002]) } else { me.vsid };
-    let mut gre = Gre::nvgre(vsid, dice.roll() as u8);
-    if dice.one_in(15) {
-        gre.flags = Be16::new(dice.pick(&[0, 0xa000, 0x3000, 0x2001, 0x6000]));
-    }
-    if dice.one_in(25) {
-        gre.protocol = Be16::new(dice.pick(&[0x0800, 0x6559, 0x88be]));
-    }
-    let total = 20 + 8 + inner.len();
-    let mut ip =
-        outer_ipv4(Be32::from_octets(from), Be32::from_octets(to), total as u16, dice.pick(&[0, 1, 2, 3]));
-    if dice.one_in(15) {
-        ip.ttl = dice.pick(&[0, 1, 2]);
-    }
-    if dice.one_in(15) {
-        ip.fragment = Be16::new(dice.pick(&[Ipv4::MORE_FRAGMENTS, 0x2010, 20]));
-    }
-    if dice.one_in(30) {
-        ip.version_ihl = dice.pick(&[0x46, 0x4f, 0x44, 0x65]);
-    }
-    let eth = Ethernet {
-        dst: Mac::new([2, 0, 0, 0, 0, 1]),
-        src: Mac::new([2, 0, 0, 0, 0, 2]),
-        ty: EtherType::IPV4,
-    };
-    let mut bytes = eth.as_bytes().to_vec();
-    bytes.extend_from_slice(ip.with_checksum().as_bytes());
-    bytes.extend_from_slice(gre.as_bytes());
-    bytes.extend_from_slice(&inner);
-    bytes
 }
 
 /// Something else that the uplink receives: the host's own business.
