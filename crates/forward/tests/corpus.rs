@@ -2,8 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use std::path::Path;
+use tenet_forward::model::packets::Shape;
 use tenet_forward::model::traffic::{self, Dice};
-use tenet_forward::model::{fuzz, site};
+use tenet_forward::model::{fuzz, rewrite, rewrite_fuzz, rewrite_traffic, site};
 
 const MUTATIONS: usize = 35_000;
 
@@ -18,9 +19,14 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     files.iter().map(|f| std::fs::read(f).unwrap()).collect()
 }
 
-/// Fills a corpus with frames of the example site.
+/// Fills a corpus with frames of an example site.
 fn write(target: &str, folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
+    match target {
+        "rewrite" => return write_rewrite(folder),
+        "rewrite_quote" => return write_quotes(folder),
+        _ => {}
+    }
     let site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
     let mut dice = Dice::new(9);
     let mut n = [0; 2];
@@ -36,6 +42,30 @@ fn write(target: &str, folder: &Path) {
         let first: &[u8] = if target == "wire" { &[] } else { &[choice] };
         std::fs::write(folder.join(format!("{name}-{n:02}")), [first, &sample.bytes].concat()).unwrap();
         *n += 1;
+    }
+}
+
+fn write_rewrite(folder: &Path) {
+    let interfaces = std::array::from_fn(|i| rewrite::interface(i as u8));
+    let mut dice = Dice::new(10);
+    for n in 0..80 {
+        let sample = rewrite_traffic::sample(&mut dice, &interfaces, 99);
+        let choice = if sample.from_wire { 8 } else { (sample.meta.ifindex - interfaces[0]) as u8 };
+        let bytes = &sample.bytes[..sample.bytes.len().min(200)];
+        std::fs::write(folder.join(format!("site-{n:02}")), [&[choice], bytes].concat()).unwrap();
+    }
+}
+
+fn write_quotes(folder: &Path) {
+    let machines = rewrite::machines();
+    let mut dice = Dice::new(11);
+    for n in 0..40u8 {
+        let shape = Shape::random(&mut dice);
+        let packet = shape.build(machines[0].home_pa(shape.v6), machines[8].home_pa(shape.v6));
+        let (ty, code) = if shape.v6 { (2, 0) } else { (3, 4) };
+        let first = [u8::from(shape.v6) | 2 | (n % 3) << 2, ty, code];
+        let bytes = &packet[..packet.len().min(128)];
+        std::fs::write(folder.join(format!("packet-{n:02}")), [&first, bytes].concat()).unwrap();
     }
 }
 
@@ -80,4 +110,14 @@ fn ports_survive_their_corpus() {
 #[test]
 fn uplinks_survive_their_corpus() {
     check("uplink_ingress", fuzz::uplink_ingress);
+}
+
+#[test]
+fn rewrite_addresses_survive_their_corpus() {
+    check("rewrite", rewrite_fuzz::rewrite);
+}
+
+#[test]
+fn quoted_packets_survive_their_corpus() {
+    check("rewrite_quote", rewrite_fuzz::rewrite_quote);
 }

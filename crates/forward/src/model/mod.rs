@@ -3,6 +3,7 @@
 pub mod fuzz;
 pub mod packets;
 pub mod rewrite;
+pub mod rewrite_fuzz;
 pub mod rewrite_traffic;
 pub mod site;
 pub mod traffic;
