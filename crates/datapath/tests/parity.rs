@@ -13,7 +13,7 @@ use tenet_datapath::{Datapath, Hook, Image, Role};
 use tenet_forward::model::{self, Outcome, rewrite, rewrite_traffic, site, traffic};
 use tenet_forward::{Action, Meta};
 use tenet_hostnet::{Links, Netns};
-use tenet_tables::{Bucket, DropKey, DropReason, Port};
+use tenet_tables::{Bucket, DropKey, DropReason, METHOD_GENEVE, METHOD_NVGRE, METHOD_VXLAN, Port};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 const FRAMES: u32 = 60_000;
@@ -28,17 +28,37 @@ const PASS: i32 = -1;
 
 #[test]
 fn kernel_and_user_space_agree_on_every_frame() {
-    with_kernel(|kernel, site| kernel.compare(&site.image, 30, |dice| traffic::sample(dice, site)));
+    with_kernel(|_| {}, compare);
+}
+
+#[test]
+fn kernel_and_user_space_agree_on_all_tunnels() {
+    with_kernel(|site| site.mix_methods(&TUNNELS), compare);
+}
+
+#[test]
+fn kernel_and_user_space_agree_on_all_tunnels_over_ipv6() {
+    let over_ipv6 = |site: &mut site::Site| {
+        site.mix_methods(&TUNNELS);
+        site.move_to_ipv6();
+    };
+    with_kernel(over_ipv6, compare);
+}
+
+const TUNNELS: [u8; 3] = [METHOD_NVGRE, METHOD_VXLAN, METHOD_GENEVE];
+
+fn compare(kernel: &Kernel<'_>, site: &site::Site) {
+    kernel.compare(&site.image, 30, |dice| traffic::sample(dice, site));
 }
 
 /// Figures: `cargo test -p tenet-datapath --test parity -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn time_of_a_neighbours_frame() {
-    with_kernel(|kernel, site| kernel.measure(site));
+    with_kernel(|_| {}, |kernel, site| kernel.measure(site));
 }
 
-fn with_kernel(check: impl Fn(&Kernel<'_>, &site::Site) + Send + Sync) {
+fn with_kernel(change: impl Fn(&mut site::Site), check: impl Fn(&Kernel<'_>, &site::Site) + Send + Sync) {
     if !root() {
         return;
     }
@@ -62,6 +82,7 @@ fn with_kernel(check: impl Fn(&Kernel<'_>, &site::Site) + Send + Sync) {
     links.set_up("hub").unwrap();
     let mut site = site::site(interfaces, links.index("up").unwrap());
     site.taps(links.index("hub").unwrap());
+    change(&mut site);
 
     let pins = Pins::new(&netns, Hook::Auto);
     let datapath = pins.open();
