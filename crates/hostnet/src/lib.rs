@@ -34,6 +34,7 @@
 mod address;
 mod device;
 mod error;
+mod gro;
 mod link;
 mod links;
 pub mod netlink;
@@ -44,6 +45,7 @@ mod watch;
 pub use address::{Address, RouteAnswer};
 pub use device::TapOptions;
 pub use error::Error;
+pub use gro::{UdpGro, UdpTunnel};
 pub use link::{Kind, Link, OperState};
 pub use links::Links;
 pub use netns::Netns;

@@ -152,7 +152,7 @@ impl Links {
         self.change(name, &action, RTM_NEWLINK, (0, 0), |r| r.u32(IFLA_NET_NS_FD, fd))
     }
 
-    fn create(
+    pub(crate) fn create(
         &self,
         name: &str,
         action: &str,

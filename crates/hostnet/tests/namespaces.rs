@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
-use tenet_hostnet::{Error, Kind, LinkEvent, Links, Netns, TapOptions};
+use tenet_hostnet::{Error, Kind, LinkEvent, Links, Netns, TapOptions, UdpGro, UdpTunnel};
 
 /// Says aloud why a test does nothing; the kernel lets only root make namespaces.
 fn root() -> bool {
@@ -249,4 +249,36 @@ fn running_inside_leaves_the_caller_where_it_was() {
     let inside = netns.run(|| Links::here().unwrap().find("inside").unwrap().is_some()).unwrap();
     assert!(inside);
     assert!(Links::here().unwrap().find("inside").unwrap().is_none());
+}
+
+#[test]
+fn holds_a_socket_for_each_udp_tunnel() {
+    if !root() {
+        return;
+    }
+    let netns = Netns::anonymous().unwrap();
+    let links = Links::in_netns(&netns).unwrap();
+    let ours = |port: u16| UdpGro::Ours(format!("tenet-gro{port}"));
+    let bound = |port: u16| netns.run(|| std::net::UdpSocket::bind(("0.0.0.0", port)).is_err()).unwrap();
+    for _ in 0..2 {
+        // The second time it is there.
+        assert_eq!(links.ensure_udp_gro(UdpTunnel::Vxlan, 4789).unwrap(), ours(4789));
+        assert_eq!(links.ensure_udp_gro(UdpTunnel::Geneve, 6081).unwrap(), ours(6081));
+    }
+    assert!(bound(4789) && bound(6081));
+    assert!(links.get("tenet-gro4789").unwrap().up);
+
+    // One that somebody set down is made anew.
+    links.set_down("tenet-gro4789").unwrap();
+    assert_eq!(links.ensure_udp_gro(UdpTunnel::Vxlan, 4789).unwrap(), ours(4789));
+    assert!(bound(4789));
+
+    let taken = netns.run(|| std::net::UdpSocket::bind("0.0.0.0:8472").unwrap()).unwrap();
+    assert_eq!(links.ensure_udp_gro(UdpTunnel::Vxlan, 8472).unwrap(), UdpGro::Others);
+    assert_eq!(links.find("tenet-gro8472").unwrap(), None);
+    drop(taken);
+
+    links.keep_udp_gro(&[6081]).unwrap();
+    assert!(!bound(4789) && bound(6081));
+    assert_eq!(links.find("tenet-gro4789").unwrap(), None);
 }
