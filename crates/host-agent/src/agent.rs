@@ -4,8 +4,10 @@ use crate::cache::Cache;
 use crate::convert;
 use crate::identity::IdentityError;
 use crate::kernel::{Kernel, KernelError, MemoryKernel};
+use crate::measure::Measuring;
 use crate::metrics::{self, Text};
 use crate::options::{KernelPart, Options};
+use crate::probe::Prober;
 use crate::real::RealKernel;
 use crate::session::{Heard, OUTGOING, Session};
 use std::collections::{BTreeMap, VecDeque};
@@ -18,6 +20,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tenet_api::agent::{self, AgentMessage, agent_message, controller_message::Message, question::What};
 use tenet_compile::{Delta, Row};
+use tenet_host::paths::Settings;
 use tenet_host::{HostCore, Input, Output};
 use tenet_tables::{DropReason, LAYOUT_VERSION};
 use tokio::io::{Interest, unix::AsyncFd};
@@ -88,6 +91,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         failures: BTreeMap::new(),
         applied: 0,
         ready: options.ready,
+        prober: Prober::new(Settings::default()),
+        measured: Measuring::default(),
     };
     agent.start()?;
 
@@ -111,8 +116,12 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
 
     tokio::pin!(shutdown);
     loop {
+        let probe = agent.measure_at();
         tokio::select! {
             () = &mut shutdown => return Ok(()),
+            () = ready(agent.prober.tap_ready()) => agent.probed(),
+            () = ready(agent.prober.hints_ready()) => agent.hinted(),
+            () = until(probe) => agent.measure(),
             Some(what) = heard.recv() => agent.heard(what)?,
             () = ready(links.as_ref()) => {
                 if agent.kernel.links_changed() {
@@ -130,18 +139,20 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
     }
 }
 
-struct Agent {
-    core: HostCore,
-    kernel: Box<dyn Kernel>,
+pub(crate) struct Agent {
+    pub(crate) core: HostCore,
+    pub(crate) kernel: Box<dyn Kernel>,
     cache: Cache,
-    uplinks: Vec<String>,
-    session: Option<mpsc::Sender<AgentMessage>>,
-    since: Instant,
+    pub(crate) uplinks: Vec<String>,
+    pub(crate) session: Option<mpsc::Sender<AgentMessage>>,
+    pub(crate) since: Instant,
     /// Last failure of each device, so that a repeated one is told once.
     failures: BTreeMap<u32, String>,
     /// Writes to the kernel since the start.
     applied: u64,
     ready: Option<Box<dyn FnOnce() + Send>>,
+    pub(crate) prober: Prober,
+    pub(crate) measured: Measuring,
 }
 
 impl Agent {
@@ -150,6 +161,7 @@ impl Agent {
         if let Some((_, rows)) = &cached {
             self.kernel.foresee(&mut device_names(rows.0.values().map(|(row, _)| row)));
         }
+        self.open_tap();
         let devices = self.kernel.devices()?;
         for name in self.uplinks.iter().filter(|u| !devices.contains_key(*u)) {
             tracing::warn!(uplink = name, "the uplink does not exist yet; waiting for it");
@@ -179,6 +191,7 @@ impl Agent {
     }
 
     fn compare(&mut self) {
+        self.open_tap();
         self.look_at_devices();
         self.take_events();
         match self.kernel.restore() {
@@ -193,6 +206,7 @@ impl Agent {
                 self.feed(Input::Unreadable(cause.to_string()));
             }
         }
+        self.look_at_uplinks();
     }
 
     /// The kernel holds back news of lost carrier for up to a second; a VM that moves must not wait for it.
@@ -215,6 +229,7 @@ impl Agent {
                 self.session = Some(session);
                 self.send(convert::wrap(agent_message::Message::Hello(self.hello())));
                 self.feed(Input::Connected);
+                self.measured.report_soon();
             }
             Heard::Closed => {
                 self.session = None;
@@ -321,7 +336,9 @@ impl Agent {
     }
 
     /// Gives the core an input and carries out what it says, until it has no more to say.
-    fn feed(&mut self, input: Input) {
+    pub(crate) fn feed(&mut self, input: Input) {
+        let hosts_change =
+            matches!(input, Input::Full { .. } | Input::Delta(_) | Input::Devices(_) | Input::Cached { .. });
         let mut todo: VecDeque<Output> = self.core.handle(self.since.elapsed(), input).into();
         while let Some(output) = todo.pop_front() {
             let result = match output {
@@ -359,6 +376,9 @@ impl Agent {
                 }
             };
             todo.extend(self.core.handle(self.since.elapsed(), result));
+        }
+        if hosts_change {
+            self.expect_hosts();
         }
         if self.core.ready()
             && let Some(ready) = self.ready.take()
@@ -414,7 +434,7 @@ impl Agent {
         }
     }
 
-    fn send(&mut self, message: AgentMessage) {
+    pub(crate) fn send(&mut self, message: AgentMessage) {
         let Some(session) = &self.session else { return };
         // Events give way where the controller is slow; what it must not miss ends the session instead.
         let event = matches!(message.message, Some(agent_message::Message::Event(_)));
@@ -511,6 +531,21 @@ impl Agent {
             "Differences in the kernel that were put right.",
             stats.repairs,
         );
+        let figures = self.prober.figures;
+        one("tenet_agent_probes_total", "counter", "Probes sent to other hosts.", figures.sent);
+        one(
+            "tenet_agent_probes_answered_total",
+            "counter",
+            "Probes of other hosts answered.",
+            figures.answered,
+        );
+        one(
+            "tenet_agent_probes_ignored_total",
+            "counter",
+            "Frames for the agent that were no probes.",
+            figures.ignored,
+        );
+        self.path_metrics(&mut text);
         text.metric("tenet_agent_events_total", "counter", "Events of the data plane, by kind.");
         for (kind, count) in &stats.events {
             text.value("tenet_agent_events_total", &[("kind", kind)], *count);
@@ -583,9 +618,17 @@ fn readable(what: &'static str, fd: Option<OwnedFd>) -> Result<Option<AsyncFd<Ow
     fd.map(register).transpose().map_err(|source| AgentError::Watch { what, source })
 }
 
-fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is one descriptor, always the same, open until it is dropped, which `AsyncFd` does last.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// Waits until that moment; forever, if there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits until the descriptor is readable; forever, if there is none.

@@ -74,6 +74,12 @@ pub trait Kernel: Send {
     /// Drops by interface and reason.
     fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>>;
 
+    /// Opens the tap for probes, made as [`DeviceKind::Probe`] if it is not there: frames with virtio headers, never
+    /// blocking. `None`: this kernel has none.
+    fn probe_tap(&mut self) -> Option<Result<OwnedFd>> {
+        None
+    }
+
     /// A descriptor of its own that becomes readable when the data plane raised events.
     fn event_fd(&self) -> Option<OwnedFd> {
         None

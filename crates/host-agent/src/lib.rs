@@ -11,8 +11,10 @@ mod cache;
 mod convert;
 mod identity;
 mod kernel;
+mod measure;
 mod metrics;
 mod options;
+mod probe;
 mod real;
 mod session;
 
@@ -36,5 +38,18 @@ pub fn prepare(bpffs: &std::path::Path) -> Result<(), tenet_datapath::Error> {
 /// If an agent is at work on these pins; all else is in [`Teardown::errors`].
 pub fn detach(bpffs: &std::path::Path) -> Result<Teardown, tenet_datapath::Error> {
     let options = tenet_datapath::Options { bpffs: bpffs.to_owned(), ..tenet_datapath::Options::default() };
-    tenet_datapath::detach_all(&options)
+    let mut done = tenet_datapath::detach_all(&options)?;
+    if let Err(e) = remove_tap() {
+        done.errors.push(e.into());
+    }
+    Ok(done)
+}
+
+/// Removes the tap of the agent's probes.
+fn remove_tap() -> Result<(), tenet_hostnet::Error> {
+    let links = tenet_hostnet::Links::here()?;
+    match links.find(tenet_host::probe::TAP)? {
+        Some(link) if link.kind == tenet_hostnet::Kind::Tap => links.delete_link(&link.name),
+        _ => Ok(()),
+    }
 }

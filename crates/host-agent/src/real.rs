@@ -2,6 +2,7 @@
 
 use crate::kernel::{Kernel, KernelError, Result};
 use crate::options::Hook;
+use crate::probe::open_tap;
 use crate::session::chain;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +10,7 @@ use std::{
     path::PathBuf,
 };
 use tenet_datapath::{self as datapath, Datapath, Events};
-use tenet_host::{Device, DeviceKind, Role};
+use tenet_host::{Device, DeviceKind, Role, probe::TAP};
 use tenet_hostnet::{Kind, Link, LinkEvent, LinkWatch, Links};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{Counters, DropKey, Event, PORT_ACTIVE, PORT_PREPARED, Port};
@@ -104,7 +105,10 @@ impl Kernel for RealKernel {
 
     fn devices(&mut self) -> Result<BTreeMap<String, Device>> {
         let mut links = self.links.list().map_err(error)?;
-        let is_port = |l: &Link| l.kind == Kind::Tap && self.programs.get(&l.index) == Some(&Role::Port);
+        // Probes alone need no hub.
+        let is_port = |l: &Link| {
+            l.kind == Kind::Tap && l.name != TAP && self.programs.get(&l.index) == Some(&Role::Port)
+        };
         if self.hub.is_none() && self.datapath.needs_hub() && links.iter().any(is_port) {
             self.make_hub();
             links = self.links.list().map_err(error)?;
@@ -175,6 +179,10 @@ impl Kernel for RealKernel {
         Ok(restored.into_iter().map(|map| format!("the pin of map {map} was gone: pinned again")).collect())
     }
 
+    fn probe_tap(&mut self) -> Option<Result<OwnedFd>> {
+        Some(open_tap(&self.links).map_err(error))
+    }
+
     fn attach(&mut self, device: &str, ifindex: u32, role: Role) -> Result<()> {
         if role == Role::Port {
             self.links.quiet(device).map_err(error)?;
@@ -225,6 +233,7 @@ fn device(link: &Link, hub: Option<u32>) -> Device {
     let kind = match link.kind {
         _ if hub == Some(link.index) => DeviceKind::Hub,
         Kind::Veth if link.lower_elsewhere => DeviceKind::Veth,
+        Kind::Tap if link.name == TAP => DeviceKind::Probe,
         Kind::Tap => DeviceKind::Tap,
         _ => DeviceKind::Plain,
     };

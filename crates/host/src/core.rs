@@ -257,6 +257,12 @@ impl HostCore {
         })
     }
 
+    /// MTU of a device, if it exists.
+    #[must_use]
+    pub fn device_mtu(&self, name: &str) -> Option<u32> {
+        self.devices.get(name).map(|d| d.mtu)
+    }
+
     /// Whether all ticked uplinks that exist carry the program, and at least one does.
     #[must_use]
     pub fn ready(&self) -> bool {

@@ -63,9 +63,15 @@ pub fn tap(devices: &BTreeMap<String, Device>) -> Option<(&String, &Device)> {
     devices.iter().find(|(_, d)| d.kind == DeviceKind::Probe)
 }
 
+/// This host's provider address, if it is known.
+#[must_use]
+pub fn own(rows: &Rows) -> Option<IpAddr> {
+    plan::host_row(rows).map(|h| h.pa)
+}
+
 /// The other hosts, by provider address.
 pub fn peers(rows: &Rows) -> impl Iterator<Item = (&Name, IpAddr)> {
-    let own = plan::host_row(rows).map(|h| h.pa);
+    let own = own(rows);
     rows.0
         .range(RowKey::Host..)
         .map_while(|(_, (row, _))| match row {

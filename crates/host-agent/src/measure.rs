@@ -1,0 +1,162 @@
+//! What the loop does about measuring: probes sent and taken, what they show told to core and controller.
+
+use crate::agent::Agent;
+use crate::convert;
+use crate::metrics::Text;
+use crate::probe::methods_in_use;
+use std::time::{Duration, Instant};
+use tenet_api::agent::{self, agent_message};
+use tenet_host::Input;
+use tenet_tables::DropReason;
+
+/// What changes within this time is told at once.
+const GATHER: Duration = Duration::from_millis(300);
+/// Values are told anew so often, so that their age is seen.
+const REPORT_EVERY: Duration = Duration::from_secs(30);
+
+/// What is owed to the controller, and what was seen of the uplinks.
+#[derive(Debug, Default)]
+pub(crate) struct Measuring {
+    /// When the report is due; `None`: nobody is there to take it.
+    report_at: Option<Instant>,
+    /// Frames in pieces, by uplink device.
+    fragments: Vec<(String, u64)>,
+}
+
+impl Measuring {
+    /// Something changed.
+    pub(crate) fn report_soon(&mut self) {
+        let soon = Instant::now() + GATHER;
+        self.report_at = Some(self.report_at.map_or(soon, |at| at.min(soon)));
+    }
+}
+
+impl Agent {
+    /// Opens the tap for probes if there is none (any more).
+    pub(crate) fn open_tap(&mut self) {
+        if self.prober.has_tap() {
+            return;
+        }
+        if let Some(tap) = self.kernel.probe_tap() {
+            self.prober.take_tap(tap.map_err(|e| e.0));
+        }
+    }
+
+    /// Hosts, networks or devices may have changed.
+    pub(crate) fn expect_hosts(&mut self) {
+        let mtu = self.core.uplink().map_or(0, |u| u.mtu);
+        self.prober.expect(self.since.elapsed(), self.core.rows(), mtu);
+        self.conclude();
+    }
+
+    /// When [`Self::measure`] has something to do.
+    pub(crate) fn measure_at(&self) -> Option<Instant> {
+        let probe = self.prober.next(self.since.elapsed()).map(|at| self.since + at);
+        let report = self.measured.report_at.filter(|_| self.session.is_some());
+        probe.into_iter().chain(report).min()
+    }
+
+    /// Does what is due.
+    pub(crate) fn measure(&mut self) {
+        self.prober.poll(self.since.elapsed());
+        self.conclude();
+        if self.session.is_some() && self.measured.report_at.is_some_and(|at| at <= Instant::now()) {
+            self.measured.report_at = Some(Instant::now() + REPORT_EVERY);
+            let report = self.report();
+            self.send(convert::wrap(agent_message::Message::Measured(report)));
+        }
+    }
+
+    /// The tap has frames.
+    pub(crate) fn probed(&mut self) {
+        self.prober.receive(self.since.elapsed());
+        self.conclude();
+    }
+
+    /// Routers said something.
+    pub(crate) fn hinted(&mut self) {
+        self.prober.take_hints(self.since.elapsed());
+        self.conclude();
+    }
+
+    /// Tells the core what the paths carry, if that changed.
+    fn conclude(&mut self) {
+        if self.prober.paths.take_change() {
+            let known = self.prober.paths.known();
+            let uplink = self.core.uplink().map_or(0, |u| u.mtu);
+            for (pa, mtu) in known.iter().filter(|(_, mtu)| u32::from(**mtu) < uplink) {
+                tracing::warn!(%pa, mtu, uplink, "the path to a host carries less than the uplink");
+            }
+            self.feed(Input::Paths(known));
+        }
+        if self.prober.take_news() {
+            self.measured.report_soon();
+        }
+    }
+
+    /// Counts what came in pieces.
+    pub(crate) fn look_at_uplinks(&mut self) {
+        let Ok(drops) = self.kernel.drops() else { return };
+        let mut fragments = Vec::new();
+        for (key, frames) in drops {
+            if DropReason::from_number(key.reason) == Some(DropReason::OuterFragment)
+                && let Some(device) = self.core.name_of(key.ifindex).strip_prefix("uplink:")
+            {
+                fragments.push((device.to_owned(), frames));
+            }
+        }
+        if fragments != self.measured.fragments {
+            self.measured.fragments = fragments;
+            self.measured.report_soon();
+        }
+    }
+
+    fn report(&self) -> agent::Measured {
+        let now = self.since.elapsed();
+        let mut uplinks = Vec::new();
+        for (n, device) in self.uplinks.iter().enumerate() {
+            let Some(mtu) = self.core.device_mtu(device) else { continue };
+            let fragments = self.measured.fragments.iter().find(|(d, _)| d == device).map_or(0, |(_, n)| *n);
+            let mut report = agent::UplinkReport {
+                device: device.clone(),
+                mtu,
+                outer_fragments: fragments,
+                ..agent::UplinkReport::default()
+            };
+            // The kernel's routes choose the uplink: what was tested is the way that frames take.
+            if n == 0 {
+                report.tests = self.prober.test_reports(device);
+            }
+            report.hints = self.hints(&report);
+            uplinks.push(report);
+        }
+        agent::Measured { paths: self.prober.path_reports(now), uplinks }
+    }
+
+    fn hints(&self, report: &agent::UplinkReport) -> Vec<String> {
+        let mut hints = Vec::new();
+        let used = self.core.rows().map(methods_in_use).unwrap_or_default();
+        for test in &report.tests {
+            if matches!(test.outcome.as_str(), "broken" | "degraded") && used.contains(test.method.as_str()) {
+                hints.push(test.detail.clone());
+            }
+        }
+        if report.outer_fragments > 0 {
+            hints.push(format!(
+                "{} frames arrived on {} in pieces and were dropped: something on the way cuts packets up; \
+                 make its MTU as large as the hosts', see `tenet paths`",
+                report.outer_fragments, report.device
+            ));
+        }
+        hints
+    }
+
+    pub(crate) fn path_metrics(&self, text: &mut Text) {
+        text.metric("tenet_path_mtu_bytes", "gauge", "Largest packet that the path to a host carries.");
+        for path in self.prober.path_reports(self.since.elapsed()) {
+            if path.mtu > 0 {
+                text.value("tenet_path_mtu_bytes", &[("peer", &path.peer)], path.mtu.into());
+            }
+        }
+    }
+}
