@@ -3,7 +3,7 @@
 use crate::bpffs::{self, Pins};
 use crate::sys::{self, ProgramInfo};
 use crate::table::{PoolTrieKey, SHAPES, Table, TrieKey, describe};
-use crate::{DEFAULT_BPFFS, Error, Hook, Result, Role, check};
+use crate::{DEFAULT_BPFFS, Error, Hook, Receive, Result, Role, receive};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use std::collections::BTreeSet;
@@ -34,11 +34,13 @@ pub struct Options {
     pub object: Option<PathBuf>,
     /// Lock file; by default one in `/run/tenet` whose name comes from `bpffs`.
     pub lock: Option<PathBuf>,
+    /// How frames get from the uplink into taps.
+    pub receive: Receive,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { bpffs: DEFAULT_BPFFS.into(), hook: Hook::Auto, object: None, lock: None }
+        Self { bpffs: DEFAULT_BPFFS.into(), hook: Hook::Auto, object: None, lock: None, receive: Receive::Auto }
     }
 }
 
@@ -53,10 +55,12 @@ pub struct Datapath {
     pub(crate) uplink_in: Program,
     pub(crate) hub_out: Program,
     pub(crate) hub_in: Program,
-    /// Whether this kernel's own decapsulation keeps frames whole, found by trying.
-    pub(crate) forgets: bool,
     /// Whether this kernel can be told of a change of IP version, found by trying.
     pub(crate) turns: bool,
+    /// How frames get into taps.
+    pub(crate) receive: Receive,
+    /// All ways, each with why it does not work here.
+    pub(crate) ways: Vec<(Receive, Option<String>)>,
     pub(crate) tables: Tables,
     /// Numbers of the pinned maps.
     pub(crate) pinned: BTreeSet<u32>,
@@ -126,16 +130,16 @@ impl Datapath {
         if options.hook == Hook::Tcx && !tcx {
             return Err(Error::NoTcx);
         }
-        let forgets = check::forgets_tunnels().is_ok();
+        let hook = options.hook;
+        let (receive, ways) = receive::choose(options.receive, tcx && hook != Hook::Clsact)?;
         let turns = check::turns_versions().is_ok();
-        let mut object = load(options, &pins, forgets, turns)?;
+        let mut object = load(options, &pins, receive == Receive::Kernel, turns)?;
         let port_in = program(&mut object, Role::Port.program())?;
         let uplink_in = program(&mut object, Role::Uplink.program())?;
         let hub_out = program(&mut object, "hub_out")?;
         let hub_in = program(&mut object, "hub_in")?;
         let tables = Tables::open(&pins.maps())?;
         let pinned = pinned(&pins)?;
-        let hook = options.hook;
         Ok(Self {
             pins,
             hook,
@@ -144,8 +148,9 @@ impl Datapath {
             uplink_in,
             hub_out,
             hub_in,
-            forgets,
             turns,
+            receive,
+            ways,
             tables,
             pinned,
             _lock: lock,
@@ -166,6 +171,18 @@ impl Datapath {
             Hook::Auto => Hook::Clsact,
             chosen => chosen,
         }
+    }
+
+    /// The way from the uplink into taps that was chosen.
+    #[must_use]
+    pub fn receive(&self) -> Receive {
+        self.receive
+    }
+
+    /// All ways into taps, each with why it does not work here.
+    #[must_use]
+    pub fn ways(&self) -> &[(Receive, Option<String>)] {
+        &self.ways
     }
 
     /// Figures about the loaded programs.

@@ -113,6 +113,14 @@ pub enum Error {
         /// What is missing.
         why: &'static str,
     },
+    /// A way into taps was asked for that does not work here.
+    #[error("frames cannot reach taps by the way {way:?}: {why}; let the agent choose with --receive auto")]
+    Receive {
+        /// The way.
+        way: &'static str,
+        /// Why not.
+        why: String,
+    },
     /// Links, qdiscs or filters.
     #[error(transparent)]
     Net(#[from] tenet_hostnet::Error),

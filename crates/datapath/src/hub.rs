@@ -26,7 +26,7 @@ impl Datapath {
     /// Whether frames for taps have to go by a hub to stay whole.
     #[must_use]
     pub fn needs_hub(&self) -> bool {
-        !self.forgets
+        self.receive == crate::Receive::Hub
     }
 
     /// Makes the hub, or makes the one that is there right again, and says the number of its outer end.

@@ -23,6 +23,7 @@ mod error;
 mod events;
 mod hub;
 mod image;
+mod receive;
 mod repair;
 mod sys;
 mod table;
@@ -34,6 +35,7 @@ pub use detach::{Teardown, detach_all};
 pub use error::Error;
 pub use events::Events;
 pub use hub::{HUB, prepare_hub};
+pub use receive::{BUNDLE, Cost, Receive, measure as measure_receive};
 pub use tenet_tables::image::{Image, Operation};
 
 /// Default directory of the pins.

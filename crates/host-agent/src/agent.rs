@@ -77,7 +77,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
     }
     let _lock = state_dir(&options.state_dir)?;
     let kernel: Box<dyn Kernel> = match options.kernel {
-        KernelPart::Real { bpffs, hook } => Box::new(RealKernel::open(bpffs, hook)?),
+        KernelPart::Real { bpffs, hook, receive } => Box::new(RealKernel::open(bpffs, hook, receive)?),
         KernelPart::None { uplink_mtu } => Box::new(MemoryKernel::new(&options.uplinks, uplink_mtu)),
         KernelPart::Other(kernel) => kernel,
     };

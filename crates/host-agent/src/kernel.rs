@@ -74,6 +74,11 @@ pub trait Kernel: Send {
     /// Drops by interface and reason.
     fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>>;
 
+    /// How frames get from the uplinks into taps.
+    fn receive(&mut self) -> ReceiveReport {
+        ReceiveReport::default()
+    }
+
     /// Opens the tap for probes, made as [`DeviceKind::Probe`] if it is not there: frames with virtio headers, never
     /// blocking. `None`: this kernel has none.
     fn probe_tap(&mut self) -> Option<Result<OwnedFd>> {
@@ -89,6 +94,17 @@ pub trait Kernel: Send {
     fn events(&mut self) -> Vec<Event> {
         Vec::new()
     }
+}
+
+/// How frames get from the uplinks into taps.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct ReceiveReport {
+    /// The way's name, or empty.
+    pub way: String,
+    /// Why it is this one.
+    pub reason: String,
+    /// All ways.
+    pub ways: Vec<tenet_api::agent::ReceiveWay>,
 }
 
 /// Maps in memory, on a host where every device that is foreseen exists.

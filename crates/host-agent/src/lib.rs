@@ -16,13 +16,14 @@ mod metrics;
 mod options;
 mod probe;
 mod real;
+mod receive;
 mod session;
 
 pub use agent::{AgentError, run};
 pub use identity::IdentityError;
-pub use kernel::{Kernel, KernelError, MemoryKernel, at_key};
+pub use kernel::{Kernel, KernelError, MemoryKernel, ReceiveReport, at_key};
 pub use options::{BPFFS, COMPARE_EVERY, Hook, KernelPart, Options};
-pub use tenet_datapath::{Feature, Teardown, check};
+pub use tenet_datapath::{Feature, Receive, Teardown, check};
 
 /// Makes what an agent needs that runs as a service with mounts of its own.
 ///

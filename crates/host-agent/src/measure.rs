@@ -2,6 +2,7 @@
 
 use crate::agent::Agent;
 use crate::convert;
+use crate::kernel::ReceiveReport;
 use crate::metrics::Text;
 use crate::probe::methods_in_use;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ pub(crate) struct Measuring {
     report_at: Option<Instant>,
     /// Frames in pieces, by uplink device.
     fragments: Vec<(String, u64)>,
+    receive: ReceiveReport,
 }
 
 impl Measuring {
@@ -105,8 +107,13 @@ impl Agent {
                 fragments.push((device.to_owned(), frames));
             }
         }
-        if fragments != self.measured.fragments {
+        let receive = self.kernel.receive();
+        if receive.way != self.measured.receive.way || receive.reason != self.measured.receive.reason {
+            tracing::info!(way = receive.way, reason = receive.reason, "frames for taps");
+        }
+        if fragments != self.measured.fragments || receive != self.measured.receive {
             self.measured.fragments = fragments;
+            self.measured.receive = receive;
             self.measured.report_soon();
         }
     }
@@ -121,6 +128,9 @@ impl Agent {
                 device: device.clone(),
                 mtu,
                 outer_fragments: fragments,
+                receive: self.measured.receive.way.clone(),
+                receive_reason: self.measured.receive.reason.clone(),
+                ways: self.measured.receive.ways.clone(),
                 ..agent::UplinkReport::default()
             };
             // The kernel's routes choose the uplink: what was tested is the way that frames take.

@@ -36,6 +36,8 @@ pub enum KernelPart {
         bpffs: PathBuf,
         /// How programs are attached.
         hook: Hook,
+        /// How frames get from the uplinks into taps.
+        receive: tenet_datapath::Receive,
     },
     /// Maps in memory on a host where every device exists: no privilege needed, no frame carried.
     None {

@@ -1,15 +1,16 @@
 //! The kernel of this host: datapath for maps and programs, netlink for devices.
 
-use crate::kernel::{Kernel, KernelError, Result};
+use crate::kernel::{Kernel, KernelError, ReceiveReport, Result};
 use crate::options::Hook;
 use crate::probe::open_tap;
+use crate::receive::Ways;
 use crate::session::chain;
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
 };
-use tenet_datapath::{self as datapath, Datapath, Events};
+use tenet_datapath::{self as datapath, Datapath, Events, Receive};
 use tenet_host::{Device, DeviceKind, Role, probe::TAP};
 use tenet_hostnet::{Kind, Link, LinkEvent, LinkWatch, Links};
 use tenet_tables::image::{Image, Operation};
@@ -24,6 +25,7 @@ const VETH_MTU: u32 = 65535;
 /// The kernel of this host.
 pub(crate) struct RealKernel {
     datapath: Datapath,
+    ways: Ways,
     events: Events,
     links: Links,
     watch: LinkWatch,
@@ -37,7 +39,7 @@ pub(crate) struct RealKernel {
 
 impl RealKernel {
     /// Opens what is pinned, or makes it.
-    pub(crate) fn open(bpffs: PathBuf, hook: Hook) -> Result<Self> {
+    pub(crate) fn open(bpffs: PathBuf, hook: Hook, receive: Receive) -> Result<Self> {
         let hook = match hook {
             Hook::Auto => datapath::Hook::Auto,
             Hook::Tcx => datapath::Hook::Tcx,
@@ -45,12 +47,13 @@ impl RealKernel {
         };
         let links = Links::here().map_err(error)?;
         let watch = links.watch().map_err(error)?;
-        let datapath = Datapath::open(&datapath::Options { bpffs, hook, ..datapath::Options::default() });
-        let datapath = datapath.map_err(error)?;
+        let options = datapath::Options { bpffs, hook, receive, ..datapath::Options::default() };
+        let datapath = Datapath::open(&options).map_err(error)?;
+        let ways = Ways::new(&datapath, &options);
         let events = datapath.events().map_err(error)?;
         let found = datapath.attached().map_err(error)?;
         let programs = found.into_iter().map(|a| (a.ifindex, from_datapath(a.role))).collect();
-        Ok(Self { datapath, events, links, watch, programs, hub: None, prepared: BTreeSet::new() })
+        Ok(Self { datapath, ways, events, links, watch, programs, hub: None, prepared: BTreeSet::new() })
     }
 
     fn note(&mut self, ifindex: u32, port: Option<&Port>) {
@@ -109,11 +112,13 @@ impl Kernel for RealKernel {
         let is_port = |l: &Link| {
             l.kind == Kind::Tap && l.name != TAP && self.programs.get(&l.index) == Some(&Role::Port)
         };
-        if self.hub.is_none() && self.datapath.needs_hub() && links.iter().any(is_port) {
+        if self.hub.is_none() && self.ways.chosen == Receive::Hub && links.iter().any(is_port) {
             self.make_hub();
             links = self.links.list().map_err(error)?;
         }
         let hub = self.hub.as_ref().and_then(|h| h.as_ref().ok().copied());
+        // Made by an earlier run, or before it was measured.
+        let hub = hub.filter(|_| self.ways.chosen == Receive::Hub);
         Ok(links.into_iter().map(|l| (l.name.clone(), device(&l, hub))).collect())
     }
 
@@ -177,6 +182,17 @@ impl Kernel for RealKernel {
             self.make_hub();
         }
         Ok(restored.into_iter().map(|map| format!("the pin of map {map} was gone: pinned again")).collect())
+    }
+
+    fn receive(&mut self) -> ReceiveReport {
+        self.ways.look();
+        let trouble = self.hub.as_ref().and_then(|h| h.as_ref().err()).map(String::as_str);
+        let way = if trouble.is_some() { Receive::Plain } else { self.ways.chosen };
+        ReceiveReport {
+            way: way.name().to_owned(),
+            reason: self.ways.reason(trouble),
+            ways: self.ways.reports(),
+        }
     }
 
     fn probe_tap(&mut self) -> Option<Result<OwnedFd>> {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tenet_api::agent::{self, agent_message::Message as M, controller_message::Message as C};
 use tenet_datapath::{Datapath, HUB, Role};
-use tenet_host_agent::{Hook, KernelPart, Options};
+use tenet_host_agent::{Hook, KernelPart, Options, Receive};
 use tenet_hostnet::{Links, Netns, TapOptions};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{DEVICE_TAP, PORT_FLAG_DOWN, Port};
@@ -46,7 +46,7 @@ impl Host {
     fn agent(&self, controller: &Controller) -> Running {
         Running::start(Options {
             uplinks: vec!["up0".into()],
-            kernel: KernelPart::Real { bpffs: self.bpffs.clone(), hook: self.hook },
+            kernel: KernelPart::Real { bpffs: self.bpffs.clone(), hook: self.hook, receive: Receive::Auto },
             ..options(&self.dir.0, controller)
         })
     }
@@ -63,7 +63,7 @@ impl Host {
             Hook::Auto | Hook::Tcx => tenet_datapath::Hook::Auto,
         };
         let lock = Some(self.dir.0.join("other.lock"));
-        Datapath::open(&tenet_datapath::Options { bpffs: self.bpffs.clone(), hook, object: None, lock })
+        Datapath::open(&tenet_datapath::Options { bpffs: self.bpffs.clone(), hook, lock, ..tenet_datapath::Options::default() })
             .unwrap()
     }
 }

@@ -44,6 +44,7 @@ impl Pins {
             hook,
             object: None,
             lock: Some(std::env::temp_dir().join(format!("{name}.lock"))),
+            ..Options::default()
         };
         Self { options, netns: netns.clone() }
     }

@@ -9,7 +9,7 @@ pub use lab::{ExecArgs, LabCommand, LabTool};
 pub use object::{
     HostCommand, NetworkCommand, RouteCommand, SiteCommand, SubnetCommand, TenantCommand, VmCommand,
 };
-pub use role::{AgentArgs, ControllerArgs, Hook};
+pub use role::{AgentArgs, ControllerArgs, Hook, Receive};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;

@@ -42,6 +42,9 @@ pub struct AgentArgs {
     /// How programs are attached
     #[arg(long, value_enum, default_value_t = Hook::Auto)]
     pub hook: Hook,
+    /// How frames get from the uplinks into taps
+    #[arg(long, value_enum, default_value_t = Receive::Auto)]
+    pub receive: Receive,
     /// Where metrics are served; `off` serves none
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7445")]
     pub metrics: String,
@@ -71,4 +74,17 @@ pub enum Hook {
     Tcx,
     /// A clsact filter
     Clsact,
+}
+
+/// How frames get from the uplinks into taps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Receive {
+    /// The best that works, as tried and measured at the start
+    Auto,
+    /// Taken out of the tunnel in tc; large frames reach taps cut up
+    Plain,
+    /// By way of a namespace with an SRv6 route, which keeps large frames whole
+    Hub,
+    /// Taken out of the tunnel in tc, where the kernel can forget the tunnel
+    Kernel,
 }

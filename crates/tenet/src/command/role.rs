@@ -1,6 +1,6 @@
 //! Controller and agent.
 
-use crate::cli::{AgentArgs, ControllerArgs, Hook};
+use crate::cli::{AgentArgs, ControllerArgs, Hook, Receive};
 use crate::failure::{Failure, Outcome};
 use crate::print::{self, Table};
 use std::future::Future;
@@ -56,7 +56,13 @@ pub fn agent(args: AgentArgs) -> Outcome<ExitCode> {
             Hook::Tcx => tenet_host_agent::Hook::Tcx,
             Hook::Clsact => tenet_host_agent::Hook::Clsact,
         };
-        KernelPart::Real { bpffs: args.bpffs, hook }
+        let receive = match args.receive {
+            Receive::Auto => tenet_host_agent::Receive::Auto,
+            Receive::Plain => tenet_host_agent::Receive::Plain,
+            Receive::Hub => tenet_host_agent::Receive::Hub,
+            Receive::Kernel => tenet_host_agent::Receive::Kernel,
+        };
+        KernelPart::Real { bpffs: args.bpffs, hook, receive }
     };
     let options = tenet_host_agent::Options {
         state_dir: args.state_dir,
