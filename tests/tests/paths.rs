@@ -79,7 +79,9 @@ fn a_link_that_carries_less_is_found_and_told_and_heals() {
 
     drop(narrow);
     for host in ["h1", "h2", "h3"] {
-        until(&format!("ports of {host} are whole again"), HEALS, || (ports(&world, host) == whole).then_some(()));
+        until(&format!("ports of {host} are whole again"), HEALS, || {
+            (ports(&world, host) == whole).then_some(())
+        });
     }
     world.in_sync();
     tenet_tests::check_reach(&world);

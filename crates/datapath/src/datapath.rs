@@ -40,7 +40,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { bpffs: DEFAULT_BPFFS.into(), hook: Hook::Auto, object: None, lock: None, receive: Receive::Auto }
+        Self {
+            bpffs: DEFAULT_BPFFS.into(),
+            hook: Hook::Auto,
+            object: None,
+            lock: None,
+            receive: Receive::Auto,
+        }
     }
 }
 

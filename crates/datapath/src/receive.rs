@@ -166,8 +166,7 @@ impl Host {
         let lock = Some(std::env::temp_dir().join(format!("tenet-try-{}-{which}.lock", std::process::id())));
         let options = Options { bpffs: scratch, hook: Hook::Auto, receive, lock, ..options.clone() };
         let plane = netns.run(|| Datapath::open(&options))??;
-        let mut host =
-            Self { netns, links, plane, image: Image::default(), tap: tap.into(), which, options };
+        let mut host = Self { netns, links, plane, image: Image::default(), tap: tap.into(), which, options };
         host.image = host.image()?;
         Ok(host)
     }

@@ -96,7 +96,9 @@ impl Ways {
                 p.nanoseconds / 1000,
                 BUNDLE / 1000,
             ),
-            (Some(c), _) => format!(": {} and {} µs for {} kB", count(c.frames), c.nanoseconds / 1000, BUNDLE / 1000),
+            (Some(c), _) => {
+                format!(": {} and {} µs for {} kB", count(c.frames), c.nanoseconds / 1000, BUNDLE / 1000)
+            }
             (None, _) if self.coming.is_some() => "; being measured".to_owned(),
             (None, _) => "; not measured".to_owned(),
         };
@@ -149,7 +151,11 @@ fn begin(options: Options, keep: Option<PathBuf>) -> Option<Receiver<Vec<(Receiv
 fn kept() -> Option<PathBuf> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
     let version = env!("CARGO_PKG_VERSION");
-    Some(Path::new(KEPT).join(format!("receive-{}-{version}-{}", release.trim(), tenet_tables::LAYOUT_VERSION)))
+    Some(Path::new(KEPT).join(format!(
+        "receive-{}-{version}-{}",
+        release.trim(),
+        tenet_tables::LAYOUT_VERSION
+    )))
 }
 
 fn save(path: &Path, costs: &[(Receive, Cost)]) {
@@ -182,7 +188,8 @@ mod tests {
     use super::*;
 
     fn ways(wanted: Receive, chosen: Receive, costs: &[(Receive, u32, u64)]) -> Ways {
-        let costs = costs.iter().map(|(w, frames, us)| (*w, Cost { frames: *frames, nanoseconds: us * 1000 }));
+        let costs =
+            costs.iter().map(|(w, frames, us)| (*w, Cost { frames: *frames, nanoseconds: us * 1000 }));
         let why = Some("no flag".to_owned());
         let tried = vec![(Receive::Plain, None), (Receive::Hub, None), (Receive::Kernel, why)];
         let mut ways = Ways { wanted, chosen, tried, costs: costs.collect(), coming: None };

@@ -63,8 +63,13 @@ impl Host {
             Hook::Auto | Hook::Tcx => tenet_datapath::Hook::Auto,
         };
         let lock = Some(self.dir.0.join("other.lock"));
-        Datapath::open(&tenet_datapath::Options { bpffs: self.bpffs.clone(), hook, lock, ..tenet_datapath::Options::default() })
-            .unwrap()
+        Datapath::open(&tenet_datapath::Options {
+            bpffs: self.bpffs.clone(),
+            hook,
+            lock,
+            ..tenet_datapath::Options::default()
+        })
+        .unwrap()
     }
 }
 
