@@ -3,7 +3,7 @@
 use crate::bpffs::{self, Pins};
 use crate::sys::{self, ProgramInfo};
 use crate::table::{PoolTrieKey, SHAPES, Table, TrieKey, describe};
-use crate::{DEFAULT_BPFFS, Error, Hook, Receive, Result, Role, receive};
+use crate::{DEFAULT_BPFFS, Error, Hook, Receive, Result, Role, check, receive};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use std::collections::BTreeSet;

@@ -38,7 +38,9 @@ impl Datapath {
             return Err(Error::NoHub { why: "without TCX there is no hub" });
         }
         if !self.turns {
-            return Err(Error::NoHub { why: "the kernel is older than 6.4 and makes no frame IPv6 in place" });
+            return Err(Error::NoHub {
+                why: "the kernel is older than 6.4 and makes no frame IPv6 in place",
+            });
         }
         let links = Self::links()?;
         let netns = namespace(&self.pins.root)?;

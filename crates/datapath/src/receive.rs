@@ -86,6 +86,9 @@ pub(crate) fn choose(wanted: Receive, tcx: bool) -> Result<(Receive, Vec<(Receiv
     // Two namespaces are made for the trial: not where it does not matter.
     let hub = match (wanted, &kernel) {
         _ if !tcx => Some("without TCX there is no hub".to_owned()),
+        _ if check::turns_versions().is_err() => {
+            Some("the kernel is older than 6.4 and makes no frame IPv6 in place".to_owned())
+        }
         (Receive::Auto, None) | (Receive::Plain | Receive::Kernel, _) => None,
         (Receive::Auto, Some(_)) | (Receive::Hub, _) => hub::try_route().err().map(|e| e.to_string()),
     };
