@@ -82,7 +82,12 @@ pub(crate) fn paths(all: Paths, of: Option<&HostName>, now: u64) -> rest::Paths 
     let uplinks = all.uplinks.into_iter().filter(|(name, _)| {
         of.is_none_or(|of| name == of || pairs.iter().any(|p| p.a == *name || p.b == *name))
     });
-    rest::Paths { ok: findings.is_empty() && pairs.iter().all(|p| p.ok), uplinks: uplinks.collect(), pairs, findings }
+    rest::Paths {
+        ok: findings.is_empty() && pairs.iter().all(|p| p.ok),
+        uplinks: uplinks.collect(),
+        pairs,
+        findings,
+    }
 }
 
 fn view(p: Path, now: u64) -> rest::PathView {

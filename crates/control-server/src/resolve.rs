@@ -3,12 +3,10 @@
 use crate::{fault::Fault, spec};
 use axum::http::StatusCode;
 use std::collections::{BTreeMap, BTreeSet};
-use tenet_api::rest::{
-    ChangeItem, Changed, Effect, PortSpec, PrefixSpec, Spec, SubnetSpec,
-};
+use tenet_api::rest::{ChangeItem, Changed, Effect, PortSpec, PrefixSpec, Spec, SubnetSpec};
 use tenet_model::{
-    Allocator, Change, Checked, Desired, Exhausted, Host, Key, Method, Network, Object, Operation, Port,
-    Route, Site, Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, default_gateway,
+    Allocator, Change, Checked, Desired, Exhausted, Host, Key, Network, Object, Operation, Port, Route, Site,
+    Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, default_gateway,
 };
 
 /// The change that a list of items asks for.
@@ -81,8 +79,10 @@ fn explicit(desired: &Desired, spec: &Spec) -> Option<Object> {
         Spec::Tenant(s) => Object::Tenant(Tenant { name: s.name.clone() }),
         Spec::Network(s) => {
             let was = &desired.networks.get(&s.name)?.value;
-            let network = Network { rdid: s.rdid.unwrap_or(was.rdid), ..was.clone() };
-            Object::Network(s.method.map_or(network.clone(), |method| to_method(network, method)))
+            // What the senders do, they go on doing until the receivers are ready: the core sees to that.
+            let network = s.method.and_then(|method| desired.with_method(&s.name, method));
+            let network = network.unwrap_or_else(|| was.clone());
+            Object::Network(Network { rdid: s.rdid.unwrap_or(was.rdid), ..network })
         }
         Spec::Subnet(s) => {
             let was = desired.subnets.get(&s.name).map(|v| &v.value);
@@ -151,16 +151,11 @@ fn allocated(
             };
             Ok(Object::Port(port(s, was, mac, addresses)))
         }
-        Spec::Tenant(_) | Spec::Vm(_) | Spec::Host(_) | Spec::Route(_) | Spec::Site(_) => explicit(desired, spec)
-            .ok_or_else(|| Fault::bad_request("the object is incomplete", "give all of its fields")),
+        Spec::Tenant(_) | Spec::Vm(_) | Spec::Host(_) | Spec::Route(_) | Spec::Site(_) => {
+            explicit(desired, spec)
+                .ok_or_else(|| Fault::bad_request("the object is incomplete", "give all of its fields"))
+        }
     }
-}
-
-/// The network as it is when it begins to change its method. What the senders do, they go on doing until the receivers
-/// are ready; the core sees to that. Back to what they do gives a change up.
-pub(crate) fn to_method(network: Network, method: Method) -> Network {
-    let switching = (method != network.method).then_some(method);
-    Network { switching, ..network }
 }
 
 fn subnet(s: &SubnetSpec, was: Option<&Subnet>, vsid: tenet_model::Vsid) -> Subnet {

@@ -1,7 +1,8 @@
 //! What one would ask for to get what stands.
 
 use tenet_api::rest::{
-    HostSpec, NetworkSpec, PortSpec, PrefixSpec, RouteSpec, SettingsSpec, Spec, SubnetSpec, TenantSpec, VmSpec,
+    HostSpec, NetworkSpec, PortSpec, PrefixSpec, RouteSpec, SettingsSpec, Spec, SubnetSpec, TenantSpec,
+    VmSpec,
 };
 use tenet_model::{Host, Network, Object, Port, Route, Site, Subnet};
 

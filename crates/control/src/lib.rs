@@ -23,8 +23,8 @@ mod status;
 pub use control::{Control, LEAVE, Output, Refused};
 pub use happening::Happening;
 pub use measured::{Measured, OffloadTest, PathReport, PathState, ReceiveWay, UdpTunnel, UplinkReport};
-pub use paths::{Finding, Path, Paths};
 pub use migration::{DISCONNECTED, Frames, PREPARE, SETTLE, Stage};
+pub use paths::{Finding, Path, Paths};
 pub use session::{Ack, Hello, Message, NetworkProof, PortReport, Proof, SessionId};
 pub use status::{HostReport, NetworkReport, state_name};
 

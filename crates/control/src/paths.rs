@@ -87,7 +87,9 @@ fn findings(
     let mut narrow = Vec::new();
     let mut measured: Vec<&Path> = Vec::new();
     for path in paths {
-        let (Some(mtu), PathState::Measured) = (path.report.mtu.map(u32::from), path.report.state) else { continue };
+        let (Some(mtu), PathState::Measured) = (path.report.mtu.map(u32::from), path.report.state) else {
+            continue;
+        };
         let Some(promised) = promised(uplinks, path) else { continue };
         measured.push(path);
         if mtu < promised {
@@ -141,8 +143,14 @@ fn everywhere(narrow: &[Narrow<'_>], found: &mut Vec<Finding>) {
 fn ends(measured: &[&Path], narrow: &mut Vec<Narrow<'_>>, found: &mut Vec<Finding>) {
     let mut best: Vec<(usize, HostName, bool, bool)> = Vec::new();
     for host in hosts(measured) {
-        let out = (measured.iter().filter(|p| p.from == *host).count(), narrow.iter().filter(|n| n.path.from == *host).count());
-        let into = (measured.iter().filter(|p| p.to == *host).count(), narrow.iter().filter(|n| n.path.to == *host).count());
+        let out = (
+            measured.iter().filter(|p| p.from == *host).count(),
+            narrow.iter().filter(|n| n.path.from == *host).count(),
+        );
+        let into = (
+            measured.iter().filter(|p| p.to == *host).count(),
+            narrow.iter().filter(|n| n.path.to == *host).count(),
+        );
         // Two ways at least point at the end that they have in common.
         let (from, to) = (out.0 > 1 && out.0 == out.1, into.0 > 1 && into.0 == into.1);
         if from || to {
@@ -279,7 +287,9 @@ fn odd_uplinks(uplinks: &BTreeMap<HostName, u32>, found: &mut Vec<Finding>) {
             kind: "uplink",
             hosts: vec![host.clone()],
             text: format!("{host}'s uplink has MTU {mtu}, most others have {usual}"),
-            hint: format!("set it to {usual} if its link carries that: every network with a VM there is limited by it"),
+            hint: format!(
+                "set it to {usual} if its link carries that: every network with a VM there is limited by it"
+            ),
         });
     }
 }
@@ -376,16 +386,32 @@ mod tests {
         assert!(both[0].2.contains("h1→h2 carries 1500 bytes only, h2→h1 1400"), "{both:?}");
         let routed = site(
             &FOUR,
-            &["h1>h2 1600", "h2>h1 1600", "h1>h3 1400@10.0.0.1", "h2>h3 1600", "h3>h1 1600", "h3>h2 1600",
-              "h2>h4 1400@10.0.0.1", "h4>h2 1600", "h1>h4 1600", "h4>h1 1600", "h3>h4 1600", "h4>h3 1600"],
+            &[
+                "h1>h2 1600",
+                "h2>h1 1600",
+                "h1>h3 1400@10.0.0.1",
+                "h2>h3 1600",
+                "h3>h1 1600",
+                "h3>h2 1600",
+                "h2>h4 1400@10.0.0.1",
+                "h4>h2 1600",
+                "h1>h4 1600",
+                "h4>h1 1600",
+                "h3>h4 1600",
+                "h4>h3 1600",
+            ],
         );
         assert_eq!((routed.len(), routed[0].0), (1, "router"), "{routed:?}");
-        assert!(routed[0].2.contains("router 10.0.0.1 passes 1400 bytes only on h1→h3 and 1 more"), "{routed:?}");
+        assert!(
+            routed[0].2.contains("router 10.0.0.1 passes 1400 bytes only on h1→h3 and 1 more"),
+            "{routed:?}"
+        );
     }
 
     #[test]
     fn silence_is_told_of_those_who_could_answer() {
-        let lines = ["h1>h2 1600", "h2>h1 1600", "h1>h3 silent", "h2>h3 silent", "h3>h1 silent", "h3>h2 silent"];
+        let lines =
+            ["h1>h2 1600", "h2>h1 1600", "h1>h3 silent", "h2>h3 silent", "h3>h1 silent", "h3>h2 silent"];
         let found = site(&FOUR, &lines);
         assert_eq!((found.len(), found[0].0, found[0].1.as_str()), (1, "silent", "h3"), "{found:?}");
         let found = site(&FOUR, &["h1>off silent", "h2>off silent", "h1>h2 1600", "h2>h1 1600"]);

@@ -8,12 +8,12 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_compile::{PortState, Row, Rows, compile, digests};
 use tenet_control::{
-    Ack, Control, Frames, Hello, Message, Micros, NetworkProof, Output, PortReport, Proof, STALE, SessionId, Stage,
-    state_name,
+    Ack, Control, Frames, Hello, Message, Micros, NetworkProof, Output, PortReport, Proof, STALE, SessionId,
+    Stage, state_name,
 };
 use tenet_model::{
-    Allocator, Change, Desired, Host, HostName, Key, Method, Migration, Name, Network, Object, Operation, Phase,
-    Port, PortRef, Receipt, Subnet, Tenant, Vm, VmRef,
+    Allocator, Change, Desired, Host, HostName, Key, Method, Migration, Name, Network, Object, Operation,
+    Phase, Port, PortRef, Receipt, Subnet, Tenant, Vm, VmRef,
 };
 use uuid::Uuid;
 
@@ -313,8 +313,8 @@ impl World {
         let networks: Vec<_> = self.store.networks.values().map(|n| n.value.clone()).collect();
         let network = networks.choose(&mut self.rng).unwrap().clone();
         let method = *Method::ALL.choose(&mut self.rng).unwrap();
-        let switching = (method != network.method).then_some(method);
-        self.commit(&Change::put(Object::Network(Network { switching, ..network })));
+        let network = self.store.with_method(&network.name, method).unwrap();
+        self.commit(&Change::put(Object::Network(network)));
     }
 
     /// First frames of prepared ports; sometimes claims of foreign ones.
@@ -401,12 +401,20 @@ impl World {
             let quiet = self.agents.values().all(|a| a.inbox.is_empty())
                 && self.store.migrations.is_empty()
                 && self.store.networks.values().all(|n| n.value.switching.is_none())
+                && self.store.unreleased().is_empty()
                 && self.control.waiting_for(u64::MAX).is_empty();
             if quiet {
                 return;
             }
         }
-        panic!("no rest: {:?} {:?}", self.store.migrations, self.control.waiting_for(u64::MAX));
+        let switching: Vec<_> =
+            self.store.networks.values().map(|n| (&n.value.method, &n.value.switching)).collect();
+        panic!(
+            "no rest: {:?} {:?} {switching:?} {:?}",
+            self.store.migrations,
+            self.control.waiting_for(u64::MAX),
+            self.store.unreleased()
+        );
     }
 
     fn check(&mut self) {

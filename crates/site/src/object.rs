@@ -3,7 +3,8 @@
 use crate::Position;
 use std::collections::BTreeMap;
 use tenet_api::rest::{
-    ChangeItem, HostSpec, NetworkSpec, PortSpec, RouteSpec, SettingsSpec, Spec, SubnetSpec, TenantSpec, VmSpec,
+    ChangeItem, HostSpec, NetworkSpec, PortSpec, RouteSpec, SettingsSpec, Spec, SubnetSpec, TenantSpec,
+    VmSpec,
 };
 use tenet_model::Key;
 

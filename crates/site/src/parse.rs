@@ -77,7 +77,10 @@ impl Reader {
         let pa = self.required(&mut fields, "pa", "an address such as 192.168.1.10");
         let ranges = fields.take("rewrite_pool");
         let rewrite_pool = ranges.map(|node| {
-            one_or_more(node).iter().filter_map(|n| self.prefix(n, "a prefix such as 192.168.1.128/25")).collect()
+            one_or_more(node)
+                .iter()
+                .filter_map(|n| self.prefix(n, "a prefix such as 192.168.1.128/25"))
+                .collect()
         });
         self.finish(fields);
         if let Some(pa) = pa {
@@ -101,7 +104,8 @@ impl Reader {
     fn network(&mut self, tenant: &TenantName, network: At<Name>, node: &Node) {
         let name = NetworkRef { tenant: tenant.clone(), network: network.value };
         let Some(mut fields) = self.fields(node, network.at, &format!("network {name}")) else { return };
-        let method = self.optional(&mut fields, "method", "a method: use nvgre, vxlan, geneve, stt or rewrite");
+        let method =
+            self.optional(&mut fields, "method", "a method: use nvgre, vxlan, geneve, stt or rewrite");
         let rdid = self.optional(&mut fields, "rdid", "a UUID");
         self.site
             .networks
@@ -125,7 +129,10 @@ impl Reader {
         let gateway = fields.take("gateway");
         let prefixes = match (one, several) {
             (Some(_), Some(node)) => {
-                self.problem(node.at, format!("{} has both `prefix` and `prefixes`: use one of them", fields.what));
+                self.problem(
+                    node.at,
+                    format!("{} has both `prefix` and `prefixes`: use one of them", fields.what),
+                );
                 Vec::new()
             }
             (Some(node), None) => {
@@ -386,10 +393,7 @@ mod tests {
                 "hosts:\n  h1: { pa: 1.2.3.4, rewrite_pool: [10.0.0.0/24, 10.0.1.9/24] }\n",
                 "site.yaml:2:50: 10.0.1.9/24 has host bits: write 10.0.1.0/24",
             ),
-            (
-                "settings: { vxlan_port: 70000 }\n",
-                "site.yaml:1:25: `70000` is not a UDP port such as 4789",
-            ),
+            ("settings: { vxlan_port: 70000 }\n", "site.yaml:1:25: `70000` is not a UDP port such as 4789"),
             (
                 "tenants:\n  a:\n    vms:\n      v: { ports: { p: { subnet: x } } }\n",
                 "site.yaml:4:34: `x` is no subnet: write NETWORK/SUBNET",

@@ -1,7 +1,8 @@
 //! A whole site in one document: the form of `tenet apply` and `tenet export`.
 
 use super::{
-    ChangeItem, HostSpec, NetworkSpec, PortSpec, RouteSpec, SettingsSpec, Spec, SubnetSpec, TenantSpec, VmSpec,
+    ChangeItem, HostSpec, NetworkSpec, PortSpec, RouteSpec, SettingsSpec, Spec, SubnetSpec, TenantSpec,
+    VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};

@@ -178,11 +178,14 @@ mod tests {
 
     #[test]
     fn all_forms_of_a_subnet_mean_the_same() {
-        let long = read(r#"{"name":"a/n/s","prefixes":[{"prefix":"10.0.0.0/24","gateway":"10.0.0.9"},"fd00::/64"]}"#);
+        let long = read(
+            r#"{"name":"a/n/s","prefixes":[{"prefix":"10.0.0.0/24","gateway":"10.0.0.9"},"fd00::/64"]}"#,
+        );
         let long = long.unwrap();
         assert_eq!(long.prefixes.len(), 2);
         assert_eq!(long.prefixes[1], PrefixSpec { prefix: "fd00::/64".parse().unwrap(), gateway: None });
-        let short = read(r#"{"name":"a/n/s","vsid":5001,"prefix":"10.0.0.0/24","gateway":"10.0.0.9"}"#).unwrap();
+        let short =
+            read(r#"{"name":"a/n/s","vsid":5001,"prefix":"10.0.0.0/24","gateway":"10.0.0.9"}"#).unwrap();
         assert_eq!(short.prefixes, long.prefixes[..1]);
         for spec in [long, short] {
             assert_eq!(read(&serde_json::to_string(&spec).unwrap()).unwrap(), spec);

@@ -7,8 +7,8 @@ use super::{
 use crate::{clock, fault::Fault, resolve, token, view};
 use axum::{Json, extract::State};
 use tenet_api::rest::{
-    ApiError, ChangeItem, ChangeReply, HostPatch, HostSpec, HostStatus, HostView, Join, Joined, Spec, Target, Token,
-    TokenRequest, WaitQuery,
+    ApiError, ChangeItem, ChangeReply, HostPatch, HostSpec, HostStatus, HostView, Join, Joined, Spec, Target,
+    Token, TokenRequest, WaitQuery,
 };
 use tenet_model::{Desired, HostName, Key};
 
@@ -49,7 +49,8 @@ pub(super) async fn set_host(
 ) -> Reply<ChangeReply> {
     let plan = |desired: &Desired| {
         let was = desired.hosts.get(&name).ok_or_else(|| Fault::not_found(&Key::Host(name.clone())))?;
-        let spec = HostSpec { name: name.clone(), pa: was.value.pa, rewrite_pool: patch.rewrite_pool.clone() };
+        let spec =
+            HostSpec { name: name.clone(), pa: was.value.pa, rewrite_pool: patch.rewrite_pool.clone() };
         resolve::change(desired, &[ChangeItem::Put { object: Spec::Host(spec) }])
     };
     app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)

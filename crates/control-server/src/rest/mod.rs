@@ -38,7 +38,10 @@ fn guarded() -> Routes {
         ("/v1/tenants", get(object::tenants).post(object::create_tenant)),
         ("/v1/tenants/{tenant}", get(object::tenant).delete(object::delete_tenant)),
         ("/v1/networks", get(object::networks).post(object::create_network)),
-        ("/v1/networks/{tenant}/{network}", get(object::network).patch(object::set_network).delete(object::delete_network)),
+        (
+            "/v1/networks/{tenant}/{network}",
+            get(object::network).patch(object::set_network).delete(object::delete_network),
+        ),
         ("/v1/subnets", get(object::subnets).post(object::create_subnet)),
         ("/v1/subnets/{tenant}/{network}/{subnet}", get(object::subnet).delete(object::delete_subnet)),
         ("/v1/vms", get(vm::vms).post(vm::create_vm)),

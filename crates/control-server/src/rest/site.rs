@@ -19,7 +19,8 @@ use tenet_api::{
     agent::{self, question::What},
     rest::{
         ApiError, ChangeItem, ChangeReply, ChangesRequest, Counters, EventLine, MigrationView, Paths,
-        PortCounters, ReceiptView, SettingsSpec, SettingsView, Site, Spec, Status, Table, TableRow, WaitQuery,
+        PortCounters, ReceiptView, SettingsSpec, SettingsView, Site, Spec, Status, Table, TableRow,
+        WaitQuery,
     },
     to_rows,
 };

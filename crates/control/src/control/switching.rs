@@ -19,7 +19,7 @@ use crate::{
     migration::{AGAIN, COMMIT, DISCONNECTED},
 };
 use std::collections::{BTreeMap, BTreeSet};
-use tenet_model::{HostName, Method, NetworkRef, Object, Operation, Port};
+use tenet_model::{HostName, NetworkRef, Object, Operation};
 
 /// A host that is not connected may still send by the old method: for this long its rewrite addresses stay.
 pub const LEAVE: Micros = 60_000_000;
@@ -78,7 +78,7 @@ impl Control {
                 (network.method, network.switching) = (to, None);
                 vec![Operation::Put(Object::Network(network))]
             }
-            (Stage::Leaving, None) => self.leftovers(network),
+            (Stage::Leaving, None) => self.desired().release(network).operations,
             (Stage::Receivers, None) | (Stage::Senders, _) | (Stage::Leaving, Some(_)) => Vec::new(),
         }
     }
@@ -138,10 +138,11 @@ impl Control {
     pub(super) fn resume_switches(&mut self, now: Micros) {
         let desired = self.plan.desired();
         let mut switches = BTreeMap::new();
+        let unreleased = desired.unreleased();
         for (name, network) in &desired.networks {
             let stage = match network.value.switching {
                 Some(_) => Stage::Receivers,
-                None if self.spare(name).next().is_none() => continue,
+                None if !unreleased.contains(name) => continue,
                 None => Stage::Senders,
             };
             // Agents need a moment to come back; until then nobody could acknowledge anything.
@@ -171,19 +172,32 @@ impl Control {
         outputs: &mut Vec<Output>,
     ) {
         for operation in operations {
-            let Operation::Put(Object::Network(network)) = operation else { continue };
+            let network = match operation {
+                Operation::Put(Object::Network(network)) => network,
+                Operation::Put(Object::Port(port)) if !port.rewrite.is_empty() => {
+                    self.late_addresses(now, revision, &port.subnet.network_ref());
+                    continue;
+                }
+                Operation::Put(_) | Operation::Delete(_) => continue,
+            };
             let name = &network.name;
             let text = match (network.switching, self.switches.get_mut(name)) {
                 (Some(to), Some(switch)) => {
                     switch.enter(Stage::Receivers, revision, now);
                     (switch.patience, switch.begun) = (HOLD, now);
                     switch.asked.push(revision);
-                    format!("network {name} is to be sent by {to} now, not {}: receivers first", network.method)
+                    format!(
+                        "network {name} is to be sent by {to} now, not {}: receivers first",
+                        network.method
+                    )
                 }
                 (Some(to), None) => {
                     let switch = Switch::new(Stage::Receivers, revision, revision, now, HOLD);
                     self.switches.insert(name.clone(), switch);
-                    format!("network {name} begins to change from {} to {to}: receivers first", network.method)
+                    format!(
+                        "network {name} begins to change from {} to {to}: receivers first",
+                        network.method
+                    )
                 }
                 (None, Some(switch)) if switch.stage == Stage::Receivers => {
                     switch.enter(Stage::Senders, revision, now);
@@ -206,6 +220,15 @@ impl Control {
         }
     }
 
+    /// A write that was under way when a network's addresses went (the end of a migration) may bring some back.
+    fn late_addresses(&mut self, now: Micros, revision: u64, network: &NetworkRef) {
+        let stored = self.plan.desired().networks.get(network);
+        if stored.is_some_and(|n| !n.value.rewrites()) && !self.switches.contains_key(network) {
+            let switch = Switch::new(Stage::Leaving, revision, revision, now, HOLD);
+            self.switches.insert(network.clone(), switch);
+        }
+    }
+
     /// Takes one step of a network's change of method if it is due.
     pub(super) fn step_switch(&mut self, now: Micros, network: &NetworkRef, outputs: &mut Vec<Output>) {
         let Some(switch) = self.switches.get(network).cloned() else { return };
@@ -215,7 +238,7 @@ impl Control {
                 let late: Vec<HostName> = self.lacking(network, switch.need).collect();
                 let over = now.saturating_sub(switch.since) > switch.patience;
                 let absent = self.absent(network, now, switch.patience);
-                if !over && !(late.is_empty() && absent.is_empty()) {
+                if !(over || late.is_empty() && absent.is_empty()) {
                     return;
                 }
                 if !self.commit_step(now, network, outputs) {
@@ -235,9 +258,11 @@ impl Control {
                 let ms = now.saturating_sub(switch.begun) / 1000;
                 let method = self.desired().networks.get(network).map(|n| n.value.method);
                 let method = method.unwrap_or_default();
-                let text = format!("all connected hosts send network {network} by {method}, {ms} ms after the request");
+                let text = format!(
+                    "all connected hosts send network {network} by {method}, {ms} ms after the request"
+                );
                 outputs.push(Output::Happened(tell(text)));
-                if self.spare(network).next().is_none() {
+                if !self.to_release(network) {
                     self.switches.remove(network);
                 } else if let Some(switch) = self.switches.get_mut(network) {
                     switch.enter(Stage::Leaving, switch.need, now);
@@ -249,10 +274,10 @@ impl Control {
                 if held || !self.absent(network, now, LEAVE).is_empty() {
                     return;
                 }
-                if self.spare(network).next().is_none() {
-                    self.switches.remove(network);
-                } else if !self.leftovers(network).is_empty() {
+                if self.to_release(network) {
                     self.commit_step(now, network, outputs);
+                } else {
+                    self.switches.remove(network);
                 }
             }
         }
@@ -279,21 +304,8 @@ impl Control {
         true
     }
 
-    /// A network's ports with rewrite addresses that nobody shall send to any more.
-    fn spare<'s>(&'s self, network: &'s NetworkRef) -> impl Iterator<Item = &'s Port> + 's {
-        let desired = self.plan.desired();
-        let stored = desired.networks.get(network).map(|n| &n.value);
-        let unused = stored.is_some_and(|n| n.method != Method::Rewrite && n.switching != Some(Method::Rewrite));
-        let tenant = &network.tenant;
-        let ports = desired.ports.values().map(|p| &p.value).filter(move |_| unused);
-        ports.filter(move |p| p.name.tenant == *tenant && !p.rewrite.is_empty() && p.subnet.network_ref() == *network)
-    }
-
-    /// The writes that take them back. A VM that moves keeps its own until it has moved.
-    fn leftovers(&self, network: &NetworkRef) -> Vec<Operation> {
-        let migrations = &self.plan.desired().migrations;
-        let at_rest = self.spare(network).filter(|port| !migrations.contains_key(&port.name.vm_ref()));
-        let without = at_rest.map(|port| Port { rewrite: BTreeMap::new(), ..port.clone() });
-        without.map(|port| Operation::Put(Object::Port(port))).collect()
+    /// Whether a network still has rewrite addresses though it is sent by another method.
+    fn to_release(&self, network: &NetworkRef) -> bool {
+        !self.plan.desired().release(network).operations.is_empty()
     }
 }
