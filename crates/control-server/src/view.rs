@@ -212,9 +212,16 @@ pub(crate) fn hosts(core: &mut Control, now: u64) -> Vec<HostView> {
 
 /// A host's rewrite pool. In use is what stands for a port there, or will once its VM has moved there.
 pub(crate) fn pool(d: &Desired, host: &Host) -> Pool {
+    // Without those that would be a network's, broadcast's or anycast's, which are not handed out.
     let size = |range: &ipnet::IpNet| {
         let bits = u32::from(range.max_prefix_len() - range.prefix_len());
-        1_u128.checked_shl(bits).filter(|n| *n != 0).unwrap_or(u128::MAX)
+        let all = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
+        let kept_back = match range {
+            _ if bits < 2 => 0,
+            ipnet::IpNet::V4(_) => 2,
+            ipnet::IpNet::V6(_) => 1,
+        };
+        all - kept_back
     };
     let size = host.rewrite_pool.iter().map(size).fold(0, u128::saturating_add);
     let ports = d.ports.values().map(|p| &p.value).filter(|p| p.host.as_ref() == Some(&host.name));
