@@ -44,6 +44,7 @@ pub fn act(frame: &mut Skb, meta: &Meta, action: Action) -> i32 {
                 None => drop(meta, DropReason::NotConfigured),
             }
         }
+        Action::Slow(reason) => slow(frame, meta, reason),
         Action::WireByMark => {
             frame.set_mark(tenet_forward::SEND_MARK);
             match Maps.config() {
@@ -52,6 +53,20 @@ pub fn act(frame: &mut Skb, meta: &Meta, action: Action) -> i32 {
             }
         }
     }
+}
+
+/// To the slow device, where a port's frame comes out in pieces, and a part of an STT frame to the agent.
+#[inline(always)]
+fn slow(frame: &mut Skb, meta: &Meta, reason: DropReason) -> i32 {
+    let Some(config) = Maps.config() else { return drop(meta, DropReason::NotConfigured) };
+    // What comes back from there and still needs it would go round for ever.
+    if config.slow == 0 || config.slow == meta.ifindex {
+        return drop(meta, reason);
+    }
+    tell::slow(meta);
+    let from_port = matches!(reason, DropReason::SttUnsupported);
+    frame.set_mark(if from_port { meta.ifindex } else { 0 });
+    redirect(config.slow, 0)
 }
 
 #[inline(always)]

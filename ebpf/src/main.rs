@@ -14,6 +14,7 @@ mod port;
 mod rewrite;
 mod sheets;
 mod skb;
+mod stt;
 mod sum;
 mod tell;
 mod uplink;

@@ -1,19 +1,22 @@
 //! A frame in the kernel.
 
-use crate::sum;
+use crate::{stt, sum};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
         bpf_clone_redirect, bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room,
-        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+        bpf_skb_change_head, bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
         bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use core::mem::size_of;
-use tenet_forward::{Frame, FrameMut, Meta, Refused, SEND_MARK, Shed, OuterSum};
-use tenet_tables::DropReason;
+use tenet_forward::{
+    Frame, FrameMut, Meta, OuterSum, PortWork, Refused, SEND_MARK, Shed, Target, UplinkWork,
+    stt::{Arrival, Sent},
+};
+use tenet_tables::{Config, DropReason};
 use tenet_wire::{Envelope, EtherType, Ethernet, Ipv4Frame, Ipv6Frame};
 
 /// `bpf_skb_adjust_room`: a segment stays as long as it is.
@@ -209,6 +212,17 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: as in `meta`.
+        unsafe { (*self.raw).gso_size }
+    }
+
+    #[inline(always)]
+    fn stt_checksum(&self, _: &Arrival, outer: u32, at: u32) -> bool {
+        stt::stt_checksum(self.raw, outer, at) != 0
+    }
+
+    #[inline(always)]
     fn verified(&self) -> bool {
         // SAFETY: the helper takes numbers beside the context.
         unsafe { bpf_csum_level(self.raw, LEVEL_QUERY) >= 0 }
@@ -298,6 +312,45 @@ impl FrameMut for Skb {
         const MORE: i32 = (Ipv6Frame::LEN - Ipv4Frame::LEN) as i32;
         self.adjust(Ipv4Frame::LEN as i32 - shed.len as i32, FIXED_GSO | KEEP_CHECKSUM | DECAP_IPV6)?;
         self.adjust(MORE, FIXED_GSO | KEEP_CHECKSUM)
+    }
+
+    #[inline(always)]
+    fn stt_encapsulate(
+        &mut self,
+        _: u32,
+        _: &PortWork,
+        _: &Config,
+        to: &Target,
+    ) -> Result<Sent, Refused> {
+        stt::encapsulate(self, to)
+    }
+
+    #[inline(always)]
+    fn stt_decapsulate(&mut self, _: &UplinkWork) -> Result<(), Refused> {
+        if stt::stt_decapsulate(self.raw) == 0 { Ok(()) } else { Err(Refused) }
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, by: u32) -> Result<(), Refused> {
+        // SAFETY: the helper takes numbers beside the context.
+        checked(unsafe { bpf_skb_change_head(self.raw, by, 0) })
+    }
+
+    #[inline(always)]
+    fn room(&mut self, by: i32, trusted: bool) -> Result<(), Refused> {
+        self.adjust(by, if by > 0 || trusted { FIXED_GSO | KEEP_CHECKSUM } else { FIXED_GSO })
+    }
+
+    #[inline(always)]
+    fn other_family(&mut self, v6: bool) -> Result<(), Refused> {
+        let ty = if v6 { EtherType::IPV6 } else { EtherType::IPV4 };
+        // SAFETY: the helper takes numbers beside the context.
+        checked(unsafe { bpf_skb_change_proto(self.raw, ty.half(), 0) })
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Result<(), Refused> {
+        self.tail(len)
     }
 
     #[inline(always)]

@@ -71,6 +71,12 @@ pub fn clamped(meta: &Meta) {
     with(meta.ifindex, |c| c.clamped += 1);
 }
 
+/// A frame goes to the slow device.
+#[inline(always)]
+pub fn slow(meta: &Meta) {
+    with(meta.ifindex, |c| c.slow += 1);
+}
+
 /// A VM gets an answer from the tables, or an error that is counted as a drop too.
 #[inline(always)]
 pub fn answered(meta: &Meta, error: Option<DropReason>) {

@@ -7,10 +7,12 @@ use crate::{
     rewrite::rewrite_in,
     sheets::{self, UplinkSheet},
     skb::{Skb, kernel_turns},
+    stt::{stt_arrived, stt_part},
     tell,
 };
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use tenet_forward::{Frame as _, Shed, UplinkWork, Verdict, damaged, edit, uplink_first};
+use tenet_forward::stt::Kind;
+use tenet_forward::{FrameMut as _, Shed, UplinkWork, Verdict, damaged, edit, is_sound, uplink_first};
 use tenet_tables::DropReason;
 use tenet_wire::EtherType;
 
@@ -19,7 +21,7 @@ use tenet_wire::EtherType;
 pub fn uplink_in(ctx: TcContext) -> i32 {
     let Some(sheet) = sheets::uplink() else { return PASS };
     decide_uplink(Skb::new(&ctx), sheet);
-    if sheet.work.sum.at != 0 && !Skb::new(&ctx).outer_checksum(&sheet.work.sum) {
+    if sheet.work.sum.at != 0 && !is_sound(&Skb::new(&ctx), &sheet.work) {
         sheet.verdict = damaged(Verdict::from_words(sheet.verdict), &mut sheet.work).to_words();
     }
     if sheet.verdict == Verdict::Pass.to_words() {
@@ -28,8 +30,14 @@ pub fn uplink_in(ctx: TcContext) -> i32 {
     let mut frame = Skb::new(&ctx);
     let meta = frame.meta();
     tell::note(&meta, &sheet.work.note);
+    let is_stt = sheet.work.stt.kind != Kind::Foreign;
     if is_flood(sheet.verdict) {
-        if edit::decapsulate(&mut frame, &sheet.work).is_err() {
+        let stripped = if is_stt {
+            frame.stt_decapsulate(&sheet.work)
+        } else {
+            edit::decapsulate(&mut frame, &sheet.work)
+        };
+        if stripped.is_err() {
             return drop(&meta, DropReason::KernelRefused);
         }
         flood_to_ports(&frame, sheet.work.vsid, 0);
@@ -37,6 +45,13 @@ pub fn uplink_in(ctx: TcContext) -> i32 {
     }
     if sheet.work.moved != 0 {
         tell::redirected(&frame, sheet.work.moved);
+    }
+    if is_stt {
+        return if sheet.verdict == Verdict::Part.to_words() {
+            stt_part(frame.raw())
+        } else {
+            stt_arrived(frame.raw())
+        };
     }
     let action = edit::uplink(&mut frame, Verdict::from_words(sheet.verdict), &Maps, &sheet.work);
     act(&mut frame, &meta, action)

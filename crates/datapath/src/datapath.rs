@@ -61,6 +61,8 @@ pub struct Datapath {
     pub(crate) uplink_in: Program,
     pub(crate) hub_out: Program,
     pub(crate) hub_in: Program,
+    /// `None` with an object of before there was one.
+    pub(crate) slow_in: Option<Program>,
     /// Whether this kernel can be told of a change of IP version, found by trying.
     pub(crate) turns: bool,
     /// How frames get into taps.
@@ -144,6 +146,11 @@ impl Datapath {
         let uplink_in = program(&mut object, Role::Uplink.program())?;
         let hub_out = program(&mut object, "hub_out")?;
         let hub_in = program(&mut object, "hub_in")?;
+        // Not in an object that was built before there was such a thing.
+        let slow_in = match object.program("slow_in") {
+            Some(_) => Some(program(&mut object, "slow_in")?),
+            None => None,
+        };
         let tables = Tables::open(&pins.maps())?;
         let pinned = pinned(&pins)?;
         Ok(Self {
@@ -154,6 +161,7 @@ impl Datapath {
             uplink_in,
             hub_out,
             hub_in,
+            slow_in,
             turns,
             receive,
             ways,
@@ -309,6 +317,8 @@ fn load(options: &Options, pins: &Pins, forgets: bool, turns: bool) -> Result<Eb
     // Not in an object that was built before there was such a thing.
     loader.override_global("KERNEL_FORGETS", &forgets, false);
     loader.override_global("KERNEL_TURNS", &turns, false);
+    let processors = aya::util::nr_cpus().map_or(1024, |n| u32::try_from(n).unwrap_or(1024));
+    loader.override_global("STT_PROCESSORS", &processors, false);
     for shape in &SHAPES {
         loader.map_pin_path(shape.name, pins.maps().join(shape.name));
     }

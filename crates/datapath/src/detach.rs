@@ -2,7 +2,7 @@
 
 use crate::attach::{remove_filter, remove_link};
 use crate::bpffs::{self, Pins, unpin};
-use crate::{Datapath, Error, Options, Result, Role, hub};
+use crate::{Datapath, Error, Options, Result, Role, hub, slow};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -32,6 +32,12 @@ pub fn detach_all(options: &Options) -> Result<Teardown> {
     let pins = Pins::new(&options.bpffs);
     let mut done = Teardown::default();
     if let Err(e) = hub::remove(&pins.root) {
+        done.errors.push(e);
+    }
+    // Not ours without our program at its end.
+    if pins.links().join(slow::LINK).exists()
+        && let Err(e) = Datapath::links().and_then(|links| slow::remove(&links))
+    {
         done.errors.push(e);
     }
     remove_links(&pins, &mut done);

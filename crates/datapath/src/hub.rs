@@ -56,7 +56,7 @@ impl Datapath {
     }
 
     /// Puts a program on a link of the calling thread's namespace, or swaps the one there for ours.
-    fn hang(&self, program: &Program, name: &str, ifindex: u32, hook: u32) -> Result<()> {
+    pub(crate) fn hang(&self, program: &Program, name: &str, ifindex: u32, hook: u32) -> Result<()> {
         let pin = self.hub_pin(name);
         let failed = |source| Error::System { action: format!("attach {name} to the hub"), source };
         match sys::obj_get(&pin) {

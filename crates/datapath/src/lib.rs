@@ -25,6 +25,7 @@ mod hub;
 mod image;
 mod receive;
 mod repair;
+mod slow;
 mod sys;
 mod table;
 
@@ -36,6 +37,7 @@ pub use error::Error;
 pub use events::Events;
 pub use hub::{HUB, prepare_hub};
 pub use receive::{BUNDLE, Cost, Receive, measure as measure_receive};
+pub use slow::{SLOW, SLOW_IN, SlowPath};
 pub use tenet_tables::image::{Image, Operation};
 
 /// Default directory of the pins.

@@ -319,7 +319,8 @@ fn reference(sample: &traffic::Sample, image: &Image) -> Outcome {
 fn expected(action: &Action) -> (i32, Option<DropReason>) {
     match action {
         Action::Pass => (PASS, None),
-        Action::Drop(reason) => (SHOT, Some(*reason)),
+        // The example site has no slow device.
+        Action::Drop(reason) | Action::Slow(reason) => (SHOT, Some(*reason)),
         Action::Port { .. } | Action::Hub { .. } | Action::Wire | Action::WireByMark | Action::Back(None) => {
             (REDIRECT, None)
         }
@@ -333,7 +334,7 @@ fn is_unreal(meta: &Meta, wanted: &Outcome) -> bool {
     let encapsulates = match wanted.action {
         Action::Wire | Action::Hub { .. } => true,
         Action::Drop(reason) => reason == DropReason::Replicated,
-        Action::Pass | Action::Port { .. } | Action::Back(_) | Action::WireByMark => false,
+        Action::Pass | Action::Port { .. } | Action::Back(_) | Action::WireByMark | Action::Slow(_) => false,
     };
     meta.gso_size != 0 && encapsulates
 }
@@ -348,6 +349,7 @@ fn label(outcome: &Outcome) -> String {
         Action::Back(Some(reason)) => format!("error {}", reason.name()),
         Action::Wire => format!("wire, moved {}", outcome.moved != 0),
         Action::WireByMark => "wire by mark".to_owned(),
+        Action::Slow(reason) => format!("slow {}", reason.name()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the decision may touch: a frame, and the host's tables.
 
-use crate::{OuterSum, Shed, outer};
+use crate::{OuterSum, PortWork, Shed, Target, UplinkWork, outer, stt};
 use tenet_tables::{
     Addr, Config, DropReason, FloodEntry, FloodKey, MacEntry, MacKey, Peer, PeerKey, Port, Record, RecordKey,
     Rewrite, RewriteKey, Route, Subnet,
@@ -41,6 +41,9 @@ pub trait Frame {
     /// If the frame ends before.
     fn sum(&self, at: u32, len: u32) -> Result<u16, Refused>;
 
+    /// Payload bytes per segment if the frame stands for several, else 0.
+    fn gso_size(&self) -> u32;
+
     /// Whether the kernel or a device has found the frame's first checksum right.
     fn verified(&self) -> bool;
 
@@ -51,6 +54,15 @@ pub trait Frame {
         Self: Sized,
     {
         outer::checksum_is_right(self, sum) == Ok(true)
+    }
+
+    /// [`stt::checksum_is_right`]; false if the frame ends before. In eBPF a call.
+    #[inline(always)]
+    fn stt_checksum(&self, arrival: &stt::Arrival, outer: u32, at: u32) -> bool
+    where
+        Self: Sized,
+    {
+        stt::checksum_is_right(self, arrival, outer, at) == Ok(true)
     }
 
     /// [`outer::check_options`]. In eBPF a call.
@@ -106,6 +118,64 @@ pub trait FrameMut: Frame {
     /// # Errors
     /// If the kernel refuses.
     fn swap_tunnel(&mut self, shed: &Shed) -> Result<(), Refused>;
+
+    /// [`stt::encapsulate`]. In eBPF a call.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    #[inline(always)]
+    fn stt_encapsulate(
+        &mut self,
+        len: u32,
+        work: &PortWork,
+        config: &Config,
+        to: &Target,
+    ) -> Result<stt::Sent, Refused>
+    where
+        Self: Sized,
+    {
+        let job = stt::Job { len, gso_size: self.gso_size(), own: &config.pa, to, id: 0 };
+        stt::encapsulate(self, &mut stt::SttWork::default(), work, &job)
+    }
+
+    /// [`crate::edit::stt_whole`]. In eBPF a call.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    #[inline(always)]
+    fn stt_decapsulate(&mut self, work: &UplinkWork) -> Result<(), Refused>
+    where
+        Self: Sized,
+    {
+        crate::edit::stt_whole(self, work)
+    }
+
+    /// Makes room before a frame of whatever protocol; what is in it is undefined.
+    ///
+    /// # Errors
+    /// If the kernel has no memory.
+    fn grow_head(&mut self, by: u32) -> Result<(), Refused>;
+
+    /// Makes room behind the link header of an IP frame, or takes so many bytes away there; what is in the room, and the
+    /// link header, are undefined then. A checksum whose place is taken away, and which the kernel was to fill in, is
+    /// forgotten; `trusted`: one that was found right stays so.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn room(&mut self, by: i32, trusted: bool) -> Result<(), Refused>;
+
+    /// Has the kernel take an IP frame for one of the other family: twenty bytes are added behind the link header (IPv6), or
+    /// taken away; all forty or twenty bytes there are undefined then.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn other_family(&mut self, v6: bool) -> Result<(), Refused>;
+
+    /// Cuts the frame off, or adds bytes at its end, which are undefined. Not for frames that stand for several.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn resize(&mut self, len: u32) -> Result<(), Refused>;
 
     /// Makes the frame one of `len` bytes without any offload; all bytes are undefined then.
     ///

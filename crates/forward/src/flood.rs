@@ -4,8 +4,12 @@
 //! where a loop would be walked through in every round.
 
 use crate::{FrameMut, PortWork, Refused, Tables, Target, edit, packet::halves6};
-use tenet_tables::{Config, DropReason, FLOOD_LIMIT, FloodKey, METHOD_REWRITE, PORT_ACTIVE, PORT_FLAG_DOWN};
-use tenet_wire::{Be16, Be32, EtherType, Ethernet, Ipv4, Ipv6Frame};
+use tenet_tables::{
+    Addr, Config, DropReason, FLOOD_LIMIT, FloodKey, METHOD_REWRITE, PORT_ACTIVE, PORT_FLAG_DOWN,
+};
+use tenet_wire::{
+    Be16, Be32, EtherType, Ethernet, Ipv4, Ipv4Frame, Ipv6Frame, ProtocolNumber, SttSegment, checksum,
+};
 
 /// Copies a frame without tunnel to the `index`-th receiver, if that is a port of this host and not the
 /// sender. False: the list has ended.
@@ -75,8 +79,7 @@ pub fn remote_step<F: FrameMut, T: Tables>(
     }
     let addressed = match v4 {
         Some(pa) => address_v4(frame, pa),
-        // The destination is the last field of the network header.
-        None => frame.store(Ipv6Frame::LEN - 16, &halves6(&entry.pa)),
+        None => address_v6(frame, &entry.pa),
     };
     if addressed.is_err() {
         return false;
@@ -92,8 +95,30 @@ const LINK_TYPE: u32 = 12;
 fn address_v4<F: FrameMut>(frame: &mut F, pa: u32) -> Result<(), Refused> {
     let mut outer = Ipv4::default();
     frame.load(Ethernet::LEN, &mut outer)?;
+    let old = outer.dst;
     outer.dst = Be32::from_word(pa);
-    frame.store(Ethernet::LEN, &outer.with_checksum())
+    frame.store(Ethernet::LEN, &outer.with_checksum())?;
+    if outer.protocol != ProtocolNumber::TCP {
+        return Ok(());
+    }
+    let change = checksum::difference(&old.halves(), &outer.dst.halves());
+    frame.mend_l4(Ipv4Frame::LEN + SttSegment::CHECKSUM_AT, change, true, false)
+}
+
+#[inline(always)]
+fn address_v6<F: FrameMut>(frame: &mut F, pa: &Addr) -> Result<(), Refused> {
+    // The destination is the last field of the network header.
+    const AT: u32 = Ipv6Frame::LEN - 16;
+    let mut old = Addr::UNSET;
+    frame.load(AT, &mut old)?;
+    frame.store(AT, &halves6(pa))?;
+    let mut next_and_hops = Be16::default();
+    frame.load(Ethernet::LEN + 6, &mut next_and_hops)?;
+    if next_and_hops.get() >> 8 != ProtocolNumber::TCP as u16 {
+        return Ok(());
+    }
+    let change = edit::difference(&old, pa);
+    frame.mend_l4(Ipv6Frame::LEN + SttSegment::CHECKSUM_AT, change, true, false)
 }
 
 /// All steps of a VM's broadcast; the name that the original ends under.

@@ -25,13 +25,14 @@ pub mod packet;
 mod port;
 mod reach;
 pub mod rewrite;
+pub mod stt;
 mod uplink;
 mod verdict;
 
 pub use access::{Frame, FrameMut, Meta, Refused, Tables};
 pub use hub::HubFrame;
 pub use port::{Head, PortWork, clamp, needs_closer_look, port_closer, port_first, port_ingress};
-pub use uplink::{OuterSum, Shed, UplinkWork, combine_ecn, damaged, uplink_first, uplink_ingress};
+pub use uplink::{OuterSum, Shed, UplinkWork, combine_ecn, damaged, is_sound, uplink_first, uplink_ingress};
 pub use verdict::{Action, Note, Target, Verdict, Words};
 
 /// Mark of an encapsulated frame that a port's program hands to the uplink's program for sending.

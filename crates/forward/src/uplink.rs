@@ -5,6 +5,7 @@ use crate::{
     outer::check_geneve,
     packet::{addr6, is_link_local},
     reach::{Fate, fate, skips_queue},
+    stt::{Arrival, Kind},
 };
 use tenet_tables::{
     Addr, Config, DEVICE_TAP, DropReason, EventKind, LAYOUT_VERSION, MacKey, PEER_FLAG_ANY_SOURCE, PeerKey,
@@ -12,7 +13,7 @@ use tenet_tables::{
 };
 use tenet_wire::{
     Arp, Be16, Envelope, EtherType, Ethernet, Ipv4, Ipv4Frame, Ipv6, Ipv6Fragment, Ipv6Frame, Mac,
-    ProtocolNumber, TunnelFrame, TunnelHeader, Udp, checksum,
+    ProtocolNumber, STT_HEADERS, SttFault, SttSegment, TunnelFrame, TunnelHeader, Udp, checksum,
 };
 
 /// What [`uplink_ingress`] leaves for the edits and for the agent.
@@ -44,6 +45,8 @@ pub struct UplinkWork {
     pub marked: bool,
     /// The port of this host that has moved and that the frame is redirected for, or 0.
     pub moved: u32,
+    /// What has come of an STT frame.
+    pub stt: Arrival,
     /// What the agent may be told.
     pub note: Note,
 }
@@ -83,7 +86,17 @@ pub fn uplink_ingress<F: Frame, T: Tables>(
     work: &mut UplinkWork,
 ) -> Verdict {
     let verdict = uplink_first(frame, meta, tables, work);
-    if work.sum.at == 0 || frame.outer_checksum(&work.sum) { verdict } else { damaged(verdict, work) }
+    if work.sum.at == 0 || is_sound(frame, work) { verdict } else { damaged(verdict, work) }
+}
+
+/// Whether the outer checksum that nobody has verified is right.
+#[inline(always)]
+pub fn is_sound<F: Frame>(frame: &F, work: &UplinkWork) -> bool {
+    if work.stt.kind == Kind::Foreign {
+        frame.outer_checksum(&work.sum)
+    } else {
+        frame.stt_checksum(&work.stt, work.sum.addresses, work.sum.at)
+    }
 }
 
 /// The verdict on a frame whose outer checksum is wrong: whatever else it says may be wrong too, but for who sent it.
@@ -136,7 +149,10 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
     #[inline(always)]
     fn v4(&self, work: &mut UplinkWork) -> Verdict {
         let ip = work.outer.ip;
-        if ip.protocol != ProtocolNumber::GRE && ip.protocol != ProtocolNumber::UDP {
+        if ip.protocol != ProtocolNumber::GRE
+            && ip.protocol != ProtocolNumber::UDP
+            && ip.protocol != ProtocolNumber::TCP
+        {
             return Verdict::Pass;
         }
         work.from = Addr::v4_word(ip.src.word());
@@ -159,6 +175,10 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             + ip.src.halves()[1] as u32
             + ip.dst.halves()[0] as u32
             + ip.dst.halves()[1] as u32;
+        if ip.protocol == ProtocolNumber::TCP {
+            let len = (ip.total_len.get() as u32).wrapping_sub(Ipv4::LEN);
+            return self.stt(work, Ipv4Frame::LEN, len, lies, addresses);
+        }
         self.udp(work, Ipv4Frame::LEN, ip.total_len.get() as u32, Ipv4::LEN, lies, addresses)
     }
 
@@ -169,7 +189,11 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             return Verdict::Pass;
         }
         let next = work.outer6.next;
-        if next != ProtocolNumber::GRE && next != ProtocolNumber::UDP && !ProtocolNumber::is_extension(next) {
+        if next != ProtocolNumber::GRE
+            && next != ProtocolNumber::UDP
+            && next != ProtocolNumber::TCP
+            && !ProtocolNumber::is_extension(next)
+        {
             return Verdict::Pass;
         }
         work.from = addr6(&work.outer6.src);
@@ -189,6 +213,9 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             return self.gre(work, Ipv6Frame::LEN, lies);
         }
         let addresses = checksum::sum(&work.outer6.src) + checksum::sum(&work.outer6.dst);
+        if next == ProtocolNumber::TCP {
+            return self.stt(work, Ipv6Frame::LEN, payload, lies, addresses);
+        }
         self.udp(work, Ipv6Frame::LEN, payload, 0, lies, addresses)
     }
 
@@ -298,6 +325,64 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         self.tunnelled(work)
     }
 
+    /// STT at `at`: `len` bytes by the outer network header.
+    #[inline(always)]
+    fn stt(&self, work: &mut UplinkWork, at: u32, len: u32, lies: bool, addresses: u32) -> Verdict {
+        if work.stt.look(self.frame, at, len) == Kind::Foreign {
+            return Verdict::Pass;
+        }
+        if work.from == self.config.pa {
+            return Verdict::Drop(DropReason::Loop);
+        }
+        if lies {
+            return self.refuse(work, DropReason::Truncated);
+        }
+        if work.stt.kind == Kind::Broken {
+            return self.refuse(work, DropReason::BadTunnelHeader);
+        }
+        // What the kernel joined it has looked at, and what it is to cut up comes from this very machine.
+        if self.meta.gso_size == 0 && !self.frame.verified() {
+            work.sum = OuterSum { at, addresses, geneve: false };
+        }
+        if work.stt.kind == Kind::Later {
+            // Nobody but the hosts of the site makes this one keep or move anything.
+            return if self.is_known(work) {
+                Verdict::Part
+            } else {
+                self.refuse(work, DropReason::UnknownPa)
+            };
+        }
+        work.shed.len = at + STT_HEADERS;
+        // The inner packet ends where the whole frame would.
+        work.end = at + SttSegment::LEN + work.stt.segment.total.get() as u32;
+        if self.frame.load(work.shed.len, &mut work.tunnel.inner).is_err() {
+            return self.refuse(work, DropReason::Truncated);
+        }
+        if let Some(fault) = work.stt.fault(&work.tunnel.inner.eth) {
+            let reason = match fault {
+                SttFault::Version => DropReason::TunnelVersion,
+                SttFault::Fields => DropReason::BadTunnelHeader,
+                SttFault::Vlan => DropReason::InnerVlan,
+                SttFault::Context => DropReason::UnknownVsid,
+            };
+            return self.refuse(work, reason);
+        }
+        work.sound = true;
+        work.vsid = work.stt.header.vsid();
+        let verdict = self.tunnelled(work);
+        let whole = work.stt.kind == Kind::Whole && work.stt.agrees_on(self.meta.gso_size);
+        match verdict {
+            // The kernel fills in a large frame's checksum on its way out of the host's side of a veth.
+            Verdict::Deliver { ifindex, .. } if self.meta.gso_size != 0 && whole => {
+                Verdict::Deliver { ifindex, peer: false }
+            }
+            // Of a whole frame whose segments are not the inner ones', somebody has to make one without segments.
+            Verdict::Deliver { .. } if work.stt.kind == Kind::Whole && !whole => Verdict::Slow,
+            Verdict::Flood { .. } if work.stt.kind != Kind::Whole || self.meta.gso_size != 0 => Verdict::Slow,
+            other => other,
+        }
+    }
+
     #[inline(always)]
     fn is_vxlan(&self, udp: &Udp) -> bool {
         udp.dst.get() == self.config.vxlan_port || udp.dst == Be16::new(VXLAN_PORT)
@@ -393,6 +478,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
                 if ip
                     && port.device == DEVICE_TAP
                     && self.config.hub != 0
+                    && work.stt.kind == Kind::Foreign
                     && let Some(len) = hub::inner_len(self.meta.len, work.shed.len)
                 {
                     return Verdict::DeliverWhole { ifindex: entry.ifindex, len };
@@ -571,8 +657,9 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         let ours = if protocol == ProtocolNumber::GRE {
             start.dst == EtherType::BRIDGED
         } else {
-            protocol == ProtocolNumber::UDP
-                && (start.dst.get() == self.config.geneve_port || self.is_vxlan(&start))
+            let udp = start.dst.get() == self.config.geneve_port || self.is_vxlan(&start);
+            protocol == ProtocolNumber::UDP && udp
+                || protocol == ProtocolNumber::TCP && start.dst == SttSegment::PORT
         };
         if !ours {
             return Verdict::Pass;

@@ -32,6 +32,10 @@ pub enum Verdict {
     Onward,
     /// Encapsulated by a port's program already: out by the neighbour that the kernel knows.
     Send,
+    /// A part of an STT frame that only somebody who puts it together can make use of.
+    Slow,
+    /// A later part of an STT frame: where the first one went, if that has come.
+    Part,
     /// First look of [`crate::port_first`] only: an ARP packet, to be looked at more closely.
     Arp,
     /// First look only: a message of neighbour or multicast listener discovery.
@@ -97,6 +101,8 @@ pub enum Action {
     Back(Option<DropReason>),
     /// Send it out of the uplink to the neighbour that the kernel knows.
     Wire,
+    /// Give it to the slow device, or, without one, drop it under this name.
+    Slow(DropReason),
     /// Send it out by way of the uplink's program, because the kernel does not know it to be IP yet.
     WireByMark,
 }
@@ -175,6 +181,8 @@ impl Verdict {
             Self::Onward => [4, 0, 0],
             Self::Rewrite => [11, 0, 0],
             Self::Send => [5, 0, 0],
+            Self::Slow => [10, 0, 0],
+            Self::Part => [9, 0, 0],
             Self::DeliverWhole { ifindex, len } => [6, ifindex, len as u32],
             Self::AnswerArp { mac } => {
                 let [a, b, c] = mac.halves;
@@ -210,6 +218,8 @@ impl Verdict {
             4 => Self::Onward,
             11 => Self::Rewrite,
             5 => Self::Send,
+            10 => Self::Slow,
+            9 => Self::Part,
             6 => Self::DeliverWhole { ifindex: a, len: b as u16 },
             12 => Self::Arp,
             13 => Self::Discovery,

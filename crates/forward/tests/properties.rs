@@ -70,7 +70,7 @@ fn run(mut site: site::Site, reasons: &mut BTreeSet<DropReason>) {
                 assert!(sample.from_wire, "what a VM sends reached the host's stack: {}", context());
                 assert_eq!(outcome.frame.bytes, sample.bytes, "not ours, but touched: {}", context());
             }
-            Action::Drop(reason) | Action::Back(Some(reason)) => {
+            Action::Drop(reason) | Action::Back(Some(reason)) | Action::Slow(reason) => {
                 assert_ne!(reason, DropReason::KernelRefused, "{}", context());
                 reasons.insert(reason);
             }

@@ -173,7 +173,7 @@ fn tell(outcome: &Outcome, site: &site::Site) -> String {
     let bytes = &outcome.frame.bytes;
     let mut text = match outcome.action {
         Action::Pass => "pass".to_owned(),
-        Action::Drop(reason) => format!("drop {}", reason.name()),
+        Action::Drop(reason) | Action::Slow(reason) => format!("drop {}", reason.name()),
         Action::Port { ifindex, peer } => {
             let port = site.interfaces.iter().position(|i| *i == ifindex).unwrap();
             format!("port {port}{} {}", if peer { " by peer" } else { "" }, frame(bytes))

@@ -1,12 +1,15 @@
 //! What is done with a VM's frame: delivered, answered, or complained about.
 
 use super::{Inside, done, encapsulate};
+use crate::stt::Sent;
 use crate::{
     Action, FrameMut, PortWork, Refused, Tables, Target, Verdict,
     packet::{halves6, is_link_local},
     rewrite,
 };
-use tenet_tables::{Addr, Config, DropReason, GATEWAY_LINK_LOCAL, PORT_FLAG_AUTOCONF, Port, Subnet};
+use tenet_tables::{
+    Addr, Config, DropReason, GATEWAY_LINK_LOCAL, METHOD_STT, PORT_FLAG_AUTOCONF, Port, Subnet,
+};
 use tenet_wire::{
     ALL_NODES, ALL_NODES_MAC, AdvertisementFrame, Arp, Be16, Be32, Ends, Ethernet, Icmp, Icmp6,
     Icmp6ErrorFrame, IcmpErrorFrame, Ipv4Frame, Ipv6Frame, Ipv6Halves, Mac, Neighbour, QUOTE6, QUOTE6_MORE,
@@ -56,6 +59,13 @@ pub fn port_forward<F: FrameMut, T: Tables>(
         Verdict::Encapsulate => {
             let Some(config) = tables.config() else { return Action::Drop(DropReason::NotConfigured) };
             let action = if work.is_ip() { Action::Wire } else { Action::WireByMark };
+            if work.to.method == METHOD_STT as u32 {
+                return match frame.stt_encapsulate(len, work, config, &work.to) {
+                    Ok(Sent::Ready) => action,
+                    Ok(Sent::Uncut) => Action::Slow(DropReason::SttUnsupported),
+                    Err(Refused) => Action::Drop(DropReason::KernelRefused),
+                };
+            }
             done(wrap(frame, len, work, config, &work.to), action)
         }
         _ => Action::Drop(DropReason::KernelRefused),
@@ -161,6 +171,12 @@ pub(crate) fn wrap<F: FrameMut>(
     config: &Config,
     to: &Target,
 ) -> Result<(), Refused> {
+    if to.method == METHOD_STT as u32 {
+        return match frame.stt_encapsulate(len, work, config, to)? {
+            Sent::Ready => Ok(()),
+            Sent::Uncut => Err(Refused),
+        };
+    }
     if work.routed {
         work.head.store_packet(frame, Ethernet::LEN)?;
     }

@@ -26,7 +26,7 @@ pub fn uplink<F: FrameMut, T: Tables>(
         }
         Verdict::Onward => {
             let Some(config) = tables.config() else { return Action::Drop(DropReason::NotConfigured) };
-            done(readdress(frame, work, config), Action::Wire)
+            done(readdress(frame, work, config, &work.to.pa), Action::Wire)
         }
         _ => Action::Drop(DropReason::KernelRefused),
     }
@@ -158,7 +158,12 @@ pub(crate) fn store_marked<F: FrameMut>(frame: &mut F, at: u32, work: &UplinkWor
 
 /// Sends a tunnelled frame from this host to another, the outer hop count less one.
 #[inline(always)]
-fn readdress<F: FrameMut>(frame: &mut F, work: &UplinkWork, config: &Config) -> Result<(), Refused> {
+pub(super) fn readdress<F: FrameMut>(
+    frame: &mut F,
+    work: &UplinkWork,
+    config: &Config,
+    pa: &Addr,
+) -> Result<(), Refused> {
     let envelope = work.shed.envelope;
     if work.shed.summed {
         // None is right in either family, and our own frames have none.
@@ -167,13 +172,13 @@ fn readdress<F: FrameMut>(frame: &mut F, work: &UplinkWork, config: &Config) -> 
     if envelope.v6 {
         let mut ip = work.outer6;
         ip.src = halves6(&config.pa);
-        ip.dst = halves6(&work.to.pa);
+        ip.dst = halves6(pa);
         ip.hop_limit = ip.hop_limit.wrapping_sub(1);
         return frame.store(Ethernet::LEN, &ip);
     }
     let mut ip = work.outer.ip;
     ip.src = Be32::from_word(config.pa.words[3]);
-    ip.dst = Be32::from_word(work.to.pa.words[3]);
+    ip.dst = Be32::from_word(pa.words[3]);
     ip.ttl = ip.ttl.wrapping_sub(1);
     frame.store(Ethernet::LEN, &ip.with_checksum())
 }

@@ -11,6 +11,7 @@ pub mod traffic6;
 mod tunnels;
 
 use crate::rewrite::{RewriteWork, uplink};
+use crate::stt::{Kind, Stream};
 use crate::{
     Action, Frame, FrameMut, HubFrame, Meta, Note, PortWork, Refused, Shed, Tables, UplinkWork, Verdict,
     bucket, clamp, edit, flood, port_ingress, uplink_ingress,
@@ -29,6 +30,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub struct MemoryFrame {
     /// The frame's bytes.
     pub bytes: Vec<u8>,
+    /// Payload bytes per segment if it stands for several, else 0.
+    pub gso_size: u32,
     /// Copies that were sent to ports, by interface.
     pub to_ports: Vec<(u32, Vec<u8>)>,
     /// Encapsulated copies that were sent to other hosts.
@@ -54,6 +57,10 @@ impl Frame for MemoryFrame {
     fn sum(&self, at: u32, len: u32) -> Result<u16, Refused> {
         let bytes = self.bytes.get(at as usize..at as usize + len as usize).ok_or(Refused)?;
         Ok(checksum::fold(checksum::sum_bytes(bytes)))
+    }
+
+    fn gso_size(&self) -> u32 {
+        self.gso_size
     }
 
     fn verified(&self) -> bool {
@@ -98,6 +105,34 @@ impl FrameMut for MemoryFrame {
         }
         let new = HubFrame::LEN as usize - Ethernet::LEN as usize;
         self.bytes.splice(Ethernet::LEN as usize..shed.len as usize, core::iter::repeat_n(0xee, new));
+        Ok(())
+    }
+
+    fn grow_head(&mut self, by: u32) -> Result<(), Refused> {
+        self.bytes.splice(0..0, core::iter::repeat_n(0xee, by as usize));
+        Ok(())
+    }
+
+    fn room(&mut self, by: i32, _trusted: bool) -> Result<(), Refused> {
+        const LINK: usize = Ethernet::LEN as usize;
+        let change = by.unsigned_abs() as usize;
+        if by >= 0 {
+            self.bytes.splice(LINK..LINK, core::iter::repeat_n(0xee, change));
+        } else if self.bytes.len() <= LINK + change {
+            return Err(Refused);
+        } else {
+            self.bytes.drain(LINK..LINK + change);
+        }
+        self.bytes[..LINK].fill(0xee);
+        Ok(())
+    }
+
+    fn other_family(&mut self, v6: bool) -> Result<(), Refused> {
+        self.room(if v6 { 20 } else { -20 }, false)
+    }
+
+    fn resize(&mut self, len: u32) -> Result<(), Refused> {
+        self.bytes.resize(len as usize, 0xee);
         Ok(())
     }
 
@@ -193,7 +228,7 @@ pub struct Outcome {
 
 /// Does all that the program `port_in` does with a frame from a VM, the activation of the port included.
 pub fn port_in(bytes: &[u8], meta: &Meta, tables: &mut Image, bucket: &mut Bucket, now: u64) -> Outcome {
-    let mut frame = MemoryFrame::new(bytes);
+    let mut frame = MemoryFrame { gso_size: meta.gso_size, ..MemoryFrame::new(bytes) };
     let mut work = PortWork::default();
     let verdict = port_ingress(&frame, meta, tables, &mut work);
     if work.activated
@@ -248,20 +283,28 @@ fn flood_out(
 
 /// Does all that the program `uplink_in` does with a frame from the provider network.
 pub fn uplink_in(bytes: &[u8], meta: &Meta, tables: &Image) -> Outcome {
-    let mut frame = MemoryFrame::new(bytes);
+    let mut frame = MemoryFrame { gso_size: meta.gso_size, ..MemoryFrame::new(bytes) };
     let mut work = UplinkWork::default();
     let verdict = uplink_ingress(&frame, meta, tables, &mut work);
     if verdict == Verdict::Pass {
         return rewrite_in(frame, meta, tables);
     }
+    let is_stt = work.stt.kind != Kind::Foreign;
     let action = if let Verdict::Flood { vsid } = verdict {
-        match edit::decapsulate(&mut frame, &work) {
+        let stripped =
+            if is_stt { frame.stt_decapsulate(&work) } else { edit::decapsulate(&mut frame, &work) };
+        match stripped {
             Ok(()) => {
                 flood::to_ports(&mut frame, tables, vsid, 0);
                 Action::Drop(DropReason::Replicated)
             }
             Err(Refused) => Action::Drop(DropReason::KernelRefused),
         }
+    } else if let (Verdict::Part, Some(config)) = (verdict, tables.config.as_ref()) {
+        // No first part has ever come.
+        edit::stt_part(&mut frame, &work, config, None)
+    } else if is_stt {
+        edit::stt(&mut frame, verdict, tables, &work, &mut Stream::default()).0
     } else {
         edit::uplink(&mut frame, verdict, tables, &work)
     };

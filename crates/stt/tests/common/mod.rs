@@ -29,6 +29,8 @@ pub fn tcp(v6: bool, payload: &[u8]) -> (Vec<u8>, Offload) {
             payload_len: Be16::new(len),
             next: ProtocolNumber::TCP,
             hop_limit: 64,
+            src: [0xfd, 0, 0, 0, 0, 0, 0, 7],
+            dst: [0xfd, 0, 0, 0, 0, 0, 0, 8],
             ..Ipv6::default()
         };
         ip.set_class(2);

@@ -1,0 +1,342 @@
+//! STT end to end: two hosts, one wire, a VM each.
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+mod common;
+
+use common::tap::{Relay, send_raw};
+use common::{Pins, has, root};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
+use tenet_datapath::{Datapath, Hook, Image, Operation, Role, SlowPath};
+use tenet_hostnet::{Links, Netns, TapOptions};
+use tenet_stt::{FrameId, Offload, Outer, Tso, Way, cut};
+use tenet_tables::{
+    Addr, Config, Counters, DEVICE_TAP, DEVICE_VETH, DropReason, FloodEntry, FloodKey, GATEWAY_MAC,
+    GENEVE_PORT, LAYOUT_VERSION, METHOD_STT, MacEntry, MacKey, PORT_ACTIVE, PORT_FLAG_SECURITY, Peer,
+    PeerKey, Port, Record, RecordKey, Subnet, VXLAN_PORT,
+};
+use tenet_wire::{Be16, Ethernet, Mac};
+
+const NET: u32 = 1;
+const VSID: u32 = 5001;
+const CA4: [[u8; 4]; 2] = [[10, 1, 1, 11], [10, 1, 1, 12]];
+const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 0x11], [2, 0, 0, 0, 0, 0x12]];
+const UPLINK_MTU: u32 = 1600;
+
+fn ca6(i: usize) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 0x11 + i as u16)
+}
+
+fn ca(v6: bool, i: usize) -> IpAddr {
+    if v6 { ca6(i).into() } else { CA4[i].into() }
+}
+
+fn pa(v6: bool, i: usize) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1 + i as u16).into()
+    } else {
+        Ipv4Addr::new(10, 99, 0, 1 + i as u8).into()
+    }
+}
+
+/// How the hosts are connected, and their VMs.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    /// IPv6 between the hosts.
+    v6: bool,
+    /// Whether the wire takes large frames, as one between two veths does, or segments, as a cable does.
+    offloads: bool,
+    /// Whether the second VM is on a tap.
+    tap: bool,
+    /// Whether there is a slow device with somebody who puts frames together.
+    slow: bool,
+}
+
+struct Site {
+    shape: Shape,
+    slow: Vec<SlowPath>,
+    hosts: [Netns; 2],
+    vms: [Netns; 2],
+    planes: [Datapath; 2],
+    images: [Image; 2],
+    _relay: Option<Relay>,
+    _pins: [Pins; 2],
+}
+
+impl Site {
+    fn new(shape: Shape) -> Self {
+        let namespaces = || [Netns::anonymous().unwrap(), Netns::anonymous().unwrap()];
+        let (hosts, vms) = (namespaces(), namespaces());
+        let links = hosts.each_ref().map(|h| Links::in_netns(h).unwrap());
+        let inside = vms.each_ref().map(|v| Links::in_netns(v).unwrap());
+        links[0].add_veth("up", "up", &hosts[1]).unwrap();
+        for (i, link) in links.iter().enumerate() {
+            if shape.v6 {
+                link.set_sysctl("ipv6/conf/up/disable_ipv6", "0").unwrap();
+                link.set_sysctl("ipv6/conf/up/accept_dad", "0").unwrap();
+            }
+            link.set_mtu("up", UPLINK_MTU).unwrap();
+            link.set_up("up").unwrap();
+            link.add_addr("up", pa(shape.v6, i), if shape.v6 { 64 } else { 24 }).unwrap();
+        }
+        if !shape.offloads {
+            links[0].set_offloads("up", false).unwrap();
+            links[1].set_offloads("up", true).unwrap();
+        }
+        links[0].add_veth("port", "eth0", &vms[0]).unwrap();
+        let relay = if shape.tap {
+            links[1].add_tap("port", TapOptions::default()).unwrap();
+            inside[1].add_tap("eth0", TapOptions::default()).unwrap();
+            Some(Relay::start(
+                links[1].open_tap("port", TapOptions::default()).unwrap(),
+                inside[1].open_tap("eth0", TapOptions::default()).unwrap(),
+            ))
+        } else {
+            links[1].add_veth("port", "eth0", &vms[1]).unwrap();
+            None
+        };
+        let mtu = UPLINK_MTU - if shape.v6 { 92 } else { 72 };
+        for i in 0..2 {
+            links[i].quiet("port").unwrap();
+            links[i].set_mtu("port", 65535).ok();
+            links[i].set_up("port").unwrap();
+            inside[i].set_sysctl("ipv6/conf/eth0/disable_ipv6", "0").unwrap();
+            inside[i].set_sysctl("ipv6/conf/eth0/accept_dad", "0").unwrap();
+            inside[i].set_sysctl("ipv6/conf/eth0/addr_gen_mode", "1").unwrap();
+            inside[i].set_mac("eth0", MACS[i]).unwrap();
+            inside[i].set_mtu("eth0", mtu).unwrap();
+            inside[i].set_up("eth0").unwrap();
+            inside[i].add_addr("eth0", CA4[i].into(), 24).unwrap();
+            inside[i].add_addr("eth0", ca6(i).into(), 64).unwrap();
+        }
+        let pins = hosts.each_ref().map(|h| Pins::new(h, Hook::Tcx));
+        let planes = pins.each_ref().map(Pins::open);
+        let mut slow = Vec::new();
+        let images = [0, 1].map(|i| {
+            let number = |name| links[i].index(name).unwrap();
+            let mut near = 0;
+            if shape.slow {
+                let (n, far) = hosts[i].run(|| planes[i].ensure_slow()).unwrap().unwrap();
+                slow.push(SlowPath::start(&hosts[i], far).unwrap());
+                near = n;
+            }
+            image(shape, i, number("port"), number("up"), near, mtu as u16)
+        });
+        for i in 0..2 {
+            planes[i].apply(&Image::default().operations_to(&images[i])).unwrap();
+            hosts[i].run(|| planes[i].attach_name("port", Role::Port)).unwrap().unwrap();
+            hosts[i].run(|| planes[i].attach_name("up", Role::Uplink)).unwrap().unwrap();
+        }
+        // Routers' neighbours are looked for once, not while something is measured.
+        let site = Self { shape, slow, hosts, vms, planes, images, _relay: relay, _pins: pins };
+        site.wait_for_the_path();
+        site
+    }
+
+    fn wait_for_the_path(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.echo(false, b"first") {
+            assert!(Instant::now() < deadline, "{:?}: {:?}", self.shape, self.drops());
+        }
+    }
+
+    fn drops(&self) -> [Vec<(u32, DropReason, u64)>; 2] {
+        self.planes.each_ref().map(|p| p.drops().unwrap().into_iter().map(|((i, r), n)| (i, r, n)).collect())
+    }
+
+    /// Drops of frames that somebody will miss.
+    fn losses(&self) -> u64 {
+        let mut losses = 0;
+        for (_, reason, n) in self.drops().iter().flatten() {
+            use DropReason as D;
+            if !matches!(
+                reason,
+                D::Replicated | D::ArpSuppressed | D::NdSuppressed | D::Consumed | D::FloodLimited
+            ) {
+                losses += n;
+            }
+        }
+        losses
+    }
+
+    fn counters(&self, host: usize) -> Counters {
+        let mut sum = Counters::default();
+        for c in self.planes[host].counters().unwrap().values() {
+            sum.slow += c.slow;
+            sum.rx_frames += c.rx_frames;
+            sum.redirected += c.redirected;
+        }
+        sum
+    }
+
+    fn slow_figure(&self, host: usize, name: &str) -> u64 {
+        self.slow[host].counters().iter().find(|(n, ..)| *n == name).unwrap().2
+    }
+
+    /// Sends so many bytes from one VM to the other, which compares them; how long it took.
+    fn transfer(&self, v6: bool, from: usize, bytes: usize) -> Duration {
+        let to = 1 - from;
+        let listener = self.vms[to].run(|| TcpListener::bind((ca(v6, to), 0))).unwrap().unwrap();
+        let target = listener.local_addr().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut stream = self.vms[from].run(|| TcpStream::connect(target)).unwrap().unwrap();
+                stream.set_write_timeout(Some(PATIENCE)).unwrap();
+                let block = block();
+                for _ in 0..bytes / block.len() {
+                    stream.write_all(&block).unwrap();
+                }
+            });
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let begin = Instant::now();
+            let (block, mut got) = (block(), vec![0; BLOCK]);
+            for n in 0..bytes / BLOCK {
+                stream.read_exact(&mut got).unwrap();
+                assert!(got == block, "block {n} is not what was sent");
+            }
+            begin.elapsed()
+        })
+    }
+
+    fn sockets(&self, v6: bool) -> [UdpSocket; 2] {
+        let sockets = [0, 1].map(|i| self.vms[i].run(|| UdpSocket::bind((ca(v6, i), 0))).unwrap().unwrap());
+        for s in &sockets {
+            s.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        }
+        sockets
+    }
+
+    /// A datagram there and back.
+    fn echo(&self, v6: bool, payload: &[u8]) -> bool {
+        let sockets = self.sockets(v6);
+        let mut buffer = vec![0; 65536];
+        sockets[0].send_to(payload, sockets[1].local_addr().unwrap()).unwrap();
+        let Ok((len, from)) = sockets[1].recv_from(&mut buffer) else { return false };
+        sockets[1].send_to(&buffer[..len], from).unwrap();
+        let Ok((len, _)) = sockets[0].recv_from(&mut buffer) else { return false };
+        buffer[..len] == *payload
+    }
+
+    fn ping(&self, v6: bool, size: usize) -> bool {
+        let mut command = self.vms[0].command("ping");
+        command.args(["-c", "3", "-i", "0.2", "-W", "2", "-s", &size.to_string(), &ca(v6, 1).to_string()]);
+        let output = command.output().unwrap();
+        output.status.success() && String::from_utf8_lossy(&output.stdout).contains(" 0% packet loss")
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Not a multiple of a segment, so that a swapped one does not look like the right one.
+const BLOCK: usize = 99_991;
+
+fn block() -> Vec<u8> {
+    (0..BLOCK).map(|i| (i * 31 + i / 251) as u8).collect()
+}
+
+fn image(shape: Shape, own: usize, port: u32, uplink: u32, slow: u32, mtu: u16) -> Image {
+    let mut image = Image {
+        config: Some(Config {
+            layout: LAYOUT_VERSION,
+            uplink,
+            pa: pa(shape.v6, own).into(),
+            gateway_mac: GATEWAY_MAC,
+            uplink_mac: Mac::default(),
+            hub: 0,
+            slow,
+            vxlan_port: VXLAN_PORT,
+            geneve_port: GENEVE_PORT,
+            flags: 0,
+        }),
+        ..Image::default()
+    };
+    let subnet = Subnet {
+        net: NET,
+        prefix_len: 96 + 24,
+        prefix6_len: 64,
+        method: METHOD_STT.into(),
+        gateway: Addr::v4([10, 1, 1, 1]),
+        gateway6: Addr::from(IpAddr::from(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1))),
+        generation: 1,
+        ..Subnet::default()
+    };
+    image.subnets.insert(VSID, subnet);
+    for i in 0..2 {
+        let (pa, mac) = (Addr::from(pa(shape.v6, i)), Mac::new(MACS[i]));
+        let ifindex = if i == own { port } else { 0 };
+        for v6 in [false, true] {
+            let key = RecordKey { net: NET, ca: ca(v6, i).into() };
+            let record = Record {
+                pa,
+                mac,
+                method: METHOD_STT,
+                vsid: VSID,
+                ifindex,
+                generation: 1,
+                ..Record::default()
+            };
+            image.records.insert(key, record);
+        }
+        let entry = MacEntry { pa, ifindex, method: METHOD_STT.into() };
+        image.macs.insert(MacKey { vsid: VSID, mac, reserved: 0 }, entry);
+        for net in [0, NET] {
+            image.peers.insert(PeerKey { net, pa }, Peer::default());
+        }
+        let flood = if i == own {
+            FloodEntry { ifindex: port, pa: Addr::UNSET }
+        } else {
+            FloodEntry { ifindex: 0, pa }
+        };
+        image.flood.insert(FloodKey { vsid: VSID, index: i as u32 }, flood);
+    }
+    let port_row = Port {
+        net: NET,
+        vsid: VSID,
+        mac: Mac::new(MACS[own]),
+        mtu,
+        state: PORT_ACTIVE,
+        device: if own == 1 && shape.tap { DEVICE_TAP } else { DEVICE_VETH },
+        flags: PORT_FLAG_SECURITY,
+        flood_rate: 1000,
+        flood_burst: 1000,
+        generation: 1,
+        ..Port::default()
+    };
+    image.ports.insert(port, port_row);
+    image
+}
+
+fn can() -> bool {
+    root() && has(Hook::Tcx)
+}
+
+/// All that VMs say to each other, in all combinations of families, with offloads and without; nothing is lost.
+#[test]
+fn everything_crosses() {
+    if !can() {
+        return;
+    }
+    for v6 in [false, true] {
+        for offloads in [true, false] {
+            for tap in [false, true] {
+                let shape = Shape { v6, offloads, tap, slow: false };
+                let site = Site::new(shape);
+                for inner in [false, true] {
+                    let what = format!("{shape:?}, inner IPv6 {inner}: {:?}", site.drops());
+                    assert!(site.echo(inner, b"small"), "{what}");
+                    assert!(site.echo(inner, &[7; 1400]), "{what}");
+                    assert!(site.echo(inner, &[7; 9000]), "fragments, {what}");
+                    assert!(site.ping(inner, 56), "{what}");
+                    assert!(site.ping(inner, 4000), "{what}");
+                    for from in [0, 1] {
+                        let took = site.transfer(inner, from, 100 * BLOCK);
+                        println!("{shape:?} inner IPv6 {inner} from {from}: {took:?}");
+                    }
+                }
+                assert_eq!(site.losses(), 0, "{shape:?}: {:?}", site.drops());
+            }
+        }
+    }
+}
