@@ -12,9 +12,10 @@ use tenet_datapath::{Datapath, Hook, Image, Role};
 use tenet_hostnet::{Links, Netns};
 use tenet_tables::image::Prefix;
 use tenet_tables::{
-    Addr, Config, DEVICE_VETH, DropReason, FloodEntry, FloodKey, GATEWAY_LINK_LOCAL, GATEWAY_MAC,
-    LAYOUT_VERSION, METHOD_GATEWAY, METHOD_NVGRE, MacEntry, MacKey, PORT_ACTIVE, PORT_FLAG_AUTOCONF,
-    PORT_FLAG_SECURITY, Port, Record, RecordKey, Route, Subnet,
+    Addr, Config, Counters, DEVICE_VETH, DropReason, FloodEntry, FloodKey, GATEWAY_LINK_LOCAL, GATEWAY_MAC,
+    GENEVE_PORT, LAYOUT_VERSION, METHOD_GATEWAY, METHOD_GENEVE, METHOD_NVGRE, METHOD_VXLAN, MacEntry, MacKey,
+    PORT_ACTIVE, PORT_FLAG_AUTOCONF, PORT_FLAG_SECURITY, Peer, PeerKey, Port, Record, RecordKey, Route,
+    Subnet, VXLAN_PORT,
 };
 use tenet_wire::Mac;
 
@@ -23,6 +24,9 @@ const NET: u32 = 1;
 const VSIDS: [u32; 3] = [5001, 5001, 5002];
 const MACS: [[u8; 6]; 3] = [[2, 0, 0, 0, 0, 0x11], [2, 0, 0, 0, 0, 0x12], [2, 0, 0, 0, 0, 0x13]];
 const MTU: u16 = 1400;
+/// Flags of an address, as the kernel writes them.
+const TENTATIVE: u8 = 0x40;
+const FAILED: u8 = 0x08;
 const PATIENCE: Duration = Duration::from_secs(15);
 
 fn ca(i: usize) -> Ipv6Addr {
@@ -40,12 +44,33 @@ fn gateway(vsid: u32) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 1, 0, (vsid - 5000) as u16, 0, 0, 0, 1)
 }
 
+/// How the provider network carries what goes from host to host.
+#[derive(Clone, Copy, Debug)]
+struct Outside {
+    method: u8,
+    v6: bool,
+}
+
+impl Outside {
+    fn pa(self, host: usize) -> IpAddr {
+        let last = host as u8 + 1;
+        if self.v6 {
+            Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, last.into()).into()
+        } else {
+            Ipv4Addr::new(192, 0, 2, last).into()
+        }
+    }
+}
+
+/// One host with all VMs, or two: the first VM on the first, the others on the second.
 struct Site {
     vms: [Netns; 3],
-    plane: Datapath,
+    /// The data plane under each VM.
+    planes: Vec<Datapath>,
+    under: [usize; 3],
     ports: [u32; 3],
-    _host: Netns,
-    _pins: Pins,
+    _hosts: Vec<Netns>,
+    _pins: Vec<Pins>,
 }
 
 fn sysctl(netns: &Netns, key: &str, value: &str) {
@@ -53,23 +78,42 @@ fn sysctl(netns: &Netns, key: &str, value: &str) {
 }
 
 impl Site {
-    fn new() -> Self {
-        let host = Netns::anonymous().unwrap();
+    fn new(outside: Option<Outside>) -> Self {
+        let count = if outside.is_some() { 2 } else { 1 };
+        let under = if outside.is_some() { [0, 1, 1] } else { [0; 3] };
+        let hosts: Vec<Netns> = (0..count).map(|_| Netns::anonymous().unwrap()).collect();
+        let links: Vec<Links> = hosts.iter().map(|h| Links::in_netns(h).unwrap()).collect();
         let vms = [(); 3].map(|()| Netns::anonymous().unwrap());
-        let links = Links::in_netns(&host).unwrap();
-        let pins = Pins::new(&host, Hook::Tcx);
-        let plane = pins.open();
+        if let Some(outside) = outside {
+            links[0].add_veth("up", "up", &hosts[1]).unwrap();
+            for (i, links) in links.iter().enumerate() {
+                sysctl(&hosts[i], "ipv6/conf/up/accept_dad", "0");
+                links.set_up("up").unwrap();
+                links.add_addr("up", outside.pa(i), if outside.v6 { 64 } else { 24 }).unwrap();
+            }
+        }
+        let pins: Vec<Pins> = hosts.iter().map(|h| Pins::new(h, Hook::Tcx)).collect();
+        let planes: Vec<Datapath> = pins.iter().map(Pins::open).collect();
         let mut ports = [0; 3];
         for (i, vm) in vms.iter().enumerate() {
             let name = format!("port{i}");
+            let links = &links[under[i]];
             links.add_veth(&name, "eth0", vm).unwrap();
             links.quiet(&name).unwrap();
             links.set_up(&name).unwrap();
             ports[i] = links.index(&name).unwrap();
         }
-        plane.apply(&Image::default().operations_to(&image(ports))).unwrap();
+        for (h, plane) in planes.iter().enumerate() {
+            let uplink = if outside.is_some() { links[h].index("up").unwrap() } else { 0 };
+            let outside = outside.unwrap_or(Outside { method: METHOD_NVGRE, v6: false });
+            plane.apply(&Image::default().operations_to(&image(h, ports, under, uplink, outside))).unwrap();
+            if uplink != 0 {
+                hosts[h].run(|| plane.attach(uplink, Role::Uplink)).unwrap().unwrap();
+            }
+        }
         for (i, vm) in vms.iter().enumerate() {
-            host.run(|| plane.attach(ports[i], Role::Port)).unwrap().unwrap();
+            let h = under[i];
+            hosts[h].run(|| planes[h].attach(ports[i], Role::Port)).unwrap().unwrap();
             let inside = Links::in_netns(vm).unwrap();
             inside.set_mac("eth0", MACS[i]).unwrap();
             sysctl(vm, "ipv6/conf/eth0/disable_ipv6", "0");
@@ -85,7 +129,7 @@ impl Site {
             }
             inside.add_addr("eth0", ca4(i).into(), 24).unwrap();
         }
-        let site = Self { vms, plane, ports, _host: host, _pins: pins };
+        let site = Self { vms, planes, under, ports, _hosts: hosts, _pins: pins };
         for i in 0..3 {
             site.wait(|| site.usable(i, &ca(i)), &format!("VM {i} has no address {}", ca(i)));
         }
@@ -99,10 +143,19 @@ impl Site {
                 for i in 0..3 {
                     eprintln!("VM {i}: {}\n{}", self.read(i, "if_inet6"), self.read(i, "ipv6_route"));
                 }
-                panic!("{what}; drops {:?}", self.plane.drops().unwrap());
+                panic!("{what}; {}", self.drops());
             }
             std::thread::park_timeout(Duration::from_millis(20));
         }
+    }
+
+    fn drops(&self) -> String {
+        self.planes.iter().map(|p| format!("drops {:?}\n", p.drops().unwrap())).collect()
+    }
+
+    /// The counters of a VM's port.
+    fn counters(&self, vm: usize) -> Counters {
+        self.planes[self.under[vm]].counters().unwrap()[&self.ports[vm]]
     }
 
     fn read(&self, vm: usize, file: &str) -> String {
@@ -114,13 +167,19 @@ impl Site {
 
     /// Whether the VM has the address and has found it to be its own alone.
     fn usable(&self, vm: usize, address: &Ipv6Addr) -> bool {
+        self.flags(vm, address).is_some_and(|f| f & (TENTATIVE | FAILED) == 0)
+    }
+
+    /// Whether the VM has found somebody else to have the address.
+    fn is_duplicate(&self, vm: usize, address: &Ipv6Addr) -> bool {
+        self.flags(vm, address).is_some_and(|f| f & FAILED != 0)
+    }
+
+    fn flags(&self, vm: usize, address: &Ipv6Addr) -> Option<u8> {
         let hex: String = address.octets().iter().map(|o| format!("{o:02x}")).collect();
-        const TENTATIVE: u8 = 0x40;
-        const FAILED: u8 = 0x08;
-        self.read(vm, "if_inet6").lines().any(|l| {
+        self.read(vm, "if_inet6").lines().find_map(|l| {
             let words: Vec<&str> = l.split_whitespace().collect();
-            let flags = u8::from_str_radix(words[4], 16).unwrap();
-            words[0] == hex && flags & (TENTATIVE | FAILED) == 0
+            (words[0] == hex).then(|| u8::from_str_radix(words[4], 16).unwrap())
         })
     }
 
@@ -228,11 +287,14 @@ fn ping(target: Ipv6Addr, scope: u32) -> bool {
     false
 }
 
-fn image(ports: [u32; 3]) -> Image {
+fn image(own: usize, ports: [u32; 3], under: [usize; 3], uplink: u32, outside: Outside) -> Image {
     let mut image = Image {
         config: Some(Config {
             layout: LAYOUT_VERSION,
-            pa: Addr::v4([192, 0, 2, 1]),
+            uplink,
+            pa: outside.pa(own).into(),
+            vxlan_port: VXLAN_PORT,
+            geneve_port: GENEVE_PORT,
             gateway_mac: GATEWAY_MAC,
             ..Config::default()
         }),
@@ -244,7 +306,7 @@ fn image(ports: [u32; 3]) -> Image {
             net: NET,
             prefix_len: 96 + 24,
             prefix6_len: 64,
-            method: METHOD_NVGRE.into(),
+            method: outside.method.into(),
             gateway: Addr::v4([10, 1, third, 1]),
             gateway6: IpAddr::from(gateway(vsid)).into(),
             generation: 1,
@@ -260,19 +322,29 @@ fn image(ports: [u32; 3]) -> Image {
         }
         image.subnets.insert(vsid, subnet);
     }
+    for host in 0..2 {
+        for net in [0, NET] {
+            image.peers.insert(PeerKey { net, pa: outside.pa(host).into() }, Peer::default());
+        }
+    }
     let mut positions = [0; 2];
-    for (i, ifindex) in ports.into_iter().enumerate() {
-        let (vsid, mac, pa) = (VSIDS[i], Mac::new(MACS[i]), Addr::v4([192, 0, 2, 1]));
-        let record =
-            Record { pa, mac, method: METHOD_NVGRE, vsid, ifindex, generation: 1, ..Record::default() };
+    for (i, port) in ports.into_iter().enumerate() {
+        let pa: Addr = outside.pa(under[i]).into();
+        let ifindex = if under[i] == own { port } else { 0 };
+        let (vsid, mac, method) = (VSIDS[i], Mac::new(MACS[i]), outside.method);
+        let record = Record { pa, mac, method, vsid, ifindex, generation: 1, ..Record::default() };
         for address in [IpAddr::from(ca(i)), IpAddr::from(ca4(i))] {
             image.records.insert(RecordKey { net: NET, ca: address.into() }, record);
         }
-        let entry = MacEntry { pa, ifindex, method: METHOD_NVGRE.into() };
+        let entry = MacEntry { pa, ifindex, method: method.into() };
         image.macs.insert(MacKey { vsid, mac, reserved: 0 }, entry);
         let index = &mut positions[(vsid - 5001) as usize];
-        image.flood.insert(FloodKey { vsid, index: *index }, FloodEntry { pa: Addr::UNSET, ifindex });
+        let to = FloodEntry { pa: if ifindex == 0 { pa } else { Addr::UNSET }, ifindex };
+        image.flood.insert(FloodKey { vsid, index: *index }, to);
         *index += 1;
+        if ifindex == 0 {
+            continue;
+        }
         let port = Port {
             net: NET,
             vsid,
@@ -291,55 +363,97 @@ fn image(ports: [u32; 3]) -> Image {
     image
 }
 
-#[test]
-fn machines_of_ipv6_find_each_other_and_the_gateway() {
-    if !(root() && has(Hook::Tcx)) {
-        return;
-    }
-    let site = Site::new();
+/// All that VMs of IPv6 do beside sending: also through their gateway, and from host to host.
+fn machines_find_each_other(outside: Option<Outside>) {
+    let site = Site::new(outside);
+    let what = |what: &str| format!("{what}, {outside:?}");
     let v6 = |i: usize| (i, IpAddr::from(ca(i)));
     // The first forms no address of its own though it hears the prefix, the second has nothing else.
     assert!(!site.usable(0, &Ipv6Addr::new(0xfd00, 1, 0, 1, 0, 0xff, 0xfe00, 0x11)));
-    site.wait(|| site.echo(v6(0), v6(1), 100), "same subnet");
-    site.wait(|| site.echo(v6(0), v6(2), 100), "other subnet: no default route by advertisement?");
+    site.wait(|| site.echo(v6(0), v6(1), 100), &what("same subnet"));
+    site.wait(|| site.echo(v6(0), v6(2), 100), &what("other subnet: no default route by advertisement?"));
     let local =
         |i: usize| (i, IpAddr::from(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 0x11 + i as u16)));
-    site.wait(|| site.echo(local(0), local(1), 100), "link-local");
+    site.wait(|| site.echo(local(0), local(1), 100), &what("link-local"));
+    // One that was formed of no MAC, which nobody but its owner knows.
+    let opaque = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x1234, 0x5678, 0x9abc, 0xdef0);
+    Links::in_netns(&site.vms[1]).unwrap().add_addr("eth0", opaque.into(), 64).unwrap();
+    site.wait(|| site.usable(1, &opaque), "no second link-local address");
+    site.wait(|| site.echo(local(0), (1, opaque.into()), 100), &what("link-local by a flood"));
     let IpAddr::V6(router) = IpAddr::from(GATEWAY_LINK_LOCAL) else { panic!() };
-    for (vm, target) in [(0, gateway(5001)), (0, router), (2, gateway(5002)), (2, gateway(5001)), (0, ca(2))]
+    for (vm, target) in
+        [(0, gateway(5001)), (0, router), (2, gateway(5002)), (2, gateway(5001)), (0, ca(2)), (0, ca(1))]
     {
-        assert!(site.ping(vm, target), "VM {vm} to {target}; drops {:?}", site.plane.drops().unwrap());
+        assert!(site.ping(vm, target), "VM {vm} to {target}, {outside:?}; {}", site.drops());
     }
     let mtu =
         site.vms[1].run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/mtu")).unwrap().unwrap();
     assert_eq!(mtu.trim(), MTU.to_string(), "the advertised one");
-    let counters = site.plane.counters().unwrap();
-    for port in site.ports {
-        assert!(counters[&port].answered > 0, "{counters:?}");
+    for vm in 0..3 {
+        assert!(site.counters(vm).answered > 0, "{:?}", site.counters(vm));
     }
+    // Another VM with an address that is in use is told so.
+    Links::in_netns(&site.vms[0]).unwrap().add_addr("eth0", ca(1).into(), 64).unwrap();
+    site.wait(|| site.is_duplicate(0, &ca(1)), &what("a duplicate goes unnoticed"));
 }
 
-#[test]
-fn senders_of_ipv6_hear_of_sizes() {
-    if !(root() && has(Hook::Tcx)) {
-        return;
-    }
-    let site = Site::new();
+/// VMs hear of the network's MTU, whatever they believe theirs is.
+fn senders_hear_of_sizes(outside: Option<Outside>) {
+    let site = Site::new(outside);
     let v6 = |i: usize| (i, IpAddr::from(ca(i)));
     // 1440 bytes fit the VM's device, not the network: the first is lost, and then the VM fragments.
     site.wait(|| site.echo(v6(0), v6(1), 1440), "packet too big, same subnet");
     site.wait(|| site.echo(v6(0), v6(2), 1440), "packet too big, other subnet");
-    let drops = site.plane.drops().unwrap();
+    let drops = site.planes[0].drops().unwrap();
     let too_big = drops.get(&(site.ports[0], DropReason::TooBig)).copied().unwrap_or_default();
     assert!((1..10).contains(&too_big), "{drops:?}");
-    let counters = || site.plane.counters().unwrap()[&site.ports[0]];
-    assert!(counters().icmp_errors >= 1);
+    assert!(site.counters(0).icmp_errors >= 1);
     // A fresh VM's connections are clamped from their first frame on, in both families.
-    let site = Site::new();
+    let site = Site::new(outside);
     let segment = site.connect(0, SocketAddr::new(ca(1).into(), 5001), 1);
     assert!(segment <= u32::from(MTU) - 60 && segment > 1200, "{segment}");
     let segment = site.connect(0, SocketAddr::new(ca4(1).into(), 5001), 1);
     assert!(segment <= u32::from(MTU) - 40 && segment > 1200, "{segment}");
-    let counters = site.plane.counters().unwrap()[&site.ports[0]];
+    let counters = site.counters(0);
     assert_eq!((counters.clamped, counters.icmp_errors), (2, 0), "{counters:?}");
+}
+
+fn can() -> bool {
+    root() && has(Hook::Tcx)
+}
+
+fn everywhere(check: fn(Option<Outside>)) {
+    for method in [METHOD_NVGRE, METHOD_VXLAN, METHOD_GENEVE] {
+        for v6 in [false, true] {
+            check(Some(Outside { method, v6 }));
+        }
+    }
+}
+
+#[test]
+fn machines_of_ipv6_find_each_other_on_one_host() {
+    if can() {
+        machines_find_each_other(None);
+    }
+}
+
+#[test]
+fn machines_of_ipv6_find_each_other_on_two_hosts() {
+    if can() {
+        everywhere(machines_find_each_other);
+    }
+}
+
+#[test]
+fn senders_of_ipv6_hear_of_sizes_on_one_host() {
+    if can() {
+        senders_hear_of_sizes(None);
+    }
+}
+
+#[test]
+fn senders_of_ipv6_hear_of_sizes_on_two_hosts() {
+    if can() {
+        everywhere(senders_hear_of_sizes);
+    }
 }
