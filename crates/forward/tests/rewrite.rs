@@ -524,3 +524,33 @@ fn broadcasts_stay_on_their_host() {
         assert_eq!(outcome.action, Action::Drop(DropReason::Replicated));
     }
 }
+
+#[test]
+fn every_frame_ends_where_it_may() {
+    let interfaces = std::array::from_fn(|i| interface(i as u8));
+    let image = host(0);
+    let mut dice = Dice::new(4);
+    let mut reasons = std::collections::BTreeSet::new();
+    for n in 0..PACKETS {
+        let sample = model::rewrite_traffic::sample(&mut dice, &interfaces, UPLINK);
+        let outcome = if sample.from_wire {
+            receive(&image, &sample.bytes)
+        } else {
+            send(&image, (sample.meta.ifindex - interface(0)) as u8, &sample.bytes)
+        };
+        let ends = std::panic::catch_unwind(|| model::rewrite_fuzz::ends_where_it_may(&outcome, &image));
+        assert!(ends.is_ok(), "frame {n}: {sample:02x?}\n{outcome:02x?}");
+        if let Action::Drop(reason) = outcome.action {
+            reasons.insert(reason);
+        }
+    }
+    for reason in [
+        DropReason::RewriteUnsupported,
+        DropReason::RewriteUnknown,
+        DropReason::RewritePair,
+        DropReason::NoRewriteAddress,
+        DropReason::Loop,
+    ] {
+        assert!(reasons.contains(&reason), "no frame was dropped for {}", reason.name());
+    }
+}

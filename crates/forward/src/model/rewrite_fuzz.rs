@@ -2,10 +2,10 @@
 
 use super::packets::{Shape, bytes as octets, frame};
 use super::rewrite::{HOSTS, Machine, PORTS, UPLINK_MACS, gateway, image, interface, machines};
-use super::{meta, port_in, uplink_in};
+use super::{Outcome, meta, port_in, uplink_in};
 use crate::Action;
 use alloc::vec::Vec;
-use tenet_tables::{Addr, Bucket, DropReason};
+use tenet_tables::{Addr, Bucket, DropReason, RewriteKey, image::Image};
 use tenet_wire::{Mac, checksum};
 
 const UPLINK: u32 = 99;
@@ -16,25 +16,53 @@ const ROUTER_MAC: Mac = Mac::new([2, 0xbb, 0, 0, 0, 1]);
 pub fn rewrite(bytes: &[u8]) {
     let Some((choice, frame)) = bytes.split_first() else { return };
     let mut image = image(0, UPLINK, interface);
-    let action = if choice & 8 != 0 {
+    let outcome = if choice & 8 != 0 {
         let outcome = uplink_in(frame, &meta(frame, UPLINK), &image);
         let passed = outcome.action == Action::Pass;
         assert!(!passed || outcome.frame.bytes == frame, "what is not ours must not be touched");
-        outcome.action
+        outcome
     } else {
         let mut bucket = Bucket { flood_tokens: 1_000_000, ..Bucket::default() };
         let meta = meta(frame, interface(choice & 7));
         let outcome = port_in(frame, &meta, &mut image, &mut bucket, 1);
         assert!(outcome.action != Action::Pass, "a VM's frame must not reach the host's stack");
-        if outcome.action == Action::Wire {
-            let pools = [192, 168, 100];
-            let src = outcome.frame.bytes.get(26..29);
-            let v6 = outcome.frame.bytes.get(12..14) == Some(&[0x86, 0xdd]);
-            assert!(v6 || src == Some(&pools), "a customer address on the provider network");
-        }
-        outcome.action
+        outcome
     };
-    assert!(action != Action::Drop(DropReason::KernelRefused), "an edit beyond the frame's end");
+    ends_where_it_may(&outcome, &image);
+}
+
+/// What leaves goes between two addresses of one network, away from this host; what is delivered is the port's.
+pub fn ends_where_it_may(outcome: &Outcome, image: &Image) {
+    let bytes = &outcome.frame.bytes;
+    match outcome.action {
+        Action::Wire => {
+            let [src, dst] = ends(bytes).map(|pa| image.rewrites.get(&RewriteKey { pa }));
+            // A redirected error still comes from its router.
+            assert!(src.is_some() || outcome.moved != 0, "from an address that stands for nothing");
+            assert!(dst.is_some_and(|d| d.ifindex == 0), "to ourselves, or to nobody");
+            assert!(src.is_none_or(|s| dst.is_some_and(|d| d.net == s.net)), "between two networks");
+        }
+        Action::Port { ifindex, .. } => {
+            assert_eq!(bytes[..6], image.ports[&ifindex].mac.octets(), "another's MAC");
+        }
+        Action::WireByMark | Action::Hub { .. } => panic!("a tunnel where there is none"),
+        Action::Drop(reason) => {
+            assert!(reason != DropReason::KernelRefused, "an edit beyond the frame's end");
+        }
+        Action::Pass | Action::Back(_) => {}
+    }
+    assert!(outcome.frame.to_wire.is_empty(), "a broadcast on the provider network");
+}
+
+/// Source and destination of a packet in a frame.
+fn ends(frame: &[u8]) -> [Addr; 2] {
+    let v6 = frame[12..14] == [0x86, 0xdd];
+    let (at, len) = if v6 { (22, 16) } else { (26, 4) };
+    [at, at + len].map(|at| match (v6, frame[at..at + len].try_into(), frame[at..].first_chunk()) {
+        (true, Ok(octets), _) => Addr::v6(octets),
+        (_, _, Some(octets)) => Addr::v4(*octets),
+        _ => Addr::UNSET,
+    })
 }
 
 /// Translates any bytes as the packet that a router's error quotes.
