@@ -3,13 +3,11 @@
 //! [`Desired::check`] fills in [`Port::rewrite`] and [`Migration::rewrite`] by itself: a port gets an address for each of
 //! its own as soon as its network's method is, or is being switched to, [`Method::Rewrite`]; it keeps them as long as it
 //! stays on its host, and loses them when it is detached. When a network has left that method they stay until somebody
-//! writes the port without them, for frames under way and hosts that have not heard of it yet still need them.
-//!
-//! [`Method::Rewrite`]: crate::Method::Rewrite
+//! writes [`Desired::release`], for frames under way and hosts that have not heard of it yet still need them.
 
 use crate::{
-    Change, Desired, Family, Host, HostName, Key, Migration, Name, Network, NetworkRef, Object, Operation,
-    Port, PortRef, VmRef, Why,
+    Change, Desired, Family, Host, HostName, Key, Method, Migration, Name, Network, NetworkRef, Object,
+    Operation, Port, PortRef, VmRef, Why,
     alloc::{address, lowest, number},
     rules::Problems,
     view::View,
@@ -21,6 +19,59 @@ use std::{
 };
 
 type Addresses = BTreeMap<IpAddr, IpAddr>;
+
+impl Desired {
+    /// What to write so that a network gets a method: at once where nothing is attached to it, else as the method that
+    /// it is switching to; none if there is no such network.
+    #[must_use]
+    pub fn with_method(&self, network: &NetworkRef, method: Method) -> Option<Network> {
+        let mut wanted = self.networks.get(network)?.value.clone();
+        wanted.switching = None;
+        if wanted.method != method {
+            let mut ports = self.ports_of_tenant(&network.tenant);
+            if ports.any(|(_, p)| p.value.host.is_some() && p.value.subnet.is_of(network)) {
+                wanted.switching = Some(method);
+            } else {
+                wanted.method = method;
+            }
+        }
+        Some(wanted)
+    }
+
+    /// Networks that use, and are switched to, other methods but still have rewrite addresses: once all hosts know their
+    /// method, [`Desired::release`] gives these back.
+    #[must_use]
+    pub fn unreleased(&self) -> BTreeSet<NetworkRef> {
+        let ports = self.ports.values().map(|p| &p.value).filter(|p| !p.rewrite.is_empty());
+        let coming = self.migrations.values().flat_map(|m| {
+            m.value.rewrite.keys().filter_map(|port| self.ports.get(&port_of(&m.value.vm, port)))
+        });
+        ports
+            .chain(coming.map(|p| &p.value))
+            .map(|p| p.subnet.network_ref())
+            .filter(|n| self.networks.get(n).is_none_or(|n| !n.value.rewrites()))
+            .collect()
+    }
+
+    /// The change that gives a network's rewrite addresses back; empty if it has none or needs them.
+    #[must_use]
+    pub fn release(&self, network: &NetworkRef) -> Change {
+        if self.networks.get(network).is_some_and(|n| n.value.rewrites()) {
+            return Change::default();
+        }
+        let ours = |port: &PortRef| self.ports.get(port).is_some_and(|p| p.value.subnet.is_of(network));
+        let ports = self
+            .ports_of_tenant(&network.tenant)
+            .filter(|(name, p)| ours(name) && !p.value.rewrite.is_empty());
+        let ports = ports.map(|(_, p)| Object::Port(Port { rewrite: Addresses::new(), ..p.value.clone() }));
+        let migrations = self.migrations.values().filter_map(|m| {
+            let mut migration = m.value.clone();
+            migration.rewrite.retain(|port, _| !ours(&port_of(&m.value.vm, port)));
+            (migration.rewrite != m.value.rewrite).then_some(Object::Migration(migration))
+        });
+        ports.chain(migrations).map(Operation::Put).collect()
+    }
+}
 
 /// Fills in the rewrite addresses of the ports and migrations that a change writes; the operations that this needs
 /// besides. `follow` are deletions that come with the change.
@@ -294,4 +345,8 @@ fn usable(pool: &IpNet) -> (u128, u128) {
         IpNet::V6(_) if large => (first + 1, last),
         IpNet::V4(_) | IpNet::V6(_) => (first, last),
     }
+}
+
+fn port_of(vm: &VmRef, port: &Name) -> PortRef {
+    PortRef { tenant: vm.tenant.clone(), vm: vm.vm.clone(), port: port.clone() }
 }

@@ -50,34 +50,6 @@ pub fn change(desired: &Desired, dice: &mut Dice) -> Change {
     change
 }
 
-/// What to write so that a network gets a method: at once where nothing is attached to it, else as the method that it is
-/// switching to; none if there is no such network.
-#[must_use]
-pub fn with_method(desired: &Desired, network: &NetworkRef, method: Method) -> Option<Network> {
-    let mut wanted = desired.networks.get(network)?.value.clone();
-    wanted.switching = None;
-    if wanted.method != method {
-        let mut ports = desired.ports_of_tenant(&network.tenant);
-        if ports.any(|(_, p)| p.value.host.is_some() && p.value.subnet.is_of(network)) {
-            wanted.switching = Some(method);
-        } else {
-            wanted.method = method;
-        }
-    }
-    Some(wanted)
-}
-
-/// The change that gives back the rewrite addresses of a network that needs none any more.
-#[must_use]
-pub fn release(desired: &Desired, network: &NetworkRef) -> Change {
-    if desired.networks.get(network).is_some_and(|n| n.value.rewrites()) {
-        return Change::default();
-    }
-    let ports = desired.ports_of_tenant(&network.tenant).map(|(_, p)| &p.value);
-    let ours = ports.filter(|p| p.subnet.is_of(network) && !p.rewrite.is_empty());
-    ours.map(|p| Operation::Put(Object::Port(Port { rewrite: BTreeMap::new(), ..p.clone() }))).collect()
-}
-
 /// A letter of a small alphabet, so that names meet again.
 fn name(dice: &mut Dice, prefix: &str, of: u64) -> Name {
     let text = format!("{prefix}{}", dice.below(of));
@@ -136,11 +108,11 @@ fn switch(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
         return vec![Operation::Put(Object::Network(done))];
     }
     if dice.below(3) == 0 {
-        return release(desired, &network.name).operations;
+        return desired.release(&network.name).operations;
     }
     // Half of the time to or from the one that needs addresses.
     let method = Method::ALL[dice.below(8).min(4) as usize];
-    let begun = with_method(desired, &network.name, method).map(Object::Network);
+    let begun = desired.with_method(&network.name, method).map(Object::Network);
     begun.map(Operation::Put).into_iter().collect()
 }
 

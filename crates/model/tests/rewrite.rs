@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use tenet_model::{
     Change, Desired, Host, Method, NetId, Network, NetworkRef, Object, Operation, Port, Subnet, SubnetPrefix,
     Tenant, Vm, Vsid,
-    testing::{release, with_method},
 };
 
 fn blue() -> NetworkRef {
@@ -62,7 +61,7 @@ fn addresses(site: &Desired) -> Vec<String> {
 
 /// Both steps of a change of method.
 fn switch(site: &mut Desired, method: Method) {
-    let begun = with_method(site, &blue(), method).unwrap();
+    let begun = site.with_method(&blue(), method).unwrap();
     assert_eq!(begun.switching, Some(method));
     commit(site, &Change::put(Object::Network(begun.clone())));
     let done = Network { method, switching: None, ..begun };
@@ -73,7 +72,7 @@ fn switch(site: &mut Desired, method: Method) {
 fn addresses_come_before_the_method_and_go_after_it() {
     let mut site = start();
     assert_eq!(addresses(&site), [""; 0]);
-    let begun = with_method(&site, &blue(), Method::Rewrite).unwrap();
+    let begun = site.with_method(&blue(), Method::Rewrite).unwrap();
     assert_eq!((begun.method, begun.switching), (Method::Nvgre, Some(Method::Rewrite)));
     assert_eq!(
         commit(&mut site, &Change::put(Object::Network(begun.clone()))),
@@ -83,49 +82,50 @@ fn addresses_come_before_the_method_and_go_after_it() {
     let given = ["192.168.1.129", "192.168.2.129"];
     assert_eq!(addresses(&site), given);
     // Asked again, nothing is left to do.
-    assert_eq!(with_method(&site, &blue(), Method::Rewrite), Some(begun.clone()));
+    assert_eq!(site.with_method(&blue(), Method::Rewrite), Some(begun.clone()));
     let done = Network { method: Method::Rewrite, switching: None, ..begun };
     assert_eq!(commit(&mut site, &Change::put(Object::Network(done))), 1);
-    assert_eq!(addresses(&site), given);
+    assert_eq!((addresses(&site), site.unreleased().len()), (given.map(str::to_owned).to_vec(), 0));
 
     switch(&mut site, Method::Vxlan);
     assert_eq!(addresses(&site), given, "hosts may not have heard of the new method yet");
+    assert_eq!(site.unreleased(), [blue()].into());
     // Not even a repeated attach takes them away, a detach does.
     let same = Object::Port(site.ports.values().next().unwrap().value.clone());
     assert_eq!(commit(&mut site, &Change::put(same)), 0);
     commit(&mut site, &Change::put(port("two", 12, None)));
     assert_eq!(addresses(&site), given[..1]);
-    let back = release(&site, &blue());
-    assert_eq!(commit(&mut site, &back), 1);
-    assert_eq!(addresses(&site), [""; 0]);
-    assert_eq!(release(&site, &blue()), Change::default());
+    let release = site.release(&blue());
+    assert_eq!(commit(&mut site, &release), 1);
+    assert_eq!((addresses(&site).len(), site.unreleased().len()), (0, 0));
+    assert_eq!(site.release(&blue()), Change::default());
 }
 
 #[test]
 fn a_network_in_use_is_not_released_and_one_without_ports_changes_at_once() {
     let mut site = start();
     switch(&mut site, Method::Rewrite);
-    assert_eq!(release(&site, &blue()), Change::default());
+    assert_eq!(site.release(&blue()), Change::default());
     for (name, last) in [("one", 11), ("two", 12)] {
         commit(&mut site, &Change::put(port(name, last, None)));
     }
     assert_eq!(addresses(&site), [""; 0]);
-    let at_once = with_method(&site, &blue(), Method::Stt).unwrap();
+    let at_once = site.with_method(&blue(), Method::Stt).unwrap();
     assert_eq!((at_once.method, at_once.switching), (Method::Stt, None));
     commit(&mut site, &Change::put(Object::Network(at_once)));
-    assert_eq!(with_method(&site, &"a/red".parse().unwrap(), Method::Stt), None);
+    assert_eq!(site.with_method(&"a/red".parse().unwrap(), Method::Stt), None);
 }
 
 #[test]
 fn a_switch_can_be_taken_back() {
     let mut site = start();
-    let begun = with_method(&site, &blue(), Method::Rewrite).unwrap();
+    let begun = site.with_method(&blue(), Method::Rewrite).unwrap();
     commit(&mut site, &Change::put(Object::Network(begun)));
-    let back = with_method(&site, &blue(), Method::Nvgre).unwrap();
+    let back = site.with_method(&blue(), Method::Nvgre).unwrap();
     assert_eq!((back.method, back.switching), (Method::Nvgre, None));
     commit(&mut site, &Change::put(Object::Network(back)));
-    assert_eq!(addresses(&site).len(), 2);
-    let back = release(&site, &blue());
-    commit(&mut site, &back);
+    assert_eq!((addresses(&site).len(), site.unreleased()), (2, [blue()].into()));
+    let release = site.release(&blue());
+    commit(&mut site, &release);
     assert_eq!(addresses(&site), [""; 0]);
 }
