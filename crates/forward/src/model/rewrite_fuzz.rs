@@ -45,7 +45,7 @@ pub fn ends_where_it_may(outcome: &Outcome, image: &Image) {
         Action::Port { ifindex, .. } => {
             assert_eq!(bytes[..6], image.ports[&ifindex].mac.octets(), "another's MAC");
         }
-        Action::WireByMark | Action::Hub { .. } => panic!("a tunnel where there is none"),
+        Action::WireByMark | Action::Hub { .. } | Action::Slow(_) => panic!("a tunnel where there is none"),
         Action::Drop(reason) => {
             assert!(reason != DropReason::KernelRefused, "an edit beyond the frame's end");
         }
