@@ -9,15 +9,16 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
-use tenet_datapath::{Datapath, Hook, Image, Operation, Role, SlowPath};
+use tenet_datapath::{Datapath, Hook, Image, Role, SlowPath};
 use tenet_hostnet::{Links, Netns, TapOptions};
-use tenet_stt::{FrameId, Offload, Outer, Tso, Way, cut};
+use tenet_stt::{FrameId, Outer, Way, cut};
 use tenet_tables::{
     Addr, Config, Counters, DEVICE_TAP, DEVICE_VETH, DropReason, FloodEntry, FloodKey, GATEWAY_MAC,
     GENEVE_PORT, LAYOUT_VERSION, METHOD_STT, MacEntry, MacKey, PORT_ACTIVE, PORT_FLAG_SECURITY, Peer,
     PeerKey, Port, Record, RecordKey, Subnet, VXLAN_PORT,
 };
-use tenet_wire::{Be16, Ethernet, Mac};
+use tenet_wire::{Be16, Be32, EtherType, Ethernet, Ipv4, Mac, ProtocolNumber, SttHeader};
+use zerocopy::IntoBytes as _;
 
 const NET: u32 = 1;
 const VSID: u32 = 5001;
@@ -60,7 +61,6 @@ struct Site {
     hosts: [Netns; 2],
     vms: [Netns; 2],
     planes: [Datapath; 2],
-    images: [Image; 2],
     _relay: Option<Relay>,
     _pins: [Pins; 2],
 }
@@ -130,7 +130,7 @@ impl Site {
             hosts[i].run(|| planes[i].attach_name("up", Role::Uplink)).unwrap().unwrap();
         }
         // Routers' neighbours are looked for once, not while something is measured.
-        let site = Self { shape, slow, hosts, vms, planes, images, _relay: relay, _pins: pins };
+        let site = Self { shape, slow, hosts, vms, planes, _relay: relay, _pins: pins };
         site.wait_for_the_path();
         site
     }
@@ -338,5 +338,129 @@ fn everything_crosses() {
                 assert_eq!(site.losses(), 0, "{shape:?}: {:?}", site.drops());
             }
         }
+    }
+}
+
+/// A bundle of datagrams that a VM gives in one piece, as QUIC does: it comes out as the datagrams it stands for.
+#[test]
+fn bundles_of_datagrams_are_cut_by_the_kernel() {
+    if !can() {
+        return;
+    }
+    const SOL_UDP: i32 = 17;
+    const UDP_SEGMENT: i32 = 103;
+    for v6 in [false, true] {
+        let site = Site::new(Shape { v6, offloads: true, tap: false, slow: true });
+        for inner in [false, true] {
+            let sockets = site.sockets(inner);
+            let size: libc::c_int = 1200;
+            // SAFETY: the value is live and as long as said.
+            let set = unsafe {
+                let value = (&raw const size).cast();
+                libc::setsockopt(
+                    sockets[0].as_raw_fd(),
+                    SOL_UDP,
+                    UDP_SEGMENT,
+                    value,
+                    size_of_val(&size) as u32,
+                )
+            };
+            assert_eq!(set, 0);
+            let before = site.counters(0).slow;
+            let bundle: Vec<u8> = (0..1200 * 20 + 7).map(|i| (i / 1200) as u8).collect();
+            for _ in 0..10 {
+                sockets[0].send_to(&bundle, sockets[1].local_addr().unwrap()).unwrap();
+                for n in 0..=20u8 {
+                    let mut got = [0xff; 2000];
+                    let (len, _) = sockets[1].recv_from(&mut got).unwrap();
+                    assert_eq!(len, if n == 20 { 7 } else { 1200 }, "inner IPv6 {inner}: {:?}", site.drops());
+                    assert!(got[..len].iter().all(|b| *b == n));
+                }
+            }
+            assert!(site.counters(0).slow >= before + 10);
+        }
+        assert_eq!(site.losses(), 0, "{:?}", site.drops());
+    }
+}
+
+/// A datagram of the first VM's, as a frame.
+fn datagram(to: u16, payload: &[u8]) -> Vec<u8> {
+    let eth = Ethernet { dst: Mac::new(MACS[1]), src: Mac::new(MACS[0]), ty: EtherType::IPV4 };
+    let len = payload.len() as u16 + 8;
+    let ip = Ipv4 {
+        version_ihl: Ipv4::PLAIN,
+        total_len: Be16::new(len + 20),
+        ttl: 64,
+        protocol: ProtocolNumber::UDP,
+        src: Be32::from_octets(CA4[0]),
+        dst: Be32::from_octets(CA4[1]),
+        ..Ipv4::default()
+    };
+    let udp = [Be16::new(4000), Be16::new(to), Be16::new(len), Be16::new(0)];
+    [eth.as_bytes(), ip.with_checksum().as_bytes(), udp.as_bytes(), payload].concat()
+}
+
+/// Parts of frames that are no TCP: whatever the order they come in, and however the kernel has joined some of them.
+#[test]
+fn parts_of_other_frames_are_put_together() {
+    if !can() {
+        return;
+    }
+    for v6 in [false, true] {
+        let site = Site::new(Shape { v6, offloads: false, tap: false, slow: true });
+        let links = [0, 1].map(|i| Links::in_netns(&site.hosts[i]).unwrap());
+        let mac = |i: usize| Mac::new(links[i].get("up").unwrap().mac.unwrap());
+        let sockets = site.sockets(false);
+        let port = sockets[1].local_addr().unwrap().port();
+        let up = links[0].index("up").unwrap();
+        let frame_of = |id, src: IpAddr, payload: &[u8]| {
+            let eth = Ethernet { dst: mac(1), src: mac(0), ty: Be16::new(0) };
+            let outer = Outer { eth, class: 0, hop_limit: 64, flow: 50_000 };
+            let way = Way { frame: FrameId { src, dst: pa(v6, 1), id }, outer };
+            let header =
+                SttHeader { flags: SttHeader::IPV4, context_low: Be32::new(VSID), ..SttHeader::default() };
+            let stt = [header.as_bytes(), &datagram(port, payload)].concat();
+            let mut whole = Vec::new();
+            way.whole(&stt, 0, &mut whole).unwrap();
+            cut(&whole, 400)
+        };
+        let send = |segment: &[u8]| site.hosts[0].run(|| send_raw(up, segment, 1)).unwrap();
+        let orders: [&[usize]; 5] =
+            [&[0, 1, 2, 3], &[3, 2, 1, 0], &[1, 0, 3, 2], &[2, 3, 0, 1], &[0, 0, 1, 2, 2, 3]];
+        let mut id = 1;
+        for order in orders {
+            for n in 0..20u8 {
+                id += 1;
+                let payload = vec![n; 1400];
+                let segments = frame_of(id, pa(v6, 0), &payload);
+                assert_eq!(segments.len(), 4);
+                order.iter().for_each(|i| send(&segments[*i]));
+                let mut got = [0; 2000];
+                let received = sockets[1].recv_from(&mut got);
+                let context = || {
+                    format!(
+                        "order {order:?}, {n}: {received:?}, {:?}, {:?}",
+                        site.drops(),
+                        site.slow[1].counters()
+                    )
+                };
+                assert!(matches!(received, Ok((1400, _))), "{}", context());
+                assert_eq!(got[..1400], payload, "{}", context());
+            }
+        }
+        assert_eq!(site.slow_figure(1, "frames"), 100, "{:?}", site.slow[1].counters());
+        assert!(site.slow_figure(1, "overlaps") > 0, "{:?}", site.slow[1].counters());
+        assert_eq!(site.losses(), 0, "{:?}", site.drops());
+
+        // A stranger's parts are nobody's business but the counter's.
+        let before = site.slow_figure(1, "received");
+        let stranger: IpAddr = if v6 { "fd99::77".parse().unwrap() } else { [10, 99, 0, 77].into() };
+        let segments = frame_of(5, stranger, &[1; 1400]);
+        segments.iter().for_each(|s| send(s));
+        let deadline = Instant::now() + PATIENCE;
+        while !site.drops()[1].iter().any(|(_, r, n)| *r == DropReason::UnknownPa && *n >= 1) {
+            assert!(Instant::now() < deadline, "{:?}", site.drops());
+        }
+        assert_eq!(site.slow_figure(1, "received"), before);
     }
 }

@@ -550,6 +550,11 @@ impl Agent {
         for (kind, count) in &stats.events {
             text.value("tenet_agent_events_total", &[("kind", kind)], *count);
         }
+        for (name, help, value) in self.kernel.slow_path() {
+            let name = format!("tenet_stt_{name}_total");
+            text.metric(&name, "counter", help);
+            text.value(&name, &[], value);
+        }
         match self.counters() {
             Err(cause) => tracing::warn!(%cause, "counters cannot be read"),
             Ok(ports) => port_metrics(&mut text, &ports),

@@ -28,6 +28,11 @@ pub trait Kernel: Send {
         false
     }
 
+    /// Counters of STT's slow path: name, explanation, figure; none without one.
+    fn slow_path(&self) -> Vec<(&'static str, &'static str, u64)> {
+        Vec::new()
+    }
+
     /// A descriptor of its own that becomes readable when devices change.
     fn link_fd(&self) -> Option<OwnedFd> {
         None

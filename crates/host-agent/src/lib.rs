@@ -18,6 +18,7 @@ mod probe;
 mod real;
 mod receive;
 mod session;
+mod slow;
 
 pub use agent::{AgentError, run};
 pub use identity::IdentityError;

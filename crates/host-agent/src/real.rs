@@ -5,6 +5,7 @@ use crate::options::Hook;
 use crate::probe::open_tap;
 use crate::receive::Ways;
 use crate::session::chain;
+use crate::slow::Slow;
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd as _, OwnedFd},
@@ -33,6 +34,8 @@ pub(crate) struct RealKernel {
     programs: BTreeMap<u32, Role>,
     /// Number of the hub that frames for taps go by, once there is a port on a tap; or why there is none.
     hub: Option<std::result::Result<u32, String>>,
+    /// What STT cannot do in one step goes by this device.
+    slow: Slow,
     /// Ports that were prepared when last seen: if one is active now, the data plane did it.
     prepared: BTreeSet<u32>,
 }
@@ -53,7 +56,17 @@ impl RealKernel {
         let events = datapath.events().map_err(error)?;
         let found = datapath.attached().map_err(error)?;
         let programs = found.into_iter().map(|a| (a.ifindex, from_datapath(a.role))).collect();
-        Ok(Self { datapath, ways, events, links, watch, programs, hub: None, prepared: BTreeSet::new() })
+        Ok(Self {
+            datapath,
+            ways,
+            events,
+            links,
+            watch,
+            programs,
+            hub: None,
+            slow: Slow::default(),
+            prepared: BTreeSet::new(),
+        })
     }
 
     fn note(&mut self, ifindex: u32, port: Option<&Port>) {
@@ -116,10 +129,13 @@ impl Kernel for RealKernel {
             self.make_hub();
             links = self.links.list().map_err(error)?;
         }
+        if self.slow.make(&self.datapath, &self.links) {
+            links = self.links.list().map_err(error)?;
+        }
         let hub = self.hub.as_ref().and_then(|h| h.as_ref().ok().copied());
         // Made by an earlier run, or before it was measured.
         let hub = hub.filter(|_| self.ways.chosen == Receive::Hub);
-        Ok(links.into_iter().map(|l| (l.name.clone(), device(&l, hub))).collect())
+        Ok(links.into_iter().map(|l| (l.name.clone(), device(&l, hub, self.slow.near()))).collect())
     }
 
     fn link_fd(&self) -> Option<OwnedFd> {
@@ -140,6 +156,7 @@ impl Kernel for RealKernel {
 
     fn read(&mut self) -> Result<(Image, BTreeMap<u32, Role>)> {
         let image = self.datapath.read().map_err(error)?;
+        self.slow.notice_all(&image);
         self.prepared =
             image.ports.iter().filter(|(_, p)| p.state == PORT_PREPARED).map(|(i, _)| *i).collect();
         let wanted: Vec<_> = self.programs.iter().map(|(i, r)| (*i, to_datapath(*r))).collect();
@@ -149,6 +166,9 @@ impl Kernel for RealKernel {
 
     fn apply(&mut self, operations: &[Operation]) -> Vec<String> {
         let mut errors = Vec::new();
+        // The new device tells of itself as any other does, and its number gets into the tables.
+        self.slow.notice(operations);
+        self.slow.make(&self.datapath, &self.links);
         for operation in operations {
             if let Err(e) = self.datapath.apply(&[self.guarded(operation)]) {
                 errors.push(chain(&e));
@@ -181,6 +201,7 @@ impl Kernel for RealKernel {
         if self.hub.is_some() {
             self.make_hub();
         }
+        self.slow.restore(&self.datapath, &self.links);
         Ok(restored.into_iter().map(|map| format!("the pin of map {map} was gone: pinned again")).collect())
     }
 
@@ -237,6 +258,10 @@ impl Kernel for RealKernel {
         self.events.as_fd().try_clone_to_owned().ok()
     }
 
+    fn slow_path(&self) -> Vec<(&'static str, &'static str, u64)> {
+        self.slow.counters()
+    }
+
     fn events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.next()).take(EVENTS_AT_ONCE).collect()
     }
@@ -245,9 +270,10 @@ impl Kernel for RealKernel {
 /// Events taken in one go; the rest waits until other work was done.
 const EVENTS_AT_ONCE: usize = 1024;
 
-fn device(link: &Link, hub: Option<u32>) -> Device {
+fn device(link: &Link, hub: Option<u32>, slow: Option<u32>) -> Device {
     let kind = match link.kind {
         _ if hub == Some(link.index) => DeviceKind::Hub,
+        _ if slow == Some(link.index) => DeviceKind::Slow,
         Kind::Veth if link.lower_elsewhere => DeviceKind::Veth,
         Kind::Tap if link.name == TAP => DeviceKind::Probe,
         Kind::Tap => DeviceKind::Tap,
