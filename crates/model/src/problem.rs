@@ -1,9 +1,12 @@
 //! Why a change is refused: which two objects disagree, and what to do.
 
+mod words;
+
 use crate::{Family, HostName, Key, Mac, Method, Name, NetId, Phase, SubnetRef, TenantName, Vsid};
 use ipnet::IpNet;
-use std::{fmt, net::IpAddr};
+use std::net::IpAddr;
 use uuid::Uuid;
+use words::{FirstOf, Listed, More, PhaseName, Remedy};
 
 /// An object that cannot be as asked for, and why.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -322,12 +325,14 @@ pub enum Why {
         more: usize,
     },
     /// An address that needs a rewrite address, on a host whose pool has none left.
-    #[error("the rewrite pool {} of host {host} is exhausted, none is left for {address} of {}{}: add a range with tenet host set {host} --rewrite-pool, or detach ports", Listed(.pool), .port.title(), More(*.more))]
+    #[error("the rewrite pool {} of host {host} ({size} addresses) is exhausted, none is left for {address} of {}{}: add a range with tenet host set {host} --rewrite-pool, or detach ports", Listed(.pool), .port.title(), More(*.more))]
     PoolExhausted {
         /// The host.
         host: HostName,
         /// Its pool of that family.
         pool: Vec<IpNet>,
+        /// How many addresses that are, without those that nobody gets.
+        size: u128,
         /// The customer address.
         address: IpAddr,
         /// The port that has it.
@@ -471,70 +476,4 @@ pub enum Why {
         /// The wanted one.
         to: Phase,
     },
-}
-
-/// `and 3 more`.
-struct More(usize);
-
-impl fmt::Display for More {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 == 0 { Ok(()) } else { write!(f, " and {} more", self.0) }
-    }
-}
-
-/// `10.1.1.0/24 and fd00:1::/64`.
-struct Listed<'a>(&'a [IpNet]);
-
-impl fmt::Display for Listed<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, prefix) in self.0.iter().enumerate() {
-            write!(f, "{}{prefix}", if n == 0 { "" } else { " and " })?;
-        }
-        Ok(())
-    }
-}
-
-/// How to get rid of a user.
-struct Remedy<'a>(&'a Key);
-
-impl fmt::Display for Remedy<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            Key::Migration(_) => "wait until that is done, or cancel it",
-            Key::Port(_) => "detach or delete it first",
-            Key::Tenant(_)
-            | Key::Network(_)
-            | Key::Subnet(_)
-            | Key::Vm(_)
-            | Key::Host(_)
-            | Key::Site
-            | Key::Route(..) => "delete that first",
-        })
-    }
-}
-
-/// The default gateway of a prefix.
-struct FirstOf<'a>(&'a IpNet);
-
-impl fmt::Display for FirstOf<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match crate::default_gateway(self.0) {
-            Some(first) => write!(f, "{first}"),
-            None => f.write_str("an address inside"),
-        }
-    }
-}
-
-/// A phase, or none.
-struct PhaseName(Option<Phase>);
-
-impl fmt::Display for PhaseName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            None => "none",
-            Some(Phase::Preparing) => "preparing",
-            Some(Phase::Prepared) => "prepared",
-            Some(Phase::Switched) => "switched",
-        })
-    }
 }

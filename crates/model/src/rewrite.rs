@@ -313,7 +313,12 @@ impl Lack {
         if pool.is_empty() {
             Why::NoPool { host, family, address, port, more }
         } else {
-            Why::PoolExhausted { host, pool, address, port, more }
+            let size = |p: &IpNet| {
+                let (first, last) = usable(p);
+                (last - first).saturating_add(1)
+            };
+            let size = pool.iter().map(size).fold(0, u128::saturating_add);
+            Why::PoolExhausted { host, pool, size, address, port, more }
         }
     }
 }
