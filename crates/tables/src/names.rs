@@ -112,7 +112,7 @@ named! {
         NoRewriteAddress = 39 => "no_rewrite_address",
         /// A router advertisement or redirect from a VM: the gateway is the only router.
         RouterGuard = 40 => "router_guard",
-        /// Neighbour discovery for the sender's own address, or an announcement; the table is the truth.
+        /// Neighbour discovery for the sender's own address, an announcement, or a report of a multicast listener; the table is the truth.
         NdSuppressed = 41 => "nd_suppressed",
         /// Neighbour solicitation for an address that no VM of the network has.
         NdUnknown = 42 => "nd_unknown",

@@ -6,7 +6,7 @@
 use super::{Outcome, port_in, site, uplink_in};
 use crate::{Action, Meta, SEND_MARK};
 use tenet_tables::{Bucket, DropReason};
-use tenet_wire::parse;
+use tenet_wire::{ProtocolNumber, checksum, parse, pseudo6};
 
 /// Takes any bytes apart.
 pub fn wire(bytes: &[u8]) {
@@ -45,6 +45,26 @@ pub fn port_ingress(bytes: &[u8]) {
     let outcome = port_in(frame, &meta, &mut image, &mut bucket, 1);
     assert!(outcome.action != Action::Pass, "a VM's frame must not reach the host's stack");
     check(&outcome);
+    if let Action::Back(error) = outcome.action {
+        sound(&outcome.frame.bytes, error.is_some());
+        outcome.frame.to_ports.iter().for_each(|(_, copy)| sound(copy, true));
+    }
+}
+
+/// What the gateway says can be read, and is summed up right if it made all of it: an answer to a ping keeps the
+/// checksum's error that the ping had.
+fn sound(bytes: &[u8], made: bool) {
+    let sum = match parse::frame(bytes).map(|f| f.payload) {
+        Ok(parse::Payload::Arp(_)) => return,
+        Ok(parse::Payload::Ipv4(_, message)) => checksum::sum_bytes(message),
+        Ok(parse::Payload::Ipv6(ip, transport)) => {
+            let len = u16::try_from(transport.bytes.len()).unwrap_or(u16::MAX);
+            let pseudo = pseudo6(&ip.src, &ip.dst, len, ProtocolNumber::ICMPV6);
+            checksum::add(pseudo, checksum::sum_bytes(transport.bytes))
+        }
+        other => panic!("an answer that nobody understands: {other:?}"),
+    };
+    assert!(!made || checksum::finish(sum) == 0, "an answer with a wrong checksum");
 }
 
 /// Judges and edits any bytes as a frame from the provider network.
