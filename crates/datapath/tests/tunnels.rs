@@ -176,13 +176,7 @@ impl Site {
 
     fn count(&self, reason: DropReason) -> u64 {
         let of = |plane: &Datapath| -> u64 {
-            plane
-                .drops()
-                .unwrap()
-                .iter()
-                .filter(|(key, _)| key.1 == reason)
-                .map(|(_, n)| *n)
-                .sum()
+            plane.drops().unwrap().iter().filter(|(key, _)| key.1 == reason).map(|(_, n)| *n).sum()
         };
         self.planes.iter().map(of).sum()
     }
