@@ -229,13 +229,18 @@ fn difference(want: &RecordRow, want_generation: u64, have: &RecordRow, have_gen
             parts.push(format!("{name} is {have}, should be {want}"));
         }
     };
-    let alt = |r: &RecordRow| r.alt_pa.map_or_else(|| "none".to_owned(), |a| a.to_string());
+    let text = |a: Option<std::net::IpAddr>| match a {
+        // How an agent says that its two tables of rewrite addresses contradict each other.
+        Some(a) if a.is_unspecified() => "contradictory".to_owned(),
+        Some(a) => a.to_string(),
+        None => "none".to_owned(),
+    };
     compare("MAC", want.mac.to_string(), have.mac.to_string());
     compare("VSID", want.vsid.to_string(), have.vsid.to_string());
     compare("PA", want.pa.to_string(), have.pa.to_string());
-    compare("second PA", alt(want), alt(have));
-    let rewrite = |r: &RecordRow| r.rewrite_pa.map_or_else(|| "none".to_owned(), |a| a.to_string());
-    compare("rewrite PA", rewrite(want), rewrite(have));
+    compare("second PA", text(want.alt_pa), text(have.alt_pa));
+    compare("rewrite PA", text(want.rewrite_pa), text(have.rewrite_pa));
+    compare("second rewrite PA", text(want.other_rewrite_pa), text(have.other_rewrite_pa));
     compare("method", want.method.to_string(), have.method.to_string());
     compare("generation", want_generation.to_string(), have_generation.to_string());
     parts.join("; ")
