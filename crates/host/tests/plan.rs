@@ -325,6 +325,57 @@ fn rewrite_addresses_stand_in_both_directions() {
     assert_eq!(i.config.unwrap().flags, CONFIG_FLAG_REWRITE);
 }
 
+/// Rows of the small site at one step of a change from NVGRE to IP Rewrite and away again.
+fn step(method: Method, switching: Option<Method>, addresses: bool) -> Rows {
+    let mut site = dual(Kind { method, switching, ..BOTH });
+    for (row, _) in site.0.values_mut() {
+        if let Row::Record(r) = row {
+            let at = if r.pa == IpAddr::from(OWN) { 0 } else { 1 };
+            let IpAddr::V4(ca) = r.ca else { continue };
+            r.rewrite_pa = addresses.then(|| stand_in(at, 1, r.ca, ca.octets()[3]));
+        }
+    }
+    site
+}
+
+#[test]
+fn a_change_of_method_readies_receivers_first() {
+    use Method::{Nvgre, Rewrite, Vxlan};
+    let steps = [
+        step(Nvgre, None, false),
+        step(Nvgre, Some(Rewrite), true),
+        step(Rewrite, None, true),
+        step(Rewrite, Some(Vxlan), true),
+        step(Vxlan, None, true),
+        step(Vxlan, None, false),
+    ];
+    let images: Vec<Image> =
+        steps.iter().map(|rows| plan(rows, &devices(&[("tap1-11", 11)]), UPLINK).image).collect();
+    let methods = |i: &Image| i.records.values().map(|r| r.method).collect::<Vec<_>>();
+    for (n, pair) in images.windows(2).enumerate() {
+        let operations = pair[0].operations_to(&pair[1]);
+        let at = |what: fn(&Operation) -> bool| operations.iter().position(what);
+        let (rewrite, record) =
+            (at(|o| matches!(o, Operation::Rewrite(..))), at(|o| matches!(o, Operation::Record(..))));
+        match n {
+            // Addresses come before the records that name them; the senders go on as they did.
+            0 => {
+                assert!(rewrite < record && rewrite.is_some(), "{operations:?}");
+                assert_eq!(methods(&pair[0]), methods(&pair[1]));
+            }
+            // Senders switch; nothing that receivers use is touched.
+            1 | 3 => {
+                assert_eq!((rewrite, pair[0].rewrites.len()), (None, 2), "{operations:?}");
+                assert_ne!(methods(&pair[0]), methods(&pair[1]));
+            }
+            2 => assert_eq!((rewrite, record), (None, None), "{operations:?}"),
+            // Addresses go after the records that named them.
+            4 => assert!(rewrite > record && record.is_some(), "{operations:?}"),
+            _ => unreachable!(),
+        }
+    }
+}
+
 #[test]
 fn config_has_the_sites_ports_and_the_uplinks_own() {
     let mut site = small(7);
