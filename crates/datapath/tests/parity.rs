@@ -16,7 +16,7 @@ use tenet_hostnet::{Links, Netns};
 use tenet_tables::{Bucket, DropKey, DropReason, METHOD_GENEVE, METHOD_NVGRE, METHOD_VXLAN, Port};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-const FRAMES: u32 = 60_000;
+const FRAMES: u32 = 45_000;
 const TEST_RUN: i64 = 10;
 const LOOKUP: i64 = 1;
 const UPDATE: i64 = 2;
