@@ -24,7 +24,7 @@ pub fn missing() -> Option<String> {
     let there = |program: &str| {
         ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(program).exists())
     };
-    let programs = ["ovs-vswitchd", "ovsdb-server", "ovsdb-tool", "ovs-vsctl", "ovs-appctl"];
+    let programs = ["ovs-vswitchd", "ovsdb-server", "ovsdb-tool", "ovs-vsctl", "ovs-ofctl", "ovs-appctl"];
     let lacking = programs.iter().find(|p| !there(p));
     lacking.map(|p| format!("{p} is not installed (Debian: apt-get install openvswitch-switch)"))
 }
@@ -59,6 +59,14 @@ impl Ovs {
         command.arg(format!("--db=unix:{}", self.socket().display()));
         command.arg(format!("--timeout={}", PATIENCE.as_secs())).args(args);
         run(&mut command)
+    }
+
+    /// Runs `ovs-ofctl` on a bridge: `ofctl("add-flow", "br-int", &["actions=drop"])`.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn ofctl(&self, verb: &str, bridge: &str, args: &[&str]) -> io::Result<String> {
+        run(self.env(Command::new("ovs-ofctl")).arg(verb).arg(bridge).args(args))
     }
 
     /// Runs `ovs-appctl` on the switch.

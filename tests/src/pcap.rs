@@ -58,14 +58,21 @@ pub fn has_tshark() -> bool {
 /// If tshark refuses.
 #[must_use]
 pub fn fields(path: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
+    // What is above TCP and UDP would be guessed from port numbers that mean nothing here.
+    let plain = ["-d", "tcp.port==1-65535,data", "-d", "udp.port==1-65535,data"];
+    fields_as(path, filter, fields, &plain)
+}
+
+/// The same with tshark's options for what is above TCP and UDP.
+///
+/// # Panics
+/// If tshark refuses.
+#[must_use]
+pub fn fields_as(path: &Path, filter: &str, fields: &[&str], options: &[&str]) -> Vec<Vec<String>> {
     let mut command = Command::new("tshark");
-    command.args(["-n", "-r"]).arg(path);
+    command.args(["-n", "-r"]).arg(path).args(options);
     for check in ["ip.check_checksum", "tcp.check_checksum", "udp.check_checksum"] {
         command.args(["-o", &format!("{check}:TRUE")]);
-    }
-    // What is above TCP and UDP would be guessed from port numbers that mean nothing here.
-    for table in ["tcp.port", "udp.port"] {
-        command.args(["-d", &format!("{table}==1-65535,data")]);
     }
     if !filter.is_empty() {
         command.args(["-Y", filter]);
