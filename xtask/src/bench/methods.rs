@@ -7,6 +7,7 @@ use super::{Options, bpf, chart, latency};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::json;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -62,7 +63,7 @@ struct Cost {
     ns_per_run: f64,
 }
 
-/// Measures and writes `methods.json`, `methods.svg` and `methods.md` into `out`.
+/// Measures, writes `methods.json` and `methods.svg` into `out`, and the tables into the page.
 pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
     let begin = Instant::now();
     let wanted = Wanted { methods: options.methods.clone(), ovs: options.ovs };
@@ -118,9 +119,49 @@ pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
     });
     std::fs::write(out.join("methods.json"), serde_json::to_string_pretty(&document)?)?;
     std::fs::write(out.join("methods.svg"), chart::svg("Ratios to Linux bridge + vxlan device", &measured))?;
-    std::fs::write(out.join("methods.md"), report::markdown(&measured))?;
+    if let Some(page) = &options.page {
+        report::splice(page, "methods", &text(&measured, &costs, &refused, &missed, options))?;
+    }
     println!("methods took {:.0} s", begin.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// What the page says.
+fn text(
+    measured: &[Measurement],
+    costs: &[Cost],
+    refused: &[String],
+    missed: &[String],
+    options: &Options,
+) -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let mut out = format!(
+        "{} rounds, {} s a TCP measurement, {cpus} CPUs, kernel {}.\n",
+        options.rounds,
+        options.time.as_secs_f64(),
+        kernel.trim()
+    );
+    out.push_str(&report::markdown(measured));
+    let missed = if missed.is_empty() { "none".to_owned() } else { missed.join("; ") };
+    _ = write!(out, "\nTargets missed: {missed}.\n");
+    for line in refused {
+        _ = write!(out, "\nNot measured: {line}.\n");
+    }
+    out.push_str(
+        "\nThe programs, as the kernel describes them, and their time per run while bulk TCP and small datagrams \
+         crossed (statistics on, which costs some nanoseconds a run itself):\n\n\
+         | | host | program | instructions verified | instructions | machine code (B) | ns a run |\n\
+         | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for c in costs {
+        _ = writeln!(
+            out,
+            "| {} {} | {} | `{}` | {} | {} | {} | {:.0} |",
+            c.scenario, c.method, c.host, c.program, c.verified, c.instructions, c.machine_code, c.ns_per_run
+        );
+    }
+    out
 }
 
 /// All rounds of a scenario; within a round the contestants alternate, and each round begins with another.

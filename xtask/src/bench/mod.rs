@@ -17,7 +17,10 @@ mod topology;
 use crate::packages::{self, ETHTOOL, IPROUTE2, OPENVSWITCH, PING};
 use anyhow::{Context as _, Result, bail};
 use methods::METHODS;
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use topology::SCENARIOS;
 
 const PARTS: [&str; 4] = ["methods", "table", "latency", "scale"];
@@ -51,6 +54,8 @@ struct Options {
     scenarios: Vec<String>,
     ovs: bool,
     install_ovs: bool,
+    /// The page that gets the tables, if the figures are to be kept.
+    page: Option<PathBuf>,
 }
 
 impl Options {
@@ -64,6 +69,7 @@ impl Options {
             scenarios: SCENARIOS.map(|s| s.name.to_owned()).to_vec(),
             ovs: tenet_tests::ovs::missing().is_none(),
             install_ovs: false,
+            page: None,
         };
         if new.quick {
             (new.rounds, new.time) = (1, Duration::from_millis(300));
@@ -108,7 +114,8 @@ pub fn run(root: &Path, tenet: &Path, args: &[String]) -> Result<()> {
         print!("{USAGE}");
         return Ok(());
     }
-    let options = Options::parse(args)?;
+    let mut options = Options::parse(args)?;
+    options.page = (!options.quick).then(|| root.join("docs/bench.md"));
     let wanted = |p: &str| options.parts.is_empty() || options.parts.iter().any(|part| part == p);
     packages::ensure(&[IPROUTE2, PING, ETHTOOL])?;
     if options.install_ovs {

@@ -1,7 +1,9 @@
 //! Medians, ratios, and their tables.
 
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 use std::fmt::Write as _;
+use std::path::Path;
 
 /// Samples of one measurement over the rounds; one that failed is not a number.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -164,6 +166,19 @@ pub fn markdown(measurements: &[Measurement]) -> String {
     out
 }
 
+/// Puts a text between the marks `<!-- name -->` and `<!-- /name -->` of a page, instead of what is there.
+///
+/// # Errors
+/// If the page cannot be read or written, or lacks the marks.
+pub fn splice(page: &Path, name: &str, text: &str) -> Result<()> {
+    let old = std::fs::read_to_string(page).with_context(|| format!("read {}", page.display()))?;
+    let (begin, end) = (format!("<!-- {name} -->"), format!("<!-- /{name} -->"));
+    let marks = old.split_once(&begin).and_then(|(head, rest)| Some((head, rest.split_once(&end)?.1)));
+    let (head, tail) = marks.with_context(|| format!("{} has no {begin} … {end}", page.display()))?;
+    let new = format!("{head}{begin}\n{}\n{end}{tail}", text.trim());
+    std::fs::write(page, new).with_context(|| format!("write {}", page.display()))
+}
+
 fn verdict(line: &Line) -> String {
     match (line.target, line.reached()) {
         (Some(t), Some(true)) => format!("≥ {t:.2} reached"),
@@ -208,6 +223,18 @@ mod tests {
         assert!((other.ratio_to(&base) - 3.0).abs() < 1e-9);
         assert!((other.median() - 6.0).abs() < 1e-9);
         assert!(Samples::default().median().is_nan());
+    }
+
+    #[test]
+    fn a_page_gets_its_new_table_and_keeps_the_rest() {
+        let page = std::env::temp_dir().join(format!("tenet-splice-{}.md", std::process::id()));
+        std::fs::write(&page, "a\n<!-- t -->\nold\n<!-- /t -->\nb\n").unwrap();
+        splice(&page, "t", "new\n").unwrap();
+        let missing = splice(&page, "u", "x");
+        let text = std::fs::read_to_string(&page).unwrap();
+        std::fs::remove_file(&page).unwrap();
+        assert_eq!(text, "a\n<!-- t -->\nnew\n<!-- /t -->\nb\n");
+        assert!(missing.is_err());
     }
 
     #[test]

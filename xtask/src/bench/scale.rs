@@ -84,7 +84,9 @@ async fn measure(tenet: &Path, out: &Path) -> Result<()> {
     let hosts: Vec<ChangeItem> = (0..HOSTS)
         .map(|h| {
             let pa = format!("192.168.{}.{}", h / 200, h % 200 + 1).parse()?;
-            Ok(ChangeItem::Put { object: Spec::Host(HostSpec { name: format!("h{h}").parse()?, pa, rewrite_pool: None }) })
+            Ok(ChangeItem::Put {
+                object: Spec::Host(HostSpec { name: format!("h{h}").parse()?, pa, rewrite_pool: None }),
+            })
         })
         .collect::<Result<_>>()?;
     client.changes(&request(hosts)).await?;

@@ -5,6 +5,7 @@ use super::{Options, bpf, load, report};
 use anyhow::{Context as _, Result};
 use report::Samples;
 use serde_json::json;
+use std::fmt::Write as _;
 use std::path::Path;
 
 /// Lookup records of the large table.
@@ -37,6 +38,7 @@ pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
         .filter_map(|c| Some((c, large.contestants.iter().find(|l| l.name == c.name)?)))
         .collect();
     let mut results = Vec::new();
+    let mut text = format!("| | few records | {records} more | ratio |\n| --- | --- | --- | --- |\n");
     for (few, many) in pairs {
         type Probe = fn(&[load::Vm; 2], std::time::Duration) -> Result<f64>;
         let probes: [(&str, Probe); 3] = [
@@ -66,6 +68,13 @@ pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
                 report::number(of_many.median()),
                 if (ratio - 1.0).abs() <= 0.05 { "" } else { "   (wanted: within 5 %)" },
             );
+            _ = writeln!(
+                text,
+                "| {}, {title} | {} | {} | {ratio:.3} |",
+                few.name,
+                report::number(of_few.median()),
+                report::number(of_many.median())
+            );
             results.push(json!({
                 "contestant": few.name, "quantity": title, "ratio": ratio, "few": of_few, "many": of_many,
             }));
@@ -79,6 +88,13 @@ pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
         "together {per_record:.0} B a lookup record, {:.0} MB for {records}",
         per_record * f64::from(records) / 1e6
     );
+    _ = writeln!(text, "\nA lookup record takes {per_record:.0} B of kernel memory in all maps together:");
+    for (name, bytes) in &memory[0] {
+        _ = writeln!(text, "* `{name}`: {bytes:.0} B an entry");
+    }
+    if let Some(page) = &options.page {
+        report::splice(page, "table", &text)?;
+    }
     let document = json!({ "records": records, "bytes_per_record": memory[0], "results": results });
     std::fs::write(out.join("table.json"), serde_json::to_string_pretty(&document)?)?;
     Ok(())
