@@ -136,6 +136,9 @@ pub fn start_controller(record: &mut Record) -> Result<()> {
     let mut command = Netns::open(&controller.netns)?.command(&record.binary);
     command.arg("controller").arg("--state-dir").arg(&controller.state_dir);
     command.arg("--address").arg(controller.address.to_string()).args(["--address", "127.0.0.1"]);
+    if controller.address.is_ipv6() {
+        command.args(["--rest", "[::]:7443", "--grpc", "[::]:7444"]);
+    }
     record.controller.process = Some(spawn(command, &controller.log)?);
     Ok(())
 }
