@@ -12,7 +12,7 @@ use crate::{
 };
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use tenet_forward::stt::Kind;
-use tenet_forward::{FrameMut as _, Shed, UplinkWork, Verdict, damaged, edit, is_sound, uplink_first};
+use tenet_forward::{FrameMut as _, Shed, Verdict, damaged, edit, is_sound, uplink_first};
 use tenet_tables::DropReason;
 use tenet_wire::EtherType;
 
@@ -66,7 +66,6 @@ fn other_version(shed: &Shed) -> bool {
 #[inline(never)]
 fn decide_uplink(frame: Skb, sheet: &mut UplinkSheet) {
     let meta = frame.meta();
-    sheet.work = UplinkWork::default();
     sheet.verdict = uplink_first(&frame, &meta, &Maps, &mut sheet.work).to_words();
     let [deliver, ..] = Verdict::Deliver { ifindex: 0, peer: false }.to_words();
     if sheet.verdict[0] == deliver && other_version(&sheet.work.shed) && !kernel_turns() {

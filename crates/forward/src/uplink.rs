@@ -51,6 +51,21 @@ pub struct UplinkWork {
     pub note: Note,
 }
 
+impl UplinkWork {
+    /// Forgets what the frame before left and the decision does not write in any case.
+    #[inline(always)]
+    fn begin(&mut self) {
+        self.shed.summed = false;
+        self.vsid = 0;
+        self.sound = false;
+        self.sum.at = 0;
+        self.marked = false;
+        self.moved = 0;
+        self.stt.kind = Kind::Foreign;
+        self.note.kind = None;
+    }
+}
+
 /// The headers that a tunnelled frame is to lose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Shed {
@@ -118,6 +133,7 @@ pub fn uplink_first<F: Frame, T: Tables>(
     tables: &T,
     work: &mut UplinkWork,
 ) -> Verdict {
+    work.begin();
     // A tagged frame belongs to a VLAN device above this one.
     if meta.tagged || frame.load(0, &mut work.outer).is_err() {
         return Verdict::Pass;
@@ -678,7 +694,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             vsid: if work.sound { work.vsid } else { 0 },
             ca,
             pa: work.from,
-            mac: work.tunnel.inner.eth.src,
+            mac: if work.sound { work.tunnel.inner.eth.src } else { Mac::default() },
         };
     }
 }
