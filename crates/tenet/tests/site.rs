@@ -232,3 +232,63 @@ fn a_move_that_is_given_up_is_never_said_to_be_ready() {
     let receipts = run(&["receipts"]);
     assert!(receipts.contains("rolled back  -           -"), "nothing was counted: {receipts}");
 }
+
+#[test]
+fn methods_prefixes_pools_and_settings_by_command_and_by_file() {
+    let controller = Controller::start("methods");
+    let run = |args: &[&str]| controller.ok(args, "");
+    let fails = |args: &[&str], code: i32| {
+        let output = controller.tenet(args, "");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+        text
+    };
+    run(&["host", "add", "h1", "--pa", "192.168.1.10", "--rewrite-pool", "192.168.1.128/30"]);
+    assert!(run(&["host", "list"]).contains("0 of 2 used"));
+    assert!(run(&["network", "create", "blue", "--method", "geneve"]).contains("method geneve"));
+    let dual = ["--prefix", "10.0.0.0/24", "--prefix", "fd00:1::/64", "--gateway", "fd00:1::9"];
+    let made = run(&[&["subnet", "create", "blue/web"], dual.as_slice()].concat());
+    assert!(made.contains("gateway 10.0.0.1, gateway fd00:1::9"), "{made}");
+    assert!(run(&["subnet", "list"]).contains("fd00:1::/64"));
+    let wrong = ["--prefix", "10.1.0.0/24", "--prefix", "fd00:2::/64", "--gateway", "fd00:1::9"];
+    let text = fails(&[&["subnet", "create", "blue/no"], wrong.as_slice()].concat(), 2);
+    assert!(text.contains("in none of the prefixes"), "{text}");
+    assert!(run(&["vm", "create", "one", "--subnet", "blue/web"]).contains("10.0.0.2, fd00:1::2"));
+    run(&["vm", "create", "two", "--subnet", "blue/web", "--address", "10.0.0.7", "--address", "fd00:1::7"]);
+    run(&["vm", "attach", "one", "--host", "h1", "--device", "tap1"]);
+
+    // Nobody answers for h1, so the change waits for no one.
+    let text = fails(&["network", "set", "blue", "--method", "rewrite"], 1);
+    assert!(text.contains("h1") && text.contains("next: "), "no IPv6 pool: {text}");
+    run(&["host", "set", "h1", "--rewrite-pool", "192.168.1.128/30", "--rewrite-pool", "2001:db8::/64"]);
+    run(&["network", "set", "blue", "--method", "rewrite"]);
+    assert!(run(&["network", "show", "blue"]).contains("method rewrite"));
+    let shown = run(&["vm", "show", "one"]);
+    assert!(shown.contains("REWRITTEN TO") && shown.contains("192.168.1.129 2001:db8::1"), "{shown}");
+    assert!(run(&["table"]).contains("192.168.1.129") || run(&["host", "list"]).contains("2 used"));
+    fails(&["host", "set", "h1", "--no-rewrite-pool"], 1);
+
+    assert!(run(&["site", "show"]).contains("UDP port 4789, Geneve to 6081 (never set)"));
+    run(&["site", "set", "--vxlan-port", "8472"]);
+    assert!(run(&["site", "show"]).contains("8472"));
+    assert!(run(&["paths"]).contains("no paths measured"));
+    fails(&["paths", "h9"], 1);
+
+    let export = run(&["export"]);
+    for line in [
+        "settings: { vxlan_port: 8472, geneve_port: 6081 }",
+        "rewrite_pool: [192.168.1.128/30, \"2001:db8::/64\"]",
+        "method: rewrite",
+        "prefixes: [{ prefix: 10.0.0.0/24, gateway: 10.0.0.1 }, { prefix: \"fd00:1::/64\", gateway: \"fd00:1::9\" }]",
+    ] {
+        assert!(export.contains(line), "{line} is missing in: {export}");
+    }
+    assert_eq!(controller.ok(APPLY, &export), "nothing to do\n");
+    let shown = controller.ok(APPLY, &export.replace("method: rewrite", "method: stt"));
+    assert!(shown.contains("~ network default/blue\n    method: rewrite -> stt\n"), "{shown}");
+    assert!(run(&["network", "list"]).contains("stt"));
+    let other = Controller::start("methods-other");
+    let attached = other.ok(APPLY, &export);
+    assert!(attached.contains("+ site"), "{attached}");
+    assert_eq!(other.ok(&["export"], ""), export);
+}

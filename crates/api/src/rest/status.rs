@@ -226,8 +226,8 @@ pub struct EventLine {
     pub id: u64,
     /// When, in milliseconds since 1970 (UTC).
     pub time_ms: u64,
-    /// What kind: `change`, `session-opened`, `session-closed`, `migration`, `repaired`, `problem`, `refused`, or the
-    /// data plane's own (`unknown-destination`, `spoof` …).
+    /// What kind: `change`, `session-opened`, `session-closed`, `migration`, `method`, `path`, `repaired`, `problem`,
+    /// `refused`, or the data plane's own (`unknown-destination`, `spoof` …).
     pub kind: String,
     /// The host concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
