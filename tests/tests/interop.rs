@@ -37,12 +37,23 @@ fn with_others(lab: &'static Fixture) {
     world.lab.set_uplink_offloads(false).unwrap();
     // What crosses by a packet socket must have its checksums whole.
     run(world.lab.vm(THEIRS).unwrap().command("ethtool").args(["-K", "eth0", "tx", "off"]));
+    know_ours(&world);
     leave_h2_to_others(&mut world);
     kernels_vxlan(&world);
     match ovs::missing() {
         Some(why) => skipped(why),
         None => open_vswitch(&world),
     }
+}
+
+/// A host takes no broadcast ARP from the wire, since Tenet's hosts answer where it is asked: others need a table of
+/// their own, as this entry is. (Neighbour solicitations, being multicast IPv6, come through.)
+fn know_ours(world: &World) {
+    let ours = world.lab.vm(OURS).unwrap();
+    let mac = ours.record().ports[0].mac.unwrap();
+    let address = ours.address_of(Family::V4).unwrap();
+    let entry = format!("neigh replace {address} lladdr {mac} dev eth0 nud permanent");
+    run(world.lab.vm(THEIRS).unwrap().command("ip").args(entry.split_whitespace()));
 }
 
 /// Tenet goes from h2; its VM's device and its provider address stay.
