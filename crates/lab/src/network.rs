@@ -152,6 +152,8 @@ pub fn silence(vm: &Links, link: &str, port: &PortRecord) -> Result<()> {
 
 fn give(links: &Links, device: &str, ip: IpAddr, prefix_len: u8) -> Result<()> {
     if ip.is_ipv6() {
+        // A namespace speaks to its own IPv6 addresses by its loopback.
+        speak_v6(links, "lo")?;
         speak_v6(links, device)?;
     }
     links.add_addr(device, ip, prefix_len)?;
@@ -215,6 +217,7 @@ mod tests {
     fn all_reach_all(site: &str) {
         let gone = physical_of(site);
         for from in &gone.0.hosts {
+            assert!(crosses(&from.netns, &from.netns, from.pa), "{} to itself", from.name);
             assert!(
                 crosses(&from.netns, &gone.0.controller.netns, gone.0.controller.address),
                 "{}",
