@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 use tenet_api::rest::NetworkPatch;
+use tenet_hostnet::Links;
 use tenet_lab::tool::{Stream, ask};
 use tenet_model::{Family, Method};
 use tenet_tests::ovs::{self, Ovs};
@@ -110,6 +111,10 @@ fn open_vswitch(world: &World) {
     let segment = &world.lab.record().segments[host.record().segment];
     ip(world, &format!("addr del {h2}/{length} dev eth0"));
     ovs.add_bridge("br-phy", &["eth0"]).unwrap();
+    // The neighbours know the address by the wire's MAC.
+    let mac = Links::in_netns(host.netns()).unwrap().get("eth0").unwrap().mac.unwrap();
+    let mac = tenet_model::Mac::new(mac).unwrap();
+    ovs.vsctl(&["set", "bridge", "br-phy", &format!("other_config:hwaddr=\"{mac}\"")]).unwrap();
     for setting in ["accept_dad=0", "disable_ipv6=0"] {
         run(host.command("sysctl").arg("-qw").arg(format!("net.ipv6.conf.br-phy.{setting}")));
     }
