@@ -121,6 +121,8 @@ fn open_vswitch(world: &World) {
     ip(world, "link set br-phy mtu 1500 up");
     ip(world, &format!("addr add {h2}/{length} dev br-phy"));
     ip(world, &format!("route replace {gateway} via {} dev br-phy", segment.gateway));
+    // It sizes its buffers by the MTU, which the agent had set to the largest there is.
+    ip(world, &format!("link set {device} mtu 1500"));
     ovs.add_bridge("br-int", &[&device]).unwrap();
     let remote = format!("options:remote_ip={h1}");
     let key = format!("options:key={VSID}");
