@@ -229,8 +229,8 @@ fn image(setup: &Setup, own: usize, port: u32, uplink: u32, hub: u32) -> Image {
         generation: 1,
     };
     image.subnets.insert(VSID, subnet);
-    for i in 0..2 {
-        let (pa, mac) = (Addr::from(setup.pa(i)), Mac::new(MACS[i]));
+    for (i, mac) in MACS.map(Mac::new).into_iter().enumerate() {
+        let pa = Addr::from(setup.pa(i));
         let ifindex = if i == own { port } else { 0 };
         for v6 in [false, true] {
             let key = RecordKey { net: NET, ca: ca(i, v6).into() };

@@ -25,6 +25,7 @@ fn write(target: &str, folder: &Path) {
     match target {
         "rewrite" => return write_rewrite(folder),
         "rewrite_quote" => return write_quotes(folder),
+        "wire" | "uplink_ingress" => write_tunnels(target, folder),
         _ => {}
     }
     let site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
@@ -42,6 +43,26 @@ fn write(target: &str, folder: &Path) {
         let first: &[u8] = if target == "wire" { &[] } else { &[choice] };
         std::fs::write(folder.join(format!("{name}-{n:02}")), [first, &sample.bytes].concat()).unwrap();
         *n += 1;
+    }
+}
+
+/// Fills a corpus with frames in all tunnels, in both families.
+fn write_tunnels(target: &str, folder: &Path) {
+    let mut dice = Dice::new(11);
+    for (n, over_ipv6) in [false, true].into_iter().cycle().take(60).enumerate() {
+        let mut site = site::site(std::array::from_fn(|i| 100 + i as u32), 99);
+        if over_ipv6 {
+            site.move_to_ipv6();
+        }
+        let sample = std::iter::repeat_with(|| traffic::sample(&mut dice, &site))
+            .find(|s| s.from_wire && s.bytes.len() < 250)
+            .unwrap();
+        let choice: &[u8] = match target {
+            "wire" => &[],
+            _ if over_ipv6 => &[0x80],
+            _ => &[0],
+        };
+        std::fs::write(folder.join(format!("tunnel-{n:02}")), [choice, &sample.bytes].concat()).unwrap();
     }
 }
 

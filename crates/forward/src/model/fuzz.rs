@@ -1,7 +1,7 @@
 //! One function per fuzz target; the stable tests run the same ones over the corpora.
 //!
 //! The first byte of an input for [`port_ingress`] and [`uplink_ingress`] chooses what stands beside the
-//! frame: its low four bits the port, bit 4 a large frame, bit 5 our mark, bit 6 a tag.
+//! frame: its low four bits the port, bit 4 a large frame, bit 5 our mark, bit 6 a tag, bit 7 a provider network of IPv6.
 
 use super::{Outcome, port_in, site, uplink_in};
 use crate::{Action, Meta, SEND_MARK};
@@ -19,6 +19,12 @@ pub fn wire(bytes: &[u8]) {
         parse::discovery(bytes)
     {
         assert!(options.count() <= bytes.len());
+    }
+    if let Ok(Some(found)) = parse::tunnel(bytes, parse::TunnelPorts::default()) {
+        assert!(found.vsid < 1 << 24 && found.bytes.len() < bytes.len());
+        if let parse::Kind::Geneve(header, options) = found.kind {
+            assert!(options.len() == header.options_len() as usize && header.version() == 0);
+        }
     }
     if let Ok(Some(found)) = parse::nvgre(bytes) {
         assert!(found.gre.is_nvgre() && found.gre.vsid() < 1 << 24);
@@ -70,7 +76,10 @@ fn sound(bytes: &[u8], made: bool) {
 /// Judges and edits any bytes as a frame from the provider network.
 pub fn uplink_ingress(bytes: &[u8]) {
     let Some((choice, frame)) = bytes.split_first() else { return };
-    let site = site::site(core::array::from_fn(|i| 100 + i as u32), 99);
+    let mut site = site::site(core::array::from_fn(|i| 100 + i as u32), 99);
+    if choice & 0x80 != 0 {
+        site.move_to_ipv6();
+    }
     let outcome = uplink_in(frame, &meta(*choice, frame, site.uplink), &site.image);
     if outcome.action == Action::Pass {
         assert!(outcome.frame.bytes == frame, "what is not ours must not be touched");
