@@ -3,7 +3,7 @@
 use crate::{
     Frame, Meta, Note, SEND_MARK, Tables, Target, Verdict, hub,
     outer::check_geneve,
-    packet::{addr6, is_link_local},
+    packet::{addr6, is_link_local, is_mapped},
     reach::{Fate, fate, skips_queue},
     stt::{Arrival, Kind},
 };
@@ -213,6 +213,10 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             return Verdict::Pass;
         }
         work.from = addr6(&work.outer6.src);
+        // The tables have IPv4's addresses as mapped ones, which no packet of IPv6 may have (RFC 4291 §2.5.5.2).
+        if is_mapped(&work.from) || is_mapped(&self.config.pa) {
+            return Verdict::Pass;
+        }
         if self.meta.mark == SEND_MARK {
             return self.marked(work);
         }
@@ -446,10 +450,11 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
             if self.frame.load(at, &mut work.inner6).is_err() {
                 return self.refuse(work, DropReason::Truncated);
             }
-            if !work.inner6.fits(available) {
+            let source = addr6(&work.inner6.src);
+            if !work.inner6.fits(available) || is_mapped(&source) {
                 return self.refuse(work, DropReason::Malformed);
             }
-            addr6(&work.inner6.src)
+            source
         } else if eth.ty == EtherType::ARP {
             let mut arp = Arp::default();
             if self.frame.load(at, &mut arp).is_err() {

@@ -363,3 +363,31 @@ fn ipv4_and_ipv6_fit_into_each_other() {
         }
     }
 }
+
+/// The tables have IPv4's addresses as mapped ones: a packet of IPv6 that has one must not pass for IPv4.
+#[test]
+fn mapped_addresses_are_nobodys() {
+    let mapped = |octets: [u8; 4]| {
+        let [a, b, c, d] = octets;
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    };
+    // Inside: as the IPv4 machine that the tables have.
+    let machine = framed(false, &packet(false, 17, 0, &[7; 9]));
+    let mut inside = framed(true, &packet(true, 17, 0, &[7; 9]));
+    inside[22..38].copy_from_slice(&mapped([10, 0, 0, 1]));
+    for kind in KINDS {
+        let bytes = tunnelled(kind, false, 0, &[], &inside);
+        assert_eq!(
+            receive(&bytes, &site(&bytes, &machine)).action,
+            Action::Drop(DropReason::Malformed),
+            "{kind}"
+        );
+    }
+    // Outside: from one IPv4 host to the other.
+    let bytes = tunnelled("nvgre", false, 0, &[], &machine);
+    let image = site(&bytes, &machine);
+    let mut bytes = tunnelled("nvgre", true, 0, &[], &machine);
+    bytes[22..38].copy_from_slice(&mapped([10, 0, 0, 1]));
+    bytes[38..54].copy_from_slice(&mapped([10, 0, 0, 2]));
+    assert_eq!(receive(&bytes, &image).action, Action::Pass);
+}
