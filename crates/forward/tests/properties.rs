@@ -3,11 +3,13 @@
 
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use tenet_forward::stt::{Arrival, checksum_is_right};
+use tenet_forward::model::MemoryFrame;
 use tenet_forward::model::{self, Outcome, site, traffic, truncate};
 use tenet_forward::packet::addr6;
 use tenet_forward::{Action, HubFrame, Tables as _, Verdict, bucket, combine_ecn, needs_closer_look};
 use tenet_tables::image::{Image, Prefix};
-use tenet_tables::{Addr, Bucket, DropReason, METHOD_GENEVE, METHOD_NVGRE, METHOD_VXLAN, Route};
+use tenet_tables::{Addr, Bucket, DropReason, METHOD_GENEVE, METHOD_NVGRE, METHOD_STT, METHOD_VXLAN, Route};
 use tenet_wire::parse::{Kind, Outer, TunnelPorts};
 use tenet_wire::{Mac, checksum, parse};
 
@@ -26,7 +28,7 @@ fn sites() -> [site::Site; 3] {
     let new = || site::site(std::array::from_fn(|i| 100 + i as u32), 99);
     let (plain, mut mixed, mut over_ipv6) = (new(), new(), new());
     for site in [&mut mixed, &mut over_ipv6] {
-        site.mix_methods(&[METHOD_NVGRE, METHOD_VXLAN, METHOD_GENEVE]);
+        site.mix_methods(&[METHOD_NVGRE, METHOD_VXLAN, METHOD_GENEVE, METHOD_STT]);
     }
     over_ipv6.move_to_ipv6();
     [plain, mixed, over_ipv6]
@@ -118,17 +120,29 @@ fn run(mut site: site::Site, reasons: &mut BTreeSet<DropReason>) {
     assert!(hubs > 100, "{hubs} frames went by the hub");
     let mixed = site.image.subnets.values().any(|s| s.method != u32::from(METHOD_NVGRE));
     // Redirected frames stay in whatever they came in.
-    assert!(kinds.len() == 3 || !mixed, "{kinds:?}");
+    assert!(kinds.len() == 4 || !mixed, "{kinds:?}");
 }
 
 /// Checks a frame for the provider network; the kind of its tunnel.
 fn check_tunnel(bytes: &[u8], site: &site::Site, context: &dyn Fn() -> String) -> &'static str {
+    if let Ok(segment) = tenet_stt::Segment::read(bytes, tenet_stt::Trust::Checked) {
+        let pa = |octets| if site.over_ipv6 { site::Site::pa6(octets) } else { Addr::v4(octets) };
+        assert_eq!(Addr::from(segment.frame.src), pa(site::OWN), "{}", context());
+        let to = Addr::from(segment.frame.dst);
+        assert!([site::OTHER, site::THIRD].map(pa).contains(&to), "{}", context());
+        // What goes on to another host may have come with a checksum that only a kernel knows to be unfinished.
+        let ours = segment.frame.id == 0 && segment.outer.hop_limit == 64;
+        assert!(!ours || stt_is_right(bytes), "{}", context());
+        return "stt";
+    }
     let found = parse::tunnel(bytes, TunnelPorts::default());
     let Ok(Some(found)) = found else { panic!("{found:?} {}", context()) };
     let (src, dst) = match found.outer {
         Outer::V4(ip) => {
             assert_eq!(checksum::finish(checksum::sum_bytes(&bytes[14..34])), 0, "{}", context());
-            assert!(ip.dont_fragment() && !ip.is_fragment(), "{}", context());
+            // What goes on to another host has the flags that it came with.
+            assert!(ip.ttl < 64 || ip.dont_fragment(), "{}", context());
+            assert!(!ip.is_fragment(), "{}", context());
             assert!(usize::from(ip.total_len.get()) + 14 <= bytes.len(), "{}", context());
             (Addr::v4_word(ip.src.word()), Addr::v4_word(ip.dst.word()))
         }
@@ -146,6 +160,16 @@ fn check_tunnel(bytes: &[u8], site: &site::Site, context: &dyn Fn() -> String) -
         Kind::Vxlan(_) => "vxlan",
         Kind::Geneve(..) => "geneve",
     }
+}
+
+/// Whether STT's checksum is right, as far as the inner one is.
+fn stt_is_right(bytes: &[u8]) -> bool {
+    let frame = MemoryFrame::new(bytes);
+    let v6 = bytes[12] == 0x86;
+    let (at, addresses) = if v6 { (54, &bytes[22..54]) } else { (34, &bytes[26..34]) };
+    let mut arrival = Arrival::default();
+    arrival.look(&frame, at, bytes.len() as u32 - at);
+    checksum_is_right(&frame, &arrival, checksum::sum_bytes(addresses), at) == Ok(true)
 }
 
 /// RFC 6040 §4.2, figure 4, in the order of its rows and columns: Not-ECT, ECT(0), ECT(1), CE.

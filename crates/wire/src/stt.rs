@@ -81,9 +81,8 @@ impl SttSegment {
     #[inline(always)]
     #[must_use]
     pub const fn holds(&self, bytes: u32) -> bool {
-        bytes > 0
-            && self.total.get() as u32 > SttHeader::LEN
-            && self.offset.get() as u32 + bytes <= self.total.get() as u32
+        let (total, offset) = (self.total.get() as u32, self.offset.get() as u32);
+        bytes > 0 && total > SttHeader::LEN && offset < total && bytes <= total - offset
     }
 
     /// The ten halves of the header.

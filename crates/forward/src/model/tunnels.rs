@@ -4,10 +4,10 @@ use super::site::{OTHER, OWN, STRANGER, Site, THIRD};
 use super::traffic::{Dice, inner};
 use crate::packet::halves6;
 use alloc::vec::Vec;
-use tenet_tables::{GENEVE_PORT, VXLAN_PORT};
+use tenet_tables::{GENEVE_PORT, STT_PORT, VXLAN_PORT};
 use tenet_wire::parse::{Outer, pseudo_sum};
 use tenet_wire::{
-    Be16, Be32, EtherType, Ethernet, Geneve, Gre, Ipv4, Ipv6, Mac, TunnelHeader, Udp, Vxlan, checksum,
+    Be16, Be32, EtherType, Ethernet, Geneve, Gre, Ipv4, Ipv6, Mac, ProtocolNumber, SttHeader, SttSegment, TunnelHeader, Udp, Vxlan, checksum,
     outer_ipv4, outer_ipv6, outer_protocol, outer_udp,
 };
 use zerocopy::IntoBytes;
@@ -31,7 +31,8 @@ pub(super) fn tunnelled(dice: &mut Dice, site: &Site) -> Vec<u8> {
     let from = dice.pick(&[OTHER, OTHER, OTHER, THIRD, STRANGER, OWN]);
     let to = if dice.one_in(12) { OTHER } else { OWN };
     let vsid = if dice.one_in(12) { dice.pick(&[0, 1, 4096, 0xff_ffff, 6001, 5002]) } else { me.vsid };
-    let (port, payload) = match dice.below(4) {
+    let (port, payload) = match dice.below(5) {
+        4 => (STT_PORT, stt(dice, vsid, &inner)),
         0 | 1 => (0, nvgre(dice, vsid, &inner)),
         2 => (VXLAN_PORT, vxlan(dice, vsid, &inner)),
         _ => (GENEVE_PORT, geneve(dice, vsid, &inner)),
@@ -54,6 +55,53 @@ fn nvgre(dice: &mut Dice, vsid: u32, inner: &[u8]) -> Vec<u8> {
         gre.protocol = Be16::new(dice.pick(&[0x0800, 0x6559, 0x88be]));
     }
     [gre.as_bytes(), inner].concat()
+}
+
+/// An STT frame with its TCP-like header: whole, or a part of one.
+fn stt(dice: &mut Dice, vsid: u32, inner: &[u8]) -> Vec<u8> {
+    let mut header = SttHeader { context_low: Be32::new(vsid), ..SttHeader::default() };
+    if inner.get(12..14) == Some(&[8, 0]) {
+        header.flags |= SttHeader::IPV4;
+    }
+    let v6 = inner.get(12..14) == Some(&[0x86, 0xdd]);
+    if inner.get(if v6 { 20 } else { 23 }) == Some(&6) {
+        header.flags |= SttHeader::TCP;
+        if dice.one_in(3) {
+            header.flags |= SttHeader::PARTIAL;
+            header.l4_offset = if v6 { 54 } else { 34 };
+            header.mss = Be16::new(dice.pick(&[0, 1000, 1000]));
+        }
+    }
+    if dice.one_in(8) {
+        header.flags |= SttHeader::VERIFIED;
+    }
+    if dice.one_in(12) {
+        match dice.below(6) {
+            0 => header.version = 1,
+            1 => header.flags ^= 1 << dice.below(8),
+            2 => header.l4_offset = dice.roll() as u8,
+            3 => header.vlan = Be16::new(dice.roll() as u16),
+            4 => header.context_high = Be32::new(1),
+            _ => header.context_low = Be32::new(dice.roll() as u32),
+        }
+    }
+    let bytes = [header.as_bytes(), inner].concat();
+    let mut segment = SttSegment::whole(50_000, bytes.len() as u16, dice.roll() as u32);
+    let mut part = &bytes[..];
+    if dice.one_in(5) {
+        let at = dice.below(bytes.len());
+        part = if dice.one_in(2) { &bytes[..at] } else { &bytes[at..] };
+        if part.len() != at {
+            segment.offset = Be16::new(at as u16);
+        }
+    }
+    if dice.one_in(30) {
+        segment.total = Be16::new(dice.roll() as u16);
+    }
+    if dice.one_in(30) {
+        segment.flags = Be16::new(dice.pick(&[0x5002, 0x5010, 0x6018, 0x5011]));
+    }
+    [segment.as_bytes(), part].concat()
 }
 
 fn vxlan(dice: &mut Dice, vsid: u32, inner: &[u8]) -> Vec<u8> {
@@ -95,7 +143,7 @@ fn geneve(dice: &mut Dice, vsid: u32, inner: &[u8]) -> Vec<u8> {
 
 /// What follows the outer network header; all but the UDP checksum.
 fn transport(dice: &mut Dice, port: u16, payload: &[u8]) -> (Option<Udp>, Vec<u8>) {
-    if port == 0 {
+    if port == 0 || port == STT_PORT {
         return (None, payload.to_vec());
     }
     let port = if dice.one_in(25) { dice.pick(&[53, GENEVE_PORT, VXLAN_PORT]) } else { port };
@@ -104,6 +152,24 @@ fn transport(dice: &mut Dice, port: u16, payload: &[u8]) -> (Option<Udp>, Vec<u8
         udp.len = Be16::new(udp.len.get().wrapping_add(dice.pick(&[1, 2, 0xffff, 100, 0x8000])));
     }
     (Some(udp), [udp.as_bytes(), payload].concat())
+}
+
+/// Fills in STT's checksum, at times a wrong one or the one that a kernel may leave.
+fn sum_up_stt(dice: &mut Dice, outer: &Outer, transport: &mut [u8]) {
+    let addresses = match outer {
+        Outer::V4(ip) => checksum::sum(&ip.src.halves()) + checksum::sum(&ip.dst.halves()),
+        Outer::V6(ip) => checksum::sum(&ip.src) + checksum::sum(&ip.dst),
+    };
+    let len = (transport.len() as u16).to_be();
+    let pseudo = checksum::fold(addresses + u32::from(6_u16.to_be()) + u32::from(len));
+    let whole = checksum::fold(checksum::sum_bytes(transport));
+    let mut sum = checksum::finish(u32::from(pseudo) + u32::from(whole));
+    match dice.below(12) {
+        0 => sum = pseudo,
+        1 => sum ^= 1 << dice.below(16),
+        _ => {}
+    }
+    transport[16..18].copy_from_slice(&sum.to_ne_bytes());
 }
 
 /// Fills in the UDP checksum of one frame in three: right, wrong, or one of the two that a kernel may leave.
@@ -158,7 +224,12 @@ fn in_ipv4(dice: &mut Dice, from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8
     let (udp, mut transport) = transport(dice, port, payload);
     let total = 20 + transport.len();
     let (from, to) = (Be32::from_octets(from), Be32::from_octets(to));
-    let mut ip = outer_ipv4(from, to, outer_protocol(port != 0), total as u16, ecn);
+    let stt = port == STT_PORT;
+    let protocol = if stt { ProtocolNumber::TCP } else { outer_protocol(port != 0) };
+    let mut ip = outer_ipv4(from, to, protocol, total as u16, ecn);
+    if stt {
+        sum_up_stt(dice, &Outer::V4(ip), &mut transport);
+    }
     sum_up(dice, &Outer::V4(ip), udp, &mut transport);
     if dice.one_in(15) {
         ip.ttl = dice.pick(&[0, 1, 2]);
@@ -178,7 +249,12 @@ fn in_ipv4(dice: &mut Dice, from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8
 fn in_ipv6(dice: &mut Dice, from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8], ecn: u8) -> Vec<u8> {
     let (udp, mut transport) = transport(dice, port, payload);
     let (from, to) = (halves6(&Site::pa6(from)), halves6(&Site::pa6(to)));
-    let mut ip = outer_ipv6(from, to, outer_protocol(port != 0), 0, ecn, dice.roll() as u32);
+    let stt = port == STT_PORT;
+    let protocol = if stt { ProtocolNumber::TCP } else { outer_protocol(port != 0) };
+    let mut ip = outer_ipv6(from, to, protocol, 0, ecn, dice.roll() as u32);
+    if stt {
+        sum_up_stt(dice, &Outer::V6(ip), &mut transport);
+    }
     sum_up(dice, &Outer::V6(ip), udp, &mut transport);
     let mut extensions = Vec::new();
     if dice.one_in(12) {

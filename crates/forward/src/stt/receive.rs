@@ -53,9 +53,7 @@ impl Arrival {
         let total = self.segment.total.get() as u32;
         self.kind = if len <= SttSegment::LEN || !self.segment.holds(self.have) {
             Kind::Broken
-        } else if self.segment.offset.half() != 0 {
-            Kind::Later
-        } else if self.have != total && self.have < FIRST_AT_LEAST {
+        } else if self.segment.offset.half() != 0 || self.have != total && self.have < FIRST_AT_LEAST {
             Kind::Later
         } else if frame.load(at + SttSegment::LEN, &mut self.header).is_err() {
             Kind::Broken
@@ -92,6 +90,11 @@ impl Arrival {
         if !self.header.is_partial() {
             return None;
         }
+        // The checksum's place is in the frame.
+        let end = self.header.l4_offset as u32 + if self.header.flags & SttHeader::TCP != 0 { 18 } else { 8 };
+        if SttHeader::LEN + end > self.segment.total.get() as u32 {
+            return Some(SttFault::Fields);
+        }
         let v4 = self.header.flags & SttHeader::IPV4 != 0;
         let ty = if v4 { EtherType::IPV4 } else { EtherType::IPV6 };
         if eth.ty == ty { None } else { Some(SttFault::Fields) }
@@ -127,7 +130,6 @@ pub fn checksum_is_right<F: Frame>(
         let end = at + len;
         if (eth.ty == EtherType::IPV4 || eth.ty == EtherType::IPV6)
             && Packet::load(frame, ip_at, end, eth.ty, &mut l3, &mut packet).is_ok()
-            && packet.plain
             && !packet.fragment
             && (packet.protocol == ProtocolNumber::TCP || packet.protocol == ProtocolNumber::UDP)
             && packet.len + ip_at == end

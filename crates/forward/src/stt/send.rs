@@ -97,8 +97,8 @@ fn inner_sum<F: Frame>(frame: &F, work: &PortWork, len: u32) -> Result<u16, Refu
     let (tcp, udp) = (packet.protocol == ProtocolNumber::TCP, packet.protocol == ProtocolNumber::UDP);
     if exact && (tcp || udp) {
         let mut check = 0u16;
-        frame.load(packet.transport_at() + if tcp { 16 } else { 6 }, &mut check)?;
-        if check != 0 {
+        let found = frame.load(packet.transport_at() + if tcp { 16 } else { 6 }, &mut check);
+        if found.is_ok() && check != 0 {
             return lco_sum(frame, Ethernet::LEN, &work.head.l3, packet);
         }
     }
