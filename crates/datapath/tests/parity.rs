@@ -13,7 +13,9 @@ use tenet_datapath::{Datapath, Hook, Image, Role};
 use tenet_forward::model::{self, Outcome, rewrite, rewrite_traffic, site, traffic};
 use tenet_forward::{Action, Meta};
 use tenet_hostnet::{Links, Netns};
-use tenet_tables::{Bucket, DropKey, DropReason, METHOD_GENEVE, METHOD_NVGRE, METHOD_STT, METHOD_VXLAN, Port, STT_PORT};
+use tenet_tables::{
+    Bucket, DropKey, DropReason, METHOD_GENEVE, METHOD_NVGRE, METHOD_STT, METHOD_VXLAN, Port, STT_PORT,
+};
 use tenet_wire::checksum;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 

@@ -464,3 +464,120 @@ fn parts_of_other_frames_are_put_together() {
         assert_eq!(site.slow_figure(1, "received"), before);
     }
 }
+
+/// Every frame that leaves, without any offload, judged by tshark: a sound TCP checksum outside, sound packets inside.
+#[test]
+fn tshark_takes_all_frames_apart() {
+    if !can() {
+        return;
+    }
+    if std::process::Command::new("tshark").arg("-v").output().is_err() {
+        eprintln!("SKIPPED: no tshark");
+        return;
+    }
+    let file = std::env::temp_dir().join(format!("tenet-stt-{}.pcap", std::process::id()));
+    for v6 in [false, true] {
+        let site = Site::new(Shape { v6, offloads: false, tap: false, slow: true });
+        let capture = Capture::start(&site.hosts[0], &file);
+        for inner in [false, true] {
+            assert!(site.echo(inner, &[7; 1400]));
+            assert!(site.echo(inner, &[7; 4000]));
+            assert!(site.ping(inner, 56));
+            site.transfer(inner, 0, 3 * BLOCK);
+        }
+        capture.stop();
+        let read = |arguments: &[&str]| {
+            let mut command = std::process::Command::new("tshark");
+            command.arg("-r").arg(&file).args(arguments);
+            let output = command.output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        // As TCP: every checksum is right.
+        // The other host's frames come by a device with offloads, unfinished.
+        let ours = if v6 {
+            "tcp.dstport==7471 && ipv6.src==fd99::1"
+        } else {
+            "tcp.dstport==7471 && ip.src==10.99.0.1"
+        };
+        let sums =
+            read(&["-o", "tcp.check_checksum:TRUE", "-Y", ours, "-T", "fields", "-e", "tcp.checksum.status"]);
+        let (good, all) = (sums.lines().filter(|l| *l == "1").count(), sums.lines().count());
+        assert!(good == all && all > 100, "{v6}: {good} of {all} checksums are good");
+        // As STT: the inner packets come out, and nothing is malformed.
+        let stt = [
+            "-o",
+            "ip.try_heuristic_first:TRUE",
+            "--enable-heuristic",
+            "stt_ip",
+            "-o",
+            "stt.reassemble:TRUE",
+        ];
+        let count = |filter| read(&[&stt[..], &["-Y", filter]].concat()).lines().count();
+        println!("IPv6 {v6}: {all} segments, {} of STT, {} bad", count("stt"), count("_ws.malformed"));
+        assert_eq!(count("_ws.malformed && stt"), 0);
+        // The dissector looks for STT in IPv4 only.
+        if !v6 {
+            assert!(
+                count("stt && ip.src==10.1.1.11 && tcp") > 1
+                    && count("stt && icmp") > 5
+                    && count("stt && icmpv6") > 5
+            );
+            assert!(count("stt && udp") > 3 && count("stt && ipv6 && tcp") > 1);
+        }
+        std::fs::remove_file(&file).unwrap();
+    }
+}
+
+struct Capture(std::process::Child);
+
+impl Capture {
+    fn start(host: &Netns, file: &std::path::Path) -> Self {
+        use std::io::BufRead as _;
+        let mut command = host.command("tshark");
+        command.args(["-q", "-i", "up", "-F", "pcap", "-B", "64", "-w"]).arg(file);
+        command.args(["-f", "tcp port 7471 or (ip6 and tcp)"]);
+        command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let said = std::io::BufReader::new(child.stderr.take().unwrap());
+        for line in said.lines() {
+            if line.unwrap().contains("Capturing on") {
+                break;
+            }
+        }
+        // It says so a moment before it listens.
+        std::thread::sleep(Duration::from_millis(500));
+        Self(child)
+    }
+
+    fn stop(mut self) {
+        // SAFETY: our own child, not waited for yet.
+        unsafe { libc::kill(self.0.id() as i32, libc::SIGINT) };
+        self.0.wait().unwrap();
+    }
+}
+
+/// Figures: `cargo test --release -p tenet-datapath --test stt -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn throughput() {
+    if !can() {
+        return;
+    }
+    for (offloads, tap) in [(true, false), (false, false), (false, true)] {
+        let site = Site::new(Shape { v6: false, offloads, tap, slow: true });
+        let mut figures = Vec::new();
+        for _ in 0..5 {
+            site.transfer(false, 0, 100 * BLOCK);
+            let bytes = 6000 * BLOCK;
+            let took = site.transfer(false, 0, bytes);
+            figures.push(bytes as f64 * 8.0 / took.as_secs_f64() / 1e9);
+        }
+        figures.sort_by(f64::total_cmp);
+        println!(
+            "offloads {offloads}, tap {tap}: median {:.2} Gb/s of {figures:.2?}, slow {:?}, losses {}",
+            figures[2],
+            site.slow[1].counters().iter().take(2).map(|c| c.2).collect::<Vec<_>>(),
+            site.losses(),
+        );
+    }
+}

@@ -3,9 +3,10 @@
 //! In steps, one per receiver: the eBPF shell makes each step a function that the verifier checks once,
 //! where a loop would be walked through in every round.
 
+use crate::stt::Sent;
 use crate::{FrameMut, PortWork, Refused, Tables, Target, edit, packet::halves6};
 use tenet_tables::{
-    Addr, Config, DropReason, FLOOD_LIMIT, FloodKey, METHOD_REWRITE, METHOD_STT, PORT_ACTIVE, PORT_FLAG_DOWN,
+    Addr, Config, DropReason, FLOOD_LIMIT, FloodKey, METHOD_REWRITE, PORT_ACTIVE, PORT_FLAG_DOWN,
 };
 use tenet_wire::{
     Be16, Be32, EtherType, Ethernet, Ipv4, Ipv4Frame, Ipv6Frame, ProtocolNumber, SttSegment, checksum,
@@ -53,12 +54,12 @@ pub fn encapsulate<F: FrameMut, T: Tables>(
     let Some(subnet) = tables.subnet(vsid) else { return Err(DropReason::UnknownVsid) };
     // All hosts of a site have addresses of one family, so that ours stands for theirs until the copies are addressed.
     let to = Target { pa: config.pa, method: subnet.method, vsid, flow: work.flow() };
-    if edit::wrap(frame, len, work, config, &to).is_ok() {
-        return Ok(());
+    match edit::wrap(frame, len, work, config, &to) {
+        Ok(Sent::Ready) => Ok(()),
+        // A bundle of multicast datagrams, of which there are no copies to be cut up.
+        Ok(Sent::Uncut) => Err(DropReason::SttUnsupported),
+        Err(Refused) => Err(DropReason::KernelRefused),
     }
-    // A bundle of multicast datagrams: nothing could be addressed after it is cut up.
-    let bundle = subnet.method == METHOD_STT as u32 && frame.gso_size() != 0;
-    Err(if bundle { DropReason::SttUnsupported } else { DropReason::KernelRefused })
 }
 
 /// Copies an encapsulated frame to the `index`-th receiver, if that is another host. False: the list has ended.

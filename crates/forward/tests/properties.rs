@@ -3,10 +3,10 @@
 
 use proptest::prelude::*;
 use std::collections::BTreeSet;
-use tenet_forward::stt::{Arrival, checksum_is_right};
 use tenet_forward::model::MemoryFrame;
 use tenet_forward::model::{self, Outcome, site, traffic, truncate};
 use tenet_forward::packet::addr6;
+use tenet_forward::stt::{Arrival, checksum_is_right};
 use tenet_forward::{Action, HubFrame, Tables as _, Verdict, bucket, combine_ecn, needs_closer_look};
 use tenet_tables::image::{Image, Prefix};
 use tenet_tables::{Addr, Bucket, DropReason, METHOD_GENEVE, METHOD_NVGRE, METHOD_STT, METHOD_VXLAN, Route};

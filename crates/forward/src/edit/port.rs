@@ -59,14 +59,11 @@ pub fn port_forward<F: FrameMut, T: Tables>(
         Verdict::Encapsulate => {
             let Some(config) = tables.config() else { return Action::Drop(DropReason::NotConfigured) };
             let action = if work.is_ip() { Action::Wire } else { Action::WireByMark };
-            if work.to.method == METHOD_STT as u32 {
-                return match frame.stt_encapsulate(len, work, config, &work.to) {
-                    Ok(Sent::Ready) => action,
-                    Ok(Sent::Uncut) => Action::Slow(DropReason::SttUnsupported),
-                    Err(Refused) => Action::Drop(DropReason::KernelRefused),
-                };
+            match wrap(frame, len, work, config, &work.to) {
+                Ok(Sent::Ready) => action,
+                Ok(Sent::Uncut) => Action::Slow(DropReason::SttUnsupported),
+                Err(Refused) => Action::Drop(DropReason::KernelRefused),
             }
-            done(wrap(frame, len, work, config, &work.to), action)
         }
         _ => Action::Drop(DropReason::KernelRefused),
     }
@@ -170,17 +167,21 @@ pub(crate) fn wrap<F: FrameMut>(
     work: &PortWork,
     config: &Config,
     to: &Target,
-) -> Result<(), Refused> {
+) -> Result<Sent, Refused> {
     if to.method == METHOD_STT as u32 {
-        return match frame.stt_encapsulate(len, work, config, to)? {
-            Sent::Ready => Ok(()),
-            Sent::Uncut => Err(Refused),
-        };
+        return frame.stt_encapsulate(len, work, config, to);
     }
     if work.routed {
         work.head.store_packet(frame, Ethernet::LEN)?;
     }
-    encapsulate(frame, len, &Inside { eth: work.head.eth, ip: work.is_ip(), class: work.class() }, config, to)
+    encapsulate(
+        frame,
+        len,
+        &Inside { eth: work.head.eth, ip: work.is_ip(), class: work.class() },
+        config,
+        to,
+    )?;
+    Ok(Sent::Ready)
 }
 
 #[inline(always)]

@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use tenet_tables::{GENEVE_PORT, STT_PORT, VXLAN_PORT};
 use tenet_wire::parse::{Outer, pseudo_sum};
 use tenet_wire::{
-    Be16, Be32, EtherType, Ethernet, Geneve, Gre, Ipv4, Ipv6, Mac, ProtocolNumber, SttHeader, SttSegment, TunnelHeader, Udp, Vxlan, checksum,
-    outer_ipv4, outer_ipv6, outer_protocol, outer_udp,
+    Be16, Be32, EtherType, Ethernet, Geneve, Gre, Ipv4, Ipv6, Mac, ProtocolNumber, SttHeader, SttSegment,
+    TunnelHeader, Udp, Vxlan, checksum, outer_ipv4, outer_ipv6, outer_protocol, outer_udp,
 };
 use zerocopy::IntoBytes;
 

@@ -160,7 +160,8 @@ pub(super) fn strip<F: FrameMut>(
     if eth.ty == EtherType::IPV6 && !outer_v6 {
         frame.other_family(true)?;
         less += FLIP;
-    } else if eth.ty == EtherType::IPV4 && outer_v6 {
+    } else if eth.ty != EtherType::IPV6 && outer_v6 {
+        // What is no IP passes for IPv4, which may be shorter.
         frame.other_family(false)?;
         less -= FLIP;
     }
