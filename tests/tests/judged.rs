@@ -112,7 +112,9 @@ fn judge(method: Method, outside: Family, path: &Path, count: usize) -> Vec<Stri
         Method::Nvgre => format!("{ip}:gre:eth:ethertype:"),
         Method::Vxlan => format!("{ip}:udp:vxlan:eth:ethertype:"),
         Method::Geneve => format!("{ip}:udp:geneve:eth:ethertype:"),
-        Method::Stt => format!("{ip}:stt"),
+        Method::Stt if outside == Family::V4 => format!("{ip}:stt"),
+        // tshark looks for STT in IPv4 alone; of this it judges the TCP-like header and its checksum.
+        Method::Stt => format!("{ip}:tcp"),
         Method::Rewrite => "eth:ethertype:ip".to_owned(),
     };
     let mut wrong = Vec::new();

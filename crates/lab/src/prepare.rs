@@ -120,16 +120,18 @@ mod tests {
             let site = prepared(HOSTS, |o| (o.underlay, o.rewrite_pools) = (Some(underlay), true));
             let pools: Vec<IpNet> =
                 site.hosts.iter().flat_map(|h| h.value.rewrite_pool.clone().unwrap()).collect();
-            assert_eq!(pools.len(), 3, "{pools:?}");
+            assert_eq!(pools.len(), 6, "{pools:?}");
             for (at, host) in site.hosts.iter().enumerate() {
-                assert_eq!(Family::of(&host.value.pa), underlay);
-                assert!(net(host.value.pa).contains(&pools[at]), "{pools:?}");
-                assert!(pools.iter().all(|p| !p.contains(&host.value.pa)), "{pools:?}");
+                let pa = host.value.pa;
+                assert_eq!(Family::of(&pa), underlay);
+                assert!(net(pa).contains(&pools[2 * at]), "{pools:?}");
+                assert!(net(other(pa).unwrap()).contains(&pools[2 * at + 1]), "{pools:?}");
+                assert!(pools.iter().all(|p| !p.contains(&pa)), "{pools:?}");
             }
-            assert!(
-                !pools[0].contains(&pools[1].addr()) && !pools[1].contains(&pools[0].addr()),
-                "{pools:?}"
-            );
+            for (at, pool) in pools.iter().enumerate() {
+                let others = pools.iter().skip(at + 1);
+                assert!(others.into_iter().all(|p| !p.contains(pool) && !pool.contains(p)), "{pools:?}");
+            }
         }
     }
 
