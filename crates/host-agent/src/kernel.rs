@@ -1,7 +1,7 @@
 //! What the agent asks of a kernel, and one that lives in memory.
 
 use std::{collections::BTreeMap, os::fd::OwnedFd};
-use tenet_host::{Device, DeviceKind, Role};
+use tenet_host::{Device, DeviceKind, Needs, Role};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{Counters, DropKey, Event};
 
@@ -78,6 +78,12 @@ pub trait Kernel: Send {
 
     /// Drops by interface and reason.
     fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>>;
+
+    /// Makes what the host's networks need beside maps and programs, puts right what is there, removes what is not
+    /// needed any more. Called at each change and at each compare.
+    fn provide(&mut self, _needs: &Needs) -> Vec<tenet_api::agent::UdpTunnel> {
+        Vec::new()
+    }
 
     /// How frames get from the uplinks into taps.
     fn receive(&mut self) -> ReceiveReport {

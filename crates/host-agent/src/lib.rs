@@ -41,8 +41,8 @@ pub fn prepare(bpffs: &std::path::Path) -> Result<(), tenet_datapath::Error> {
 pub fn detach(bpffs: &std::path::Path) -> Result<Teardown, tenet_datapath::Error> {
     let options = tenet_datapath::Options { bpffs: bpffs.to_owned(), ..tenet_datapath::Options::default() };
     let mut done = tenet_datapath::detach_all(&options)?;
-    if let Err(e) = remove_tap() {
-        done.errors.push(e.into());
+    for removed in [remove_tap(), tenet_hostnet::Links::here().and_then(|l| l.keep_udp_gro(&[]))] {
+        done.errors.extend(removed.err().map(Into::into));
     }
     Ok(done)
 }

@@ -7,7 +7,7 @@ use crate::metrics::Text;
 use crate::probe::methods_in_use;
 use std::time::{Duration, Instant};
 use tenet_api::agent::{self, agent_message};
-use tenet_host::Input;
+use tenet_host::{Input, Needs, needs};
 use tenet_tables::DropReason;
 
 /// What changes within this time is told at once.
@@ -23,6 +23,8 @@ pub(crate) struct Measuring {
     /// Frames in pieces, by uplink device.
     fragments: Vec<(String, u64)>,
     receive: ReceiveReport,
+    needs: Needs,
+    tunnels: Vec<agent::UdpTunnel>,
 }
 
 impl Measuring {
@@ -48,7 +50,29 @@ impl Agent {
     pub(crate) fn expect_hosts(&mut self) {
         let mtu = self.core.uplink().map_or(0, |u| u.mtu);
         self.prober.expect(self.since.elapsed(), self.core.rows(), mtu);
+        let needs = self.core.rows().map(needs).unwrap_or_default();
+        if needs != self.measured.needs {
+            self.measured.needs = needs;
+            self.provide();
+        }
         self.conclude();
+    }
+
+    /// Makes and mends what the networks need.
+    fn provide(&mut self) {
+        let tunnels = self.kernel.provide(&self.measured.needs);
+        if tunnels != self.measured.tunnels {
+            for tunnel in tunnels.iter().filter(|t| !t.merges) {
+                tracing::warn!(
+                    tunnel.method,
+                    tunnel.port,
+                    tunnel.detail,
+                    "segments of a tunnel are not joined"
+                );
+            }
+            self.measured.tunnels = tunnels;
+            self.measured.report_soon();
+        }
     }
 
     /// When [`Self::measure`] has something to do.
@@ -98,6 +122,7 @@ impl Agent {
 
     /// Counts what came in pieces.
     pub(crate) fn look_at_uplinks(&mut self) {
+        self.provide();
         let Ok(drops) = self.kernel.drops() else { return };
         let mut fragments = Vec::new();
         for (key, frames) in drops {
@@ -131,6 +156,7 @@ impl Agent {
                 receive: self.measured.receive.way.clone(),
                 receive_reason: self.measured.receive.reason.clone(),
                 ways: self.measured.receive.ways.clone(),
+                tunnels: self.measured.tunnels.clone(),
                 ..agent::UplinkReport::default()
             };
             // The kernel's routes choose the uplink: what was tested is the way that frames take.
@@ -144,7 +170,12 @@ impl Agent {
     }
 
     fn hints(&self, report: &agent::UplinkReport) -> Vec<String> {
-        let mut hints = Vec::new();
+        let mut hints: Vec<String> = report
+            .tunnels
+            .iter()
+            .filter(|t| !t.merges)
+            .map(|t| format!("{}: {}", t.method, t.detail))
+            .collect();
         let used = self.core.rows().map(methods_in_use).unwrap_or_default();
         for test in &report.tests {
             if matches!(test.outcome.as_str(), "broken" | "degraded") && used.contains(test.method.as_str()) {

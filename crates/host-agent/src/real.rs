@@ -11,9 +11,10 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
 };
+use tenet_api::agent::UdpTunnel;
 use tenet_datapath::{self as datapath, Datapath, Events, Receive};
-use tenet_host::{Device, DeviceKind, Role, probe::TAP};
-use tenet_hostnet::{Kind, Link, LinkEvent, LinkWatch, Links};
+use tenet_host::{Device, DeviceKind, Needs, Role, probe::TAP};
+use tenet_hostnet::{self as hostnet, Kind, Link, LinkEvent, LinkWatch, Links};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{Counters, DropKey, Event, PORT_ACTIVE, PORT_PREPARED, Port};
 
@@ -27,6 +28,7 @@ const VETH_MTU: u32 = 65535;
 pub(crate) struct RealKernel {
     datapath: Datapath,
     ways: Ways,
+    needs: Needs,
     events: Events,
     links: Links,
     watch: LinkWatch,
@@ -59,6 +61,7 @@ impl RealKernel {
         Ok(Self {
             datapath,
             ways,
+            needs: Needs::default(),
             events,
             links,
             watch,
@@ -205,6 +208,19 @@ impl Kernel for RealKernel {
         Ok(restored.into_iter().map(|map| format!("the pin of map {map} was gone: pinned again")).collect())
     }
 
+    fn provide(&mut self, needs: &Needs) -> Vec<UdpTunnel> {
+        let ports: Vec<u16> = needs.vxlan.into_iter().chain(needs.geneve).collect();
+        if self.needs != *needs
+            && let Err(cause) = self.links.keep_udp_gro(&ports)
+        {
+            tracing::warn!(%cause, "a socket that is not needed any more stays");
+        }
+        self.needs = *needs;
+        let tunnels = [(hostnet::UdpTunnel::Vxlan, needs.vxlan), (hostnet::UdpTunnel::Geneve, needs.geneve)];
+        let wanted = tunnels.into_iter().filter_map(|(tunnel, port)| Some((tunnel, port?)));
+        wanted.map(|(tunnel, port)| hold(&self.links, tunnel, port)).collect()
+    }
+
     fn receive(&mut self) -> ReceiveReport {
         self.ways.look();
         let trouble = self.hub.as_ref().and_then(|h| h.as_ref().err()).map(String::as_str);
@@ -265,6 +281,23 @@ impl Kernel for RealKernel {
     fn events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.next()).take(EVENTS_AT_ONCE).collect()
     }
+}
+
+/// Holds a port's socket; says how that went.
+fn hold(links: &Links, tunnel: hostnet::UdpTunnel, port: u16) -> UdpTunnel {
+    let method = match tunnel {
+        hostnet::UdpTunnel::Vxlan => "vxlan",
+        hostnet::UdpTunnel::Geneve => "geneve",
+    };
+    let (merges, detail) = match links.ensure_udp_gro(tunnel, port) {
+        Ok(hostnet::UdpGro::Ours(_)) => (true, String::new()),
+        Ok(hostnet::UdpGro::Others) => {
+            let who = "something else on this host has the port: segments are joined only if it is a tunnel";
+            (false, format!("{who}; choose another with `tenet site set --{method}-port`"))
+        }
+        Err(cause) => (false, format!("segments stay single, which costs speed: {}", chain(&cause))),
+    };
+    UdpTunnel { method: method.to_owned(), port: port.into(), merges, detail }
 }
 
 /// Events taken in one go; the rest waits until other work was done.

@@ -3,7 +3,7 @@
 use crate::session::chain;
 use tenet_datapath::{Datapath, SlowPath};
 use tenet_hostnet::Links;
-use tenet_tables::{METHOD_STT, image::Image, image::Operation};
+use tenet_tables::{METHOD_STT, PROBE_VSID, image::Image, image::Operation};
 
 /// The slow device, as far as it is needed.
 #[derive(Default)]
@@ -23,7 +23,8 @@ impl Slow {
         self.wanted |= operations.iter().any(|o| match o {
             Operation::Subnet(_, Some(s)) => s.method == stt,
             Operation::Record(_, Some(r)) => r.method == METHOD_STT,
-            Operation::Mac(_, Some(m)) => m.method == stt,
+            // The agents' probes try every method, whatever the networks use.
+            Operation::Mac(k, Some(m)) => m.method == stt && k.vsid != PROBE_VSID,
             _ => false,
         });
     }

@@ -93,3 +93,23 @@ fn macs_are_unicast_and_apart() {
         }
     }
 }
+
+#[test]
+fn what_networks_need_is_there_before_they_change() {
+    use tenet_compile::Row;
+    use tenet_host::{Needs, needs};
+    use tenet_model::{Method, NetId};
+    let mut rows = small(7);
+    assert_eq!(needs(&rows), Needs::default());
+    let mut set = |method, switching| {
+        let Some((Row::Network(n), _)) = rows.0.get_mut(&RowKey::Network(NetId(1))) else {
+            panic!("a network")
+        };
+        (n.method, n.switching) = (method, switching);
+        needs(&rows)
+    };
+    assert!(set(Method::Stt, None).stt);
+    let both = set(Method::Vxlan, Some(Method::Geneve));
+    assert!(both.vxlan.is_some() && both.geneve.is_some() && !both.stt);
+    assert_eq!(set(Method::Rewrite, None), Needs::default());
+}
