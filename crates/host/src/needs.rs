@@ -11,8 +11,6 @@ pub struct Needs {
     pub vxlan: Option<u16>,
     /// The same for Geneve.
     pub geneve: Option<u16>,
-    /// The device by which STT frames go that the programs cannot finish.
-    pub stt: bool,
 }
 
 /// What these rows need. A method counts from the moment that a network is about to change to it: receivers are ready
@@ -27,8 +25,7 @@ pub fn needs(rows: &Rows) -> Needs {
             match method {
                 Method::Vxlan => needs.vxlan = Some(host.vxlan_port),
                 Method::Geneve => needs.geneve = Some(host.geneve_port),
-                Method::Stt => needs.stt = true,
-                Method::Nvgre | Method::Rewrite => {}
+                Method::Nvgre | Method::Stt | Method::Rewrite => {}
             }
         }
     }
