@@ -384,7 +384,7 @@ impl Path {
         self.size = match self.aim {
             Aim::Top | Aim::Up => top,
             Aim::Base | Aim::Alive | Aim::Silent => BASE,
-            Aim::Search(low, high) => self.between(low, high),
+            Aim::Search(low, high) => self.between(low, high, top),
             Aim::Confirm | Aim::Verify => self.known.unwrap_or(top),
             Aim::Rest => return None,
         };
@@ -398,11 +398,11 @@ impl Path {
         self.turn(aim, now);
     }
 
-    /// The next size of a search: what a router said, what held before, else the middle.
-    fn between(&self, low: u16, high: u16) -> u16 {
+    /// The next size of a search: what a router said, what held before, all of the uplink's, else the middle.
+    fn between(&self, low: u16, high: u16, top: u16) -> u16 {
         let said = self.hint.map(|(_, mtu)| mtu).into_iter().chain(self.known);
         let likely = said.flat_map(|v| [v, v.saturating_add(1)]).find(|v| *v > low && *v < high);
-        likely.unwrap_or(low + (high - low) / 2)
+        likely.unwrap_or(if high > top && low < top { top } else { low + (high - low) / 2 })
     }
 
     /// A packet of this size got through.
@@ -417,7 +417,8 @@ impl Path {
                 self.rest(now, settings);
             }
             Aim::Base if size == top => self.found(now, top, settings),
-            Aim::Base => self.turn(Aim::Search(size, top), now),
+            // The top once more: that it did not pass may be because the host was not there yet.
+            Aim::Base => self.turn(Aim::Search(size, top.saturating_add(1)), now),
             Aim::Search(low, high) if size >= high => {
                 // What seemed lost was only late.
                 if size == top {

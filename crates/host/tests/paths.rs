@@ -198,6 +198,17 @@ fn a_method_that_is_blocked_on_the_way_gives_way_to_the_next() {
 }
 
 #[test]
+fn a_host_that_comes_in_the_middle_of_the_first_tries_is_not_held_narrow() {
+    for late in [100, 300, 500, 900, 1500, 1700, 2500] {
+        let mut world = World::new([(host(1), Link { dead: true, ..GOOD })]);
+        world.until(late * MS, |_| false);
+        world.links.insert(host(1), GOOD);
+        world.until(30 * SECOND, |p| !p.known().is_empty());
+        assert_eq!(world.paths.known().get(&host(1)), Some(&1500), "after {late} ms");
+    }
+}
+
+#[test]
 fn late_answers_count() {
     // Half a second is longer than what is waited for at first.
     let mut world = World::new([(host(1), Link { rtt: 500 * MS, ..GOOD })]);
