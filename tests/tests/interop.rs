@@ -63,6 +63,11 @@ fn leave_h2_to_others(world: &mut World) {
     let host = world.lab.host("h2").unwrap();
     let bpffs = host.record().bpffs.display().to_string();
     run(host.command(tenet_tests::binary()).args(["agent", "--detach", "--bpffs", &bpffs]));
+    // The agent's sockets for joining segments, if it had them, hold the ports that the others need.
+    let links = Links::in_netns(host.netns()).unwrap();
+    for link in links.list().unwrap().into_iter().filter(|l| l.name.starts_with("tenet-gro")) {
+        links.delete_link(&link.name).unwrap();
+    }
     until("the controller misses h2", PATIENCE, || (!world.host_status("h2").connected).then_some(()));
 }
 
