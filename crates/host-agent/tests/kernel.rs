@@ -112,7 +112,8 @@ async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 fn only_port(image: &Image) -> Option<(u32, Port)> {
-    image.ports.first_key_value().map(|(k, v)| (*k, *v))
+    // Beside that of the agent's own probes.
+    image.ports.iter().find(|(_, p)| p.net != tenet_tables::PROBE_NET).map(|(k, v)| (*k, *v))
 }
 
 async fn lives(hook: Hook) {

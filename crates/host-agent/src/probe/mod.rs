@@ -348,9 +348,11 @@ impl Prober {
 
     fn send(&mut self, header: &VnetHeader, frame: &[u8]) {
         // A frame that is lost here is lost like any other: the tries and rounds are for that.
-        if let Some(tap) = &mut self.tap
-            && let Err(cause) = tap.send(header, frame)
-        {
+        let Some(Err(cause)) = self.tap.as_mut().map(|tap| tap.send(header, frame)) else { return };
+        if cause.raw_os_error() == Some(libc::EBADFD) {
+            // The device is gone, which wakes nobody; the next compare makes another.
+            self.take_tap(Err(format!("the tap is gone: {cause}")));
+        } else {
             tracing::debug!(%cause, "a probe was not sent");
         }
     }
