@@ -1,5 +1,4 @@
 //! Networks that change their method while their VMs talk.
-#![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
 use std::time::{Duration, Instant};
 use tenet_model::{Family, Method};

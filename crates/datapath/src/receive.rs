@@ -77,8 +77,11 @@ pub struct Cost {
 /// Payload of a bundle that is measured with.
 pub const BUNDLE: usize = 60_000;
 
+/// A way, and why it does not work here, if it does not.
+pub(crate) type Tried = (Receive, Option<String>);
+
 /// Chooses a way; with it for each why it does not work here, if it does not.
-pub(crate) fn choose(wanted: Receive, tcx: bool) -> Result<(Receive, Vec<(Receive, Option<String>)>)> {
+pub(crate) fn choose(wanted: Receive, tcx: bool) -> Result<(Receive, Vec<Tried>)> {
     let kernel = check::forgets_tunnels().err().map(|e| match e.raw_os_error() {
         Some(libc::EINVAL) => "this kernel's adjust_room has no flag for it".to_owned(),
         _ => e.to_string(),
@@ -233,7 +236,9 @@ fn remove(options: &Options) {
     }
     drop(hub::remove(&options.bpffs));
     drop(std::fs::remove_dir(&options.bpffs));
-    options.lock.as_ref().map(std::fs::remove_file).map(drop);
+    if let Some(lock) = &options.lock {
+        drop(std::fs::remove_file(lock));
+    }
 }
 
 fn beside(bpffs: &Path, which: usize) -> PathBuf {

@@ -260,11 +260,10 @@ fn image(shape: Shape, own: usize, port: u32, uplink: u32, slow: u32, mtu: u16) 
         gateway: Addr::v4([10, 1, 1, 1]),
         gateway6: Addr::from(IpAddr::from(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1))),
         generation: 1,
-        ..Subnet::default()
     };
     image.subnets.insert(VSID, subnet);
-    for i in 0..2 {
-        let (pa, mac) = (Addr::from(pa(shape.v6, i)), Mac::new(MACS[i]));
+    for (i, mac) in MACS.into_iter().enumerate() {
+        let (pa, mac) = (Addr::from(pa(shape.v6, i)), Mac::new(mac));
         let ifindex = if i == own { port } else { 0 };
         for v6 in [false, true] {
             let key = RecordKey { net: NET, ca: ca(v6, i).into() };

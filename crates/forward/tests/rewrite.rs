@@ -1,5 +1,4 @@
 //! IP Rewrite, compared with packets whose checksums are computed from scratch.
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use tenet_forward::Action;
 use tenet_forward::model::packets::{Shape, frame};

@@ -1,5 +1,4 @@
 //! The tables' entries for the agents' own probes.
-#![expect(clippy::unwrap_used, reason = "a test ends there")]
 
 mod common;
 

@@ -85,7 +85,7 @@ pub fn plan(options: &PlanOptions, site: &Site) -> Result<Record> {
             name,
         }
     });
-    let outer = pas.first().map_or(Family::V4, |pa| Family::of(pa));
+    let outer = pas.first().map_or(Family::V4, Family::of);
     let [to_controller, controller]: [IpAddr; 2] = match outer {
         Family::V4 => CONTROLLER.map(IpAddr::V4),
         Family::V6 => CONTROLLER6.map(IpAddr::V6),

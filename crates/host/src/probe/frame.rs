@@ -408,7 +408,6 @@ fn checksum(bytes: &[u8], more: u64) -> u16 {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test ends there")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -304,7 +304,6 @@ impl Outcome {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test ends there")]
 mod tests {
     use super::*;
 
