@@ -170,6 +170,11 @@ fn turn_back(meta: &Meta, action: Action) -> i32 {
             redirect(meta.ifindex, 0)
         }
         Action::Drop(reason) => drop(meta, reason),
-        Action::Pass | Action::Port { .. } | Action::Hub { .. } | Action::Wire | Action::WireByMark | Action::Slow(_) => SHOT,
+        Action::Pass
+        | Action::Port { .. }
+        | Action::Hub { .. }
+        | Action::Wire
+        | Action::WireByMark
+        | Action::Slow(_) => SHOT,
     }
 }

@@ -5,9 +5,9 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_clone_redirect, bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_set_hash, bpf_set_hash_invalid, bpf_skb_adjust_room,
-        bpf_skb_change_head, bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_set_hash,
+        bpf_set_hash_invalid, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_proto,
+        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -315,13 +315,7 @@ impl FrameMut for Skb {
     }
 
     #[inline(always)]
-    fn stt_encapsulate(
-        &mut self,
-        _: u32,
-        _: &PortWork,
-        _: &Config,
-        to: &Target,
-    ) -> Result<Sent, Refused> {
+    fn stt_encapsulate(&mut self, _: u32, _: &PortWork, _: &Config, to: &Target) -> Result<Sent, Refused> {
         stt::encapsulate(self, to)
     }
 

@@ -55,7 +55,9 @@ fn next_id() -> u32 {
     // SAFETY: this processor's own number, a constant that the loader sets, and a helper that takes nothing.
     unsafe {
         *count = (*count).wrapping_add(1);
-        (*count).wrapping_mul(core::ptr::read_volatile(&raw const STT_PROCESSORS)).wrapping_add(bpf_get_smp_processor_id())
+        (*count)
+            .wrapping_mul(core::ptr::read_volatile(&raw const STT_PROCESSORS))
+            .wrapping_add(bpf_get_smp_processor_id())
     }
 }
 
