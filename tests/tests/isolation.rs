@@ -289,9 +289,14 @@ fn forged_tunnels_from_outside_are_dropped_for_the_right_reason() {
         ),
         case("tagged inner frame", Some("inner_vlan"), from_h2(5001, &tagged)),
         case(
-            "inner IPv6",
-            Some("unsupported_protocol"),
+            "inner IPv6 whose length lies",
+            Some("malformed"),
             from_h2(5001, &frame::ethernet(log.mac, web.mac, 0x86dd, &[0x60; 60])),
+        ),
+        case(
+            "inner frame of another protocol",
+            Some("unsupported_protocol"),
+            from_h2(5001, &frame::ethernet(log.mac, web.mac, 0x88b5, &[0x60; 60])),
         ),
         case(
             "inner source is a group",
