@@ -324,7 +324,7 @@ fn forged_tunnels_from_outside_are_dropped_for_the_right_reason() {
         case("sequence flag", Some("bad_tunnel_header"), flags(0x3000)),
         case("routing flag", Some("bad_tunnel_header"), flags(0x6000)),
         case("no key", Some("bad_tunnel_header"), flags(0)),
-        case("version 1", Some("bad_tunnel_header"), flags(0x2001)),
+        case("version 1", Some("tunnel_version"), flags(0x2001)),
         case("outer options", Some("bad_tunnel_header"), options),
         case(
             "tunnel for another host",
