@@ -13,6 +13,8 @@ use tenet_wire::{Mac, ProtocolNumber, parse};
 static LAB: Fixture = Fixture::new("wire", SITE);
 
 const PATIENCE: Duration = Duration::from_secs(3);
+/// RFC 7637 §3.4: for messages between virtualization endpoints.
+const PROBES: u32 = 0xff_ffff;
 const VSIDS: [u32; 4] = [5001, 5002, 6001, 6002];
 const PAS: [&str; 2] = ["192.168.1.10", "192.168.2.20"];
 
@@ -190,6 +192,8 @@ fn check_by_tshark(path: &std::path::Path, count: usize) {
         }
     }
     println!("{count} frames, {summed} checksums");
+    // The agents' own probes are on their way, too, by the number that no virtual subnet has.
+    vsids.remove(&PROBES);
     assert_eq!(vsids, VSIDS.into(), "VSIDs on the wire");
     assert!(summed > 3 * count - 100, "{summed} checksums in {count} frames");
 }
