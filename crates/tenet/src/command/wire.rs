@@ -21,6 +21,16 @@ pub struct Seen {
     pub words: String,
 }
 
+/// Whether a frame is one of the agents' own tests of methods and paths, or no NVGRE at all.
+///
+/// By the few bytes that tell, as a capture may have cut the rest off: the outer protocol, and the VSID that RFC 7637
+/// §3.4 keeps for messages between virtualization endpoints.
+pub fn is_not_tenants(bytes: &[u8]) -> bool {
+    const PROTOCOL: usize = 14 + 9;
+    const VSID: usize = 14 + 20 + 4;
+    bytes.get(PROTOCOL) != Some(&ProtocolNumber::GRE) || bytes.get(VSID..VSID + 3) == Some(&[0xff; 3])
+}
+
 /// Takes a frame apart: nothing if it is sound but not NVGRE.
 ///
 /// # Errors

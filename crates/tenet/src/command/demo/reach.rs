@@ -1,7 +1,7 @@
 //! Who reaches whom, and the frames that did it.
 
 use crate::command::demo::{Judge, title};
-use crate::command::wire::{Seen, decode};
+use crate::command::wire::{Seen, decode, is_not_tenants};
 use crate::failure::Outcome;
 use crate::print::{self, Table, yes};
 use std::collections::BTreeSet;
@@ -88,7 +88,7 @@ fn shared_addresses(vms: &[VmRecord]) -> usize {
 fn wire(lab: &Lab, frames: &[Captured], vsids: &BTreeSet<u32>, judge: &mut Judge) -> Outcome {
     let mut seen: Vec<(Duration, Seen)> = Vec::new();
     let mut bad = Vec::new();
-    for frame in frames {
+    for frame in frames.iter().filter(|f| !is_not_tenants(&f.bytes)) {
         match decode(&frame.bytes) {
             Ok(Some(s)) => seen.push((frame.after, s)),
             Ok(None) => {}
