@@ -478,11 +478,23 @@ fn tshark_takes_all_frames_apart() {
     for v6 in [false, true] {
         let site = Site::new(Shape { v6, offloads: false, tap: false, slow: true });
         let capture = Capture::start(&site.hosts[0], &file);
+        // It says that it captures a moment before it does: frames in the file prove it.
+        let deadline = Instant::now() + PATIENCE;
+        while std::fs::metadata(&file).map_or(0, |m| m.len()) <= PCAP_HEADER {
+            assert!(Instant::now() < deadline, "tshark captures nothing");
+            site.ping(false, 56);
+        }
         for inner in [false, true] {
             assert!(site.echo(inner, &[7; 1400]));
             assert!(site.echo(inner, &[7; 4000]));
             assert!(site.ping(inner, 56));
             site.transfer(inner, 0, 3 * BLOCK);
+        }
+        // Frames are written in their order, some time after they crossed.
+        assert!(site.echo(false, LAST));
+        let deadline = Instant::now() + PATIENCE;
+        while !std::fs::read(&file).unwrap().windows(LAST.len()).any(|w| w == LAST) {
+            assert!(Instant::now() < deadline, "the last frame is not in the capture");
         }
         capture.stop();
         let read = |arguments: &[&str]| {
@@ -519,8 +531,8 @@ fn tshark_takes_all_frames_apart() {
             for (filter, least) in [
                 ("stt && ip.src==10.1.1.11 && tcp", 2),
                 ("stt && ipv6 && tcp", 2),
-                ("stt && icmp", 2),
-                ("stt && icmpv6", 2),
+                ("stt && icmp", 6),
+                ("stt && icmpv6", 6),
                 ("stt && udp", 4),
             ] {
                 let seen = count(filter);
@@ -530,6 +542,11 @@ fn tshark_takes_all_frames_apart() {
         std::fs::remove_file(&file).unwrap();
     }
 }
+
+/// Bytes of a pcap file before its first frame.
+const PCAP_HEADER: u64 = 24;
+/// Ends a capture.
+const LAST: &[u8] = b"after this frame there is none that counts";
 
 struct Capture(std::process::Child);
 
@@ -547,8 +564,6 @@ impl Capture {
                 break;
             }
         }
-        // It says so a moment before it listens.
-        std::thread::sleep(Duration::from_millis(500));
         Self(child)
     }
 
