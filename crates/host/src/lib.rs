@@ -10,6 +10,7 @@ pub mod back;
 mod core;
 mod event;
 mod explain;
+mod input;
 mod message;
 mod mtu;
 mod needs;
@@ -19,7 +20,8 @@ pub mod plan;
 pub mod probe;
 mod rewrite;
 
-pub use crate::core::{AttachState, HostCore, Input, Output, Role, Stats};
+pub use crate::core::HostCore;
+pub use crate::input::{AttachState, Input, Output, Role, Stats};
 pub use back::rows_back;
 pub use message::{Ack, EventReport, Message, NetworkProof, PortStatus, Proof};
 pub use needs::{Needs, needs};
