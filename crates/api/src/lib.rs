@@ -1,5 +1,5 @@
-//! What crosses a process border: the agents' protocol ([`agent`]), the REST types ([`rest`]) and a typed
-//! REST client ([`client`]).
+//! What crosses a process border: the agents' protocol ([`agent`]), the REST types ([`rest`]), a typed
+//! REST client ([`client`]), and the agent's local socket ([`local`]).
 //!
 //! Three things to know: [`agent`] is generated from `proto/agent.proto` and converts to and from the rows of
 //! `compile`; [`rest`] is what people and tools send and get as JSON; [`client::Client`] speaks it over pinned TLS.
@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod client;
 mod convert;
+pub mod local;
 pub mod rest;
 mod tls;
 

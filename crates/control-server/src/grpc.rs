@@ -1,14 +1,15 @@
 //! The agents' side: sessions and renewals over mTLS. A host is who its certificate says, never what it says itself.
 
 use crate::{
+    claim,
     engine::{Closed, Engine, Link},
     listen::Peer,
     measured,
 };
 use std::{sync::Arc, time::Duration};
 use tenet_api::agent::{
-    self, AgentMessage, ControllerMessage, RenewRequest, RenewResponse, agent_message, agent_server::Agent,
-    controller_message,
+    self, AgentMessage, ClaimReply, ClaimRequest, ControllerMessage, ReleaseReply, ReleaseRequest,
+    RenewRequest, RenewResponse, agent_message, agent_server::Agent, controller_message,
 };
 use tenet_api::rest::EventLine;
 use tenet_control::{Ack, Happening, Hello, Message, NetworkProof, PortReport, Proof, Refused, SessionId};
@@ -47,6 +48,22 @@ impl Agent for Service {
         let (to, messages) = mpsc::channel(QUEUE);
         tokio::spawn(session(Arc::clone(&self.0), host, request.into_inner(), to));
         Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
+        let host = peer(&request)?;
+        if !self.0.core().desired().hosts.contains_key(&host) {
+            return Err(no_such_host(&host));
+        }
+        Ok(Response::new(claim::claim(&self.0, &host, request.into_inner()).await))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseReply>, Status> {
+        let host = peer(&request)?;
+        if !self.0.core().desired().hosts.contains_key(&host) {
+            return Err(no_such_host(&host));
+        }
+        Ok(Response::new(claim::release(&self.0, &host, request.into_inner()).await))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {

@@ -4,6 +4,7 @@
 //! says what came of them. Decisions are made in `control` and `model`; nothing is decided here that could be there.
 //! Must never touch a host's kernel.
 
+mod claim;
 mod clock;
 mod engine;
 mod events;
@@ -12,6 +13,7 @@ mod grpc;
 mod listen;
 mod measured;
 mod metrics;
+mod moving;
 mod path;
 mod pki;
 #[cfg(feature = "pretend-agent")]

@@ -4,23 +4,16 @@ use super::{
     extract::{App, Body, Named, Wish},
     object::{Reply, create, delete},
 };
-use crate::{engine, fault::Fault, resolve, view};
-use axum::{Json, extract::State, http::StatusCode};
-use std::time::Duration;
+use crate::{engine, fault::Fault, moving, moving::MOVE, resolve, view};
+use axum::{Json, extract::State};
 use tenet_api::rest::{
     ApiError, Attach, ChangeItem, ChangeReply, CreateVm, Detach, Migrate, MigrationView, PortSpec,
     ReceiptOrMigration, ReceiptView, Spec, Target, VmSpec, VmView, Wait, WaitQuery,
 };
-use tenet_control::Refused;
-use tenet_model::{
-    Change, Desired, Key, Migration, Name, Object, Operation, Phase, Port, PortRef, Receipt, VmRef,
-};
-use uuid::Uuid;
+use tenet_model::{Desired, Key, Name, Object, Operation, Port, PortRef, VmRef};
 
 /// The name of a VM's port if none is given.
 const PORT: &str = "eth0";
-/// A migration that is waited for may take longer than a plain change.
-const MOVE: Duration = Duration::from_secs(20);
 
 fn port_ref(vm: &VmRef, port: Name) -> PortRef {
     PortRef { tenant: vm.tenant.clone(), vm: vm.vm.clone(), port }
@@ -174,76 +167,13 @@ pub(super) async fn migrate(
     Named(vm): Named<VmRef>,
     Body(m): Body<Migrate>,
 ) -> Reply<MigrationView> {
-    let id = crate::clock::random_id();
-    let plan = |desired: &Desired| Ok(Change::put(Object::Migration(migration(desired, &vm, &m, id)?)));
-    let committed = app.engine.change(wish.if_match, false, plan).await?;
-    let show = |core: &tenet_control::Control| {
-        core.desired()
-            .migrations
-            .get(&vm)
-            .filter(|r| r.value.id == id)
-            .map(|r| view::migration(core, &r.value))
-    };
-    let gone = || {
-        let message = format!("the move of {vm} ended before it could be shown");
-        Fault::conflict(message, "see `tenet vm show` and the receipts")
-    };
+    let (id, revision) = moving::begin(&app.engine, wish.if_match, &vm, &m).await?;
     if wish.wait.wait == Wait::Stored {
-        return show(&app.engine.core()).map(Json).ok_or_else(gone);
+        let show = moving::show(&app.engine.core(), &vm, id);
+        return show.map(Json).ok_or_else(|| moving::gone(&vm));
     }
     let longest = wish.wait.timeout_ms.map_or(MOVE, |_| engine::longest(wish.wait));
-    let outcome = app
-        .engine
-        .until(longest, |core| {
-            let revision = core.desired().revision;
-            match show(core) {
-                Some(m) if m.phase == view::phase(Phase::Preparing) => None,
-                Some(m) => Some(Some(m)),
-                None => (revision >= committed.revision).then_some(None),
-            }
-        })
-        .await;
-    match outcome {
-        Some(Some(view)) => Ok(Json(view)),
-        Some(None) => match receipt(&app, id).await? {
-            Some(r) if !r.moved => {
-                let message = format!("the move was rolled back: {}", r.reason.unwrap_or_default());
-                Err(Fault::conflict(message, "put the cause right and begin again; the VM stays where it is"))
-            }
-            Some(_) | None => Err(gone()),
-        },
-        None => {
-            let message = format!("the move of {vm} is not prepared after {} s", longest.as_secs());
-            let hint = "see `tenet status` for the hosts that do not answer; cancel it or wait on";
-            Err(Fault::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message, hint))
-        }
-    }
-}
-
-fn migration(desired: &Desired, vm: &VmRef, m: &Migrate, id: Uuid) -> Result<Migration, Fault> {
-    if !desired.vms.contains_key(vm) {
-        return Err(Fault::not_found(&Key::Vm(vm.clone())));
-    }
-    let attached = || desired.ports_of(vm).filter(|(_, p)| p.value.host.is_some());
-    let mut devices = m.devices.clone();
-    for (name, port) in attached() {
-        if let (false, Some(device)) = (devices.contains_key(&name.port), &port.value.device) {
-            devices.insert(name.port.clone(), device.clone());
-        }
-    }
-    // Without an attached port the model refuses it and says why.
-    let from = attached().find_map(|(_, p)| p.value.host.clone()).unwrap_or_else(|| m.to.clone());
-    Ok(Migration {
-        vm: vm.clone(),
-        id,
-        from,
-        to: m.to.clone(),
-        devices,
-        rewrite: std::collections::BTreeMap::new(),
-        phase: Phase::Preparing,
-        started_ms: crate::clock::ms(),
-        switched_ms: None,
-    })
+    moving::prepared(&app.engine, &vm, id, revision, longest).await.map(Json)
 }
 
 /// Says that the VM runs on the destination. With `wait=applied` the answer comes with the receipt.
@@ -256,7 +186,7 @@ pub(super) async fn switch(
     wish: Wish,
     Named(vm): Named<VmRef>,
 ) -> Reply<ReceiptOrMigration> {
-    let before = running(&app, &vm)?;
+    let before = moving::running(&app.engine, &vm)?;
     let mut refused = None;
     app.engine.drive(|core, now| {
         core.switch(now, &vm).unwrap_or_else(|r| {
@@ -265,12 +195,13 @@ pub(super) async fn switch(
         })
     });
     if let Some(refused) = refused {
-        return Err(refusal(&vm, &refused));
+        return Err(moving::refusal(&vm, &refused));
     }
     if wish.wait.wait == Wait::Applied {
-        ended(&app, &before, wish.wait).await;
+        let longest = wish.wait.timeout_ms.map_or(MOVE, |_| engine::longest(wish.wait));
+        moving::ended(&app.engine, &before, longest).await;
     }
-    if let Some(receipt) = receipt(&app, before.id).await? {
+    if let Some(receipt) = moving::receipt(&app.engine, before.id).await? {
         return Ok(Json(ReceiptOrMigration::Receipt(view::receipt(receipt))));
     }
     let core = app.engine.core();
@@ -287,66 +218,7 @@ pub(super) async fn cancel(
     wish: Wish,
     Named(vm): Named<VmRef>,
 ) -> Reply<ReceiptView> {
-    let before = running(&app, &vm)?;
-    let mut refused = None;
-    app.engine.drive(|core, now| {
-        core.cancel(now, &vm, "it was cancelled").unwrap_or_else(|r| {
-            refused = Some(r);
-            Vec::new()
-        })
-    });
-    if let Some(refused) = refused {
-        return Err(refusal(&vm, &refused));
-    }
-    ended(&app, &before, wish.wait).await;
-    match receipt(&app, before.id).await? {
-        Some(receipt) => Ok(Json(view::receipt(receipt))),
-        None => {
-            let message = format!("the move of {vm} is not yet rolled back");
-            Err(Fault::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "timeout",
-                message,
-                "look at `tenet status` in a moment",
-            ))
-        }
-    }
-}
-
-fn running(app: &App, vm: &VmRef) -> Result<Migration, Fault> {
-    let core = app.engine.core();
-    let found = core.desired().migrations.get(vm).map(|m| m.value.clone());
-    found.ok_or_else(|| refusal(vm, &Refused::NoMigration))
-}
-
-fn refusal(vm: &VmRef, refused: &Refused) -> Fault {
-    match refused {
-        Refused::NoMigration | Refused::NoSuchHost => {
-            let mut fault = Fault::not_found(&Key::Migration(vm.clone()));
-            fault.error.hint = "begin one with `tenet vm migrate`".into();
-            fault
-        }
-        Refused::Phase(Phase::Switched) => {
-            let message = format!("VM {vm} runs on the destination already");
-            Fault::conflict(message, "move it back when this is done")
-        }
-        Refused::Phase(Phase::Preparing | Phase::Prepared) => {
-            let message = format!("the move of {vm} is not yet prepared");
-            Fault::conflict(message, "wait until its phase is `prepared`")
-        }
-    }
-}
-
-async fn ended(app: &App, migration: &Migration, wait: WaitQuery) {
-    let longest = wait.timeout_ms.map_or(MOVE, |_| engine::longest(wait));
-    let over = |core: &tenet_control::Control| {
-        let same = core.desired().migrations.get(&migration.vm).is_some_and(|m| m.value.id == migration.id);
-        (!same).then_some(())
-    };
-    // What it came to is seen in the store.
-    let _ = app.engine.until(longest, over).await;
-}
-
-async fn receipt(app: &App, id: Uuid) -> Result<Option<Receipt>, Fault> {
-    Ok(app.engine.site().receipts().await?.into_iter().find(|r| r.id == id))
+    let longest = wish.wait.timeout_ms.map_or(MOVE, |_| engine::longest(wish.wait));
+    let receipt = moving::cancel(&app.engine, &vm, "it was cancelled", longest).await?;
+    Ok(Json(view::receipt(receipt)))
 }

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tenet_api::agent::agent_server::{Agent, AgentServer};
 use tenet_api::agent::{
-    AgentMessage, ControllerMessage, RenewRequest, RenewResponse, agent_message, controller_message,
+    AgentMessage, ClaimReply, ClaimRequest, ControllerMessage, ReleaseReply, ReleaseRequest, RenewRequest,
+    RenewResponse, agent_message, controller_message,
 };
 use tenet_compile::*;
 use tenet_host_agent::{KernelPart, Options};
@@ -121,6 +122,14 @@ impl Agent for Service {
         let session = Session { to, from: request.into_inner() };
         self.sessions.send(session).await.map_err(|_| Status::unavailable("over"))?;
         Ok(Response::new(ReceiverStream::new(rx)))
+    }
+
+    async fn claim(&self, _: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
+        Err(Status::unimplemented("this controller takes no claims"))
+    }
+
+    async fn release(&self, _: Request<ReleaseRequest>) -> Result<Response<ReleaseReply>, Status> {
+        Err(Status::unimplemented("this controller takes no claims"))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {

@@ -1,0 +1,168 @@
+//! Live migrations as requests make them: begun, waited for, given up. Whoever asks, REST or a host, it goes this way.
+
+use crate::{
+    engine::{Committed, Engine},
+    fault::Fault,
+    view,
+};
+use axum::http::StatusCode;
+use std::{sync::Arc, time::Duration};
+use tenet_api::rest::{Migrate, MigrationView};
+use tenet_control::{Control, Refused};
+use tenet_model::{Change, Desired, Key, Migration, Object, Phase, Receipt, VmRef};
+use uuid::Uuid;
+
+/// A migration that is waited for may take longer than a plain change.
+pub(crate) const MOVE: Duration = Duration::from_secs(20);
+
+/// Begins a migration; its id, and the revision that began it. What must be refused before anything moves is refused
+/// here.
+pub(crate) async fn begin(
+    engine: &Engine,
+    if_revision: Option<u64>,
+    vm: &VmRef,
+    m: &Migrate,
+) -> Result<(Uuid, u64), Fault> {
+    let id = crate::clock::random_id();
+    let plan = |desired: &Desired| Ok(Change::put(Object::Migration(migration(desired, vm, m, id)?)));
+    let Committed { revision, .. } = engine.change(if_revision, false, plan).await?;
+    Ok((id, revision))
+}
+
+/// Waits until the VM may move.
+pub(crate) async fn prepared(
+    engine: &Engine,
+    vm: &VmRef,
+    id: Uuid,
+    begun: u64,
+    longest: Duration,
+) -> Result<MigrationView, Fault> {
+    let outcome = engine
+        .until(longest, |core| {
+            let revision = core.desired().revision;
+            match show(core, vm, id) {
+                Some(m) if m.phase == view::phase(Phase::Preparing) => None,
+                Some(m) => Some(Some(m)),
+                None => (revision >= begun).then_some(None),
+            }
+        })
+        .await;
+    match outcome {
+        Some(Some(view)) => Ok(view),
+        Some(None) => match receipt(engine, id).await? {
+            Some(r) if !r.moved => {
+                let message = format!("the move was rolled back: {}", r.reason.unwrap_or_default());
+                Err(Fault::conflict(message, "put the cause right and begin again; the VM stays where it is"))
+            }
+            Some(_) | None => Err(gone(vm)),
+        },
+        None => {
+            let message = format!("the move of {vm} is not prepared after {} s", longest.as_secs());
+            let hint = "see `tenet status` for the hosts that do not answer; cancel it or wait on";
+            Err(Fault::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message, hint))
+        }
+    }
+}
+
+/// The migration, while it is under way.
+pub(crate) fn show(core: &Control, vm: &VmRef, id: Uuid) -> Option<MigrationView> {
+    let found = core.desired().migrations.get(vm).filter(|r| r.value.id == id);
+    found.map(|r| view::migration(core, &r.value))
+}
+
+/// It was over too soon to be shown.
+pub(crate) fn gone(vm: &VmRef) -> Fault {
+    let message = format!("the move of {vm} ended before it could be shown");
+    Fault::conflict(message, "see `tenet vm show` and the receipts")
+}
+
+fn migration(desired: &Desired, vm: &VmRef, m: &Migrate, id: Uuid) -> Result<Migration, Fault> {
+    if !desired.vms.contains_key(vm) {
+        return Err(Fault::not_found(&Key::Vm(vm.clone())));
+    }
+    let attached = || desired.ports_of(vm).filter(|(_, p)| p.value.host.is_some());
+    let mut devices = m.devices.clone();
+    for (name, port) in attached() {
+        if let (false, Some(device)) = (devices.contains_key(&name.port), &port.value.device) {
+            devices.insert(name.port.clone(), device.clone());
+        }
+    }
+    // Without an attached port the model refuses it and says why.
+    let from = attached().find_map(|(_, p)| p.value.host.clone()).unwrap_or_else(|| m.to.clone());
+    Ok(Migration {
+        vm: vm.clone(),
+        id,
+        from,
+        to: m.to.clone(),
+        devices,
+        rewrite: std::collections::BTreeMap::new(),
+        phase: Phase::Preparing,
+        started_ms: crate::clock::ms(),
+        switched_ms: None,
+    })
+}
+
+/// Gives a migration up that is not yet switched.
+pub(crate) async fn cancel(
+    engine: &Arc<Engine>,
+    vm: &VmRef,
+    reason: &str,
+    longest: Duration,
+) -> Result<Receipt, Fault> {
+    let before = running(engine, vm)?;
+    let mut refused = None;
+    engine.drive(|core, now| {
+        core.cancel(now, vm, reason).unwrap_or_else(|r| {
+            refused = Some(r);
+            Vec::new()
+        })
+    });
+    if let Some(refused) = refused {
+        return Err(refusal(vm, &refused));
+    }
+    ended(engine, &before, longest).await;
+    receipt(engine, before.id).await?.ok_or_else(|| {
+        let message = format!("the move of {vm} is not yet rolled back");
+        Fault::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message, "look at `tenet status` in a moment")
+    })
+}
+
+/// The VM's migration.
+pub(crate) fn running(engine: &Engine, vm: &VmRef) -> Result<Migration, Fault> {
+    let core = engine.core();
+    let found = core.desired().migrations.get(vm).map(|m| m.value.clone());
+    found.ok_or_else(|| refusal(vm, &Refused::NoMigration))
+}
+
+/// In the words of REST.
+pub(crate) fn refusal(vm: &VmRef, refused: &Refused) -> Fault {
+    match refused {
+        Refused::NoMigration | Refused::NoSuchHost => {
+            let mut fault = Fault::not_found(&Key::Migration(vm.clone()));
+            fault.error.hint = "begin one with `tenet vm migrate`".into();
+            fault
+        }
+        Refused::Phase(Phase::Switched) => {
+            let message = format!("VM {vm} runs on the destination already");
+            Fault::conflict(message, "move it back when this is done")
+        }
+        Refused::Phase(Phase::Preparing | Phase::Prepared) => {
+            let message = format!("the move of {vm} is not yet prepared");
+            Fault::conflict(message, "wait until its phase is `prepared`")
+        }
+    }
+}
+
+/// Waits until the migration is over; what it came to is seen in the store.
+pub(crate) async fn ended(engine: &Engine, migration: &Migration, longest: Duration) {
+    let over = |core: &Control| {
+        let same = core.desired().migrations.get(&migration.vm).is_some_and(|m| m.value.id == migration.id);
+        (!same).then_some(())
+    };
+    let _ = engine.until(longest, over).await;
+}
+
+/// A migration's receipt, once it is over.
+pub(crate) async fn receipt(engine: &Engine, id: Uuid) -> Result<Option<Receipt>, Fault> {
+    Ok(engine.site().receipts().await?.into_iter().find(|r| r.id == id))
+}

@@ -1,0 +1,109 @@
+//! Which libvirt domain is which VM, as those said who had it prepared. Kept over restarts of the agent.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tenet_model::VmRef;
+
+const FILE: &str = "domains.json";
+
+/// The domains of this host; clones are the same list.
+#[derive(Clone, Debug)]
+pub(crate) struct Domains {
+    path: PathBuf,
+    list: Arc<Mutex<BTreeMap<VmRef, String>>>,
+}
+
+impl Domains {
+    /// What an earlier run noted in the state directory; what cannot be read is told and forgotten.
+    pub(crate) fn load(state_dir: &Path) -> Self {
+        let path = state_dir.join(FILE);
+        let list = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|cause| {
+                tracing::warn!(path = %path.display(), %cause, "the list of domains is not understood: begun anew");
+                BTreeMap::new()
+            }),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(cause) => {
+                tracing::warn!(path = %path.display(), %cause, "the list of domains cannot be read");
+                BTreeMap::new()
+            }
+        };
+        Self { path, list: Arc::new(Mutex::new(list)) }
+    }
+
+    /// Notes a VM's domain.
+    pub(crate) fn note(&self, vm: &VmRef, domain: &str) {
+        let mut list = self.lock();
+        if list.get(vm).is_some_and(|d| d == domain) {
+            return;
+        }
+        // A domain is one VM only, whatever it was before.
+        list.retain(|_, d| d != domain);
+        list.insert(vm.clone(), domain.to_owned());
+        self.keep(&list);
+    }
+
+    /// Forgets a VM's domain.
+    pub(crate) fn forget(&self, vm: &VmRef) {
+        let mut list = self.lock();
+        if list.remove(vm).is_some() {
+            self.keep(&list);
+        }
+    }
+
+    /// A VM's domain.
+    pub(crate) fn of(&self, vm: &VmRef) -> Option<String> {
+        self.lock().get(vm).cloned()
+    }
+
+    /// A domain's VM.
+    pub(crate) fn vm(&self, domain: &str) -> Option<VmRef> {
+        self.lock().iter().find(|(_, d)| *d == domain).map(|(vm, _)| vm.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VmRef, String>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, list: &BTreeMap<VmRef, String>) {
+        let new = self.path.with_extension("new");
+        let write = || {
+            let mut file = fs::File::create(&new)?;
+            file.write_all(&serde_json::to_vec_pretty(list)?)?;
+            file.sync_all()?;
+            fs::rename(&new, &self.path)
+        };
+        if let Err(cause) = write() {
+            tracing::error!(path = %self.path.display(), %cause, "the list of domains cannot be kept on disk");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn domains_outlive_the_agent() {
+        let dir = std::env::temp_dir().join(format!("tenet-domains-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let (sql, web): (VmRef, VmRef) = ("a/sql".parse().unwrap(), "a/web".parse().unwrap());
+        let domains = Domains::load(&dir);
+        domains.note(&sql, "sql-1");
+        domains.note(&web, "web-1");
+        // The name was given anew.
+        domains.note(&web, "sql-1");
+        let again = Domains::load(&dir);
+        assert_eq!((again.of(&sql), again.of(&web)), (None, Some("sql-1".into())));
+        again.forget(&web);
+        assert_eq!(Domains::load(&dir).of(&web), None);
+        fs::write(dir.join(FILE), "nonsense").unwrap();
+        assert_eq!(Domains::load(&dir).of(&web), None);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
