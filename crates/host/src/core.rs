@@ -2,6 +2,7 @@
 
 mod reconcile;
 mod status;
+mod superseded;
 
 use crate::event::{self, Limiter};
 use crate::input::{AttachState, Input, Output, Role, Stats};
@@ -96,9 +97,11 @@ impl HostCore {
             }
             Input::Full { generation, rows } => {
                 self.stats.changes += 1;
+                let mut outputs = self.superseded(generation, &rows);
                 self.take(generation, rows);
                 self.owed.ack = Some((generation, None));
-                self.reconcile(None)
+                outputs.extend(self.reconcile(None));
+                outputs
             }
             Input::Delta(delta) => self.delta(&delta),
             Input::Devices(devices) => self.devices(devices),
@@ -221,7 +224,7 @@ impl HostCore {
     }
 
     fn delta(&mut self, delta: &Delta) -> Vec<Output> {
-        let Some((generation, rows)) = &mut self.state else {
+        let Some((generation, rows)) = &self.state else {
             return resync("a change came before the full state".to_owned());
         };
         let again = delta.generation == *generation && delta.base < delta.generation;
@@ -233,11 +236,23 @@ impl HostCore {
         let mut nets: BTreeSet<NetId> = keys().filter_map(|k| k.network()).collect();
         // The agents' probes go to all hosts.
         nets.extend(keys().any(|k| matches!(k, RowKey::Peer(_))).then_some(NetId(PROBE_NET)));
-        rows.apply(delta);
-        *generation = delta.generation;
+        // A prepared port that has just become active here, and now is not to.
+        let prepared =
+            |k: &RowKey| matches!(rows.0.get(k), Some((Row::Port(p), _)) if p.state == PortState::Prepared);
+        let late = delta.deletes.iter().any(prepared).then(|| {
+            let mut next = rows.clone();
+            next.apply(delta);
+            next
+        });
+        let mut outputs = late.map(|next| self.superseded(delta.generation, &next)).unwrap_or_default();
+        if let Some((generation, rows)) = &mut self.state {
+            rows.apply(delta);
+            *generation = delta.generation;
+        }
         self.stats.changes += 1;
         self.owed.ack = Some((delta.generation, (!host_wide).then(|| nets.clone())));
-        self.reconcile(if host_wide { None } else { Some(nets) })
+        outputs.extend(self.reconcile(if host_wide { None } else { Some(nets) }));
+        outputs
     }
 
     fn devices(&mut self, devices: BTreeMap<String, Device>) -> Vec<Output> {

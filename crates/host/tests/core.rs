@@ -480,3 +480,73 @@ proptest! {
         }
     }
 }
+
+/// The texts of the reports that a port went elsewhere.
+fn superseded(said: &[Message]) -> Vec<&str> {
+    let reports = said.iter().filter_map(|m| if let Message::Event(e) = m { Some(e) } else { None });
+    reports.filter(|e| e.kind == "superseded").map(|e| e.text.as_str()).collect()
+}
+
+#[test]
+fn a_port_that_moved_while_nobody_said_so_goes_quiet_aloud() {
+    let mut sim = Sim::started();
+    sim.full(7, small(7));
+    sim.feed(Input::Disconnected);
+    sim.said();
+    // The VM moved to the other host meanwhile.
+    let mut next = small(7);
+    next.0.remove(&RowKey::Port(NetId(1), port_ref(1, 11)));
+    put(&mut next, record(1, 11, OTHER, None), 9);
+    sim.feed(Input::Connected);
+    sim.full(9, next.clone());
+    let said = sim.said();
+    assert_eq!(
+        superseded(&said),
+        [
+            "t1/vm11/eth0: it lives on host h20 (192.168.2.20) since generation 9, and what is on tap1-11 here \
+          (generation 7) goes quiet: end it if it is a second copy"
+        ]
+    );
+    assert!(!sim.image.ports.contains_key(&11), "no frame of it passes any more");
+    // Told once.
+    sim.full(9, next);
+    assert!(superseded(&sim.said()).is_empty());
+}
+
+#[test]
+fn a_port_that_nothing_is_plugged_into_goes_without_a_word() {
+    let mut sim = Sim::started();
+    sim.full(7, small(7));
+    let mut unplugged = devices(&[("eth0", 2), ("tap1-11", 11)]);
+    unplugged.get_mut("tap1-11").unwrap().carrier = false;
+    sim.feed(Input::Devices(unplugged));
+    let mut next = small(7);
+    next.0.remove(&RowKey::Port(NetId(1), port_ref(1, 11)));
+    sim.full(9, next);
+    assert!(superseded(&sim.said()).is_empty());
+}
+
+#[test]
+fn a_destination_that_was_called_off_while_its_vm_spoke_says_so() {
+    let prepared = |r: &mut Rows| {
+        put(r, port(1, 11, PortState::Prepared, Some(OTHER)), 7);
+        put(r, record(1, 11, OTHER, Some(OWN)), 7);
+    };
+    for speaks in [true, false] {
+        let (before, _) = step(&small(7), 6, 7, prepared);
+        let mut sim = Sim::started();
+        sim.full(7, before.clone());
+        if speaks {
+            sim.image.ports.get_mut(&11).unwrap().state = PORT_ACTIVE;
+            sim.look();
+        }
+        sim.said();
+        let (_, delta) = step(&before, 7, 8, |r| {
+            r.0.remove(&RowKey::Port(NetId(1), port_ref(1, 11)));
+            put(r, record(1, 11, OTHER, None), 8);
+        });
+        sim.feed(Input::Delta(delta));
+        assert_eq!(superseded(&sim.said()).len(), usize::from(speaks));
+        assert!(!sim.image.ports.contains_key(&11));
+    }
+}

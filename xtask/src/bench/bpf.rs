@@ -20,6 +20,10 @@ const LINK_CREATE: libc::c_long = 28;
 const ENABLE_STATS: libc::c_long = 32;
 const TCX_INGRESS: u64 = 46;
 const SCHED_CLS: u64 = 3;
+const XDP: u64 = 6;
+const ATTACH_XDP: u64 = 37;
+/// In the driver, before anything joins segments.
+const NATIVE: u64 = 1 << 2;
 
 /// `union bpf_attr`, as words.
 type Attr = [u64; 20];
@@ -176,14 +180,32 @@ impl Map {
 pub fn redirect(from: u32, to: u32) -> Result<OwnedFd> {
     // r1 = to; r2 = 0; call bpf_redirect; exit
     let code: [u64; 4] = [0x01b7 | u64::from(to) << 32, 0x02b7, 0x85 | 23 << 32, 0x95];
-    let license = c"GPL";
-    let mut attr: Attr = [0; 20];
-    attr[0] = SCHED_CLS | (code.len() as u64) << 32;
-    attr[1] = code.as_ptr() as u64;
-    attr[2] = license.as_ptr() as u64;
-    let program = descriptor(PROG_LOAD, &mut attr).context("load a program that redirects")?;
+    let program = load(SCHED_CLS, &code).context("load a program that redirects")?;
     let mut attr: Attr = [0; 20];
     attr[0] = raw(&program) | u64::from(from) << 32;
     attr[1] = TCX_INGRESS;
     descriptor(LINK_CREATE, &mut attr).context("attach a program that redirects (TCX, kernel 6.6)")
+}
+
+/// Loses frames that come in at a device, each by chance (`of_million`), before anything joins segments; for as long
+/// as the handle lives. To be called in the device's namespace.
+pub fn lose(device: u32, of_million: u32) -> Result<OwnedFd> {
+    let below = u64::from(u32::MAX) * u64::from(of_million.min(1_000_000)) / 1_000_000;
+    // call bpf_get_prandom_u32; if w0 < below skip 2; r0 = XDP_PASS; exit; r0 = XDP_DROP; exit
+    let code: [u64; 6] =
+        [0x85 | 7 << 32, 0xa6 | 2 << 16 | below << 32, 0xb7 | 2 << 32, 0x95, 0xb7 | 1 << 32, 0x95];
+    let program = load(XDP, &code).context("load a program that loses frames")?;
+    let mut attr: Attr = [0; 20];
+    attr[0] = raw(&program) | u64::from(device) << 32;
+    attr[1] = ATTACH_XDP | NATIVE << 32;
+    descriptor(LINK_CREATE, &mut attr).context("attach a program that loses frames (native XDP)")
+}
+
+fn load(kind: u64, code: &[u64]) -> io::Result<OwnedFd> {
+    let license = c"GPL";
+    let mut attr: Attr = [0; 20];
+    attr[0] = kind | (code.len() as u64) << 32;
+    attr[1] = code.as_ptr() as u64;
+    attr[2] = license.as_ptr() as u64;
+    descriptor(PROG_LOAD, &mut attr)
 }

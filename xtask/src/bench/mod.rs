@@ -5,6 +5,7 @@
 
 mod bpf;
 mod chart;
+mod checksum;
 mod latency;
 mod load;
 mod methods;
@@ -12,6 +13,7 @@ mod relay;
 mod report;
 mod scale;
 mod size;
+mod slow;
 mod topology;
 
 use crate::packages::{self, ETHTOOL, IPROUTE2, OPENVSWITCH, PING};
@@ -23,7 +25,7 @@ use std::{
 };
 use topology::SCENARIOS;
 
-const PARTS: [&str; 4] = ["methods", "table", "latency", "scale"];
+const PARTS: [&str; 6] = ["methods", "table", "latency", "scale", "checksum", "slow"];
 const USAGE: &str = "\
 cargo xtask bench [PART ...] [OPTIONS]: measure, as root, on an otherwise idle machine
 
@@ -31,6 +33,8 @@ cargo xtask bench [PART ...] [OPTIONS]: measure, as root, on an otherwise idle m
   table     10 against 500,000 lookup records, and the memory of a record
   latency   from an API call to the kernel's maps
   scale     a hundred hosts
+  checksum  vxlan devices that compute outer UDP checksums against such that do not (docs/adr/0006)
+  slow      STT with and without agents while frames are lost (docs/stt.md)
 without PART: all of them
 
   --quick            a short round, into target/bench instead of docs/bench
@@ -134,6 +138,12 @@ pub fn run(root: &Path, tenet: &Path, args: &[String]) -> Result<()> {
     }
     if wanted("scale") {
         scale::run(tenet, &out)?;
+    }
+    if wanted("checksum") {
+        checksum::run(&out, &options)?;
+    }
+    if wanted("slow") {
+        slow::run(tenet, &out, &options)?;
     }
     println!("written to {}", out.display());
     Ok(())

@@ -86,19 +86,8 @@ impl Topology {
     /// Builds all and waits until the VMs of each contestant reach each other; one that does not is refused aloud.
     pub fn up(tenet: &Path, scenario: Scenario, wanted: &Wanted) -> Result<Self> {
         let prefix = format!("tb{:x}{}", std::process::id(), number());
-        let folder = Folder(std::env::temp_dir().join(format!("tenet-bench-{prefix}")));
-        std::fs::create_dir_all(&folder.0).with_context(|| format!("create {}", folder.0.display()))?;
-        let mut t = Self {
-            contestants: Vec::new(),
-            refused: Vec::new(),
-            tenet: None,
-            _relays: Vec::new(),
-            _links: Vec::new(),
-            _switches: Vec::new(),
-            _sides: Vec::new(),
-            _folder: folder,
-        };
-        let mut found = vec![t.bridge(&prefix, scenario)?, t.plain(&prefix, scenario)?];
+        let mut t = Self::empty(&prefix)?;
+        let mut found = vec![t.bridge(&prefix, "b", BRIDGE, "", scenario)?, t.plain(&prefix, scenario)?];
         if wanted.ovs {
             match t.ovs(&prefix, scenario) {
                 Ok(contestant) => found.push(contestant),
@@ -131,13 +120,48 @@ impl Topology {
         self.refused.push((name.to_owned(), why.to_owned()));
     }
 
-    fn bridge(&mut self, prefix: &str, scenario: Scenario) -> Result<Contestant> {
-        let side = Side::new(prefix, "b", scenario)?;
-        let vms = self.pair(&side, "b", "vm", [1, 2], scenario)?;
+    /// Bridges with vxlan devices alone, each with options of its own for the device.
+    pub fn bridges(scenario: Scenario, kinds: &[(&str, &str)]) -> Result<Self> {
+        let prefix = format!("tb{:x}{}", std::process::id(), number());
+        let mut t = Self::empty(&prefix)?;
+        for (at, (name, options)) in kinds.iter().enumerate() {
+            let contestant = t.bridge(&prefix, &format!("b{at}"), name, options, scenario)?;
+            reach(&contestant.vms).with_context(|| format!("{name} does not work"))?;
+            t.contestants.push(contestant);
+        }
+        Ok(t)
+    }
+
+    fn empty(prefix: &str) -> Result<Self> {
+        let folder = Folder(std::env::temp_dir().join(format!("tenet-bench-{prefix}")));
+        std::fs::create_dir_all(&folder.0).with_context(|| format!("create {}", folder.0.display()))?;
+        Ok(Self {
+            contestants: Vec::new(),
+            refused: Vec::new(),
+            tenet: None,
+            _relays: Vec::new(),
+            _links: Vec::new(),
+            _switches: Vec::new(),
+            _sides: Vec::new(),
+            _folder: folder,
+        })
+    }
+
+    /// A Linux bridge with a vxlan device on either side.
+    fn bridge(
+        &mut self,
+        prefix: &str,
+        letter: &str,
+        name: &str,
+        options: &str,
+        scenario: Scenario,
+    ) -> Result<Contestant> {
+        let side = Side::new(prefix, letter, scenario)?;
+        let vms = self.pair(&side, letter, "vm", [1, 2], scenario)?;
         for (i, pa) in PA.iter().enumerate() {
             let (h, u, other) = (&side.hosts[i], i + 1, PA[1 - i]);
             ip(&format!(
-                "-n {h} link add vx type vxlan id 5002 remote {other} local {pa} dstport 4789 dev u{u}"
+                "-n {h} link add vx type vxlan id 5002 remote {other} local {pa} dstport 4789 dev u{u} {options}"
             ))?;
             ip(&format!("-n {h} link add br0 type bridge"))?;
             ip(&format!("-n {h} link set vx mtu 1500 master br0 up"))?;
@@ -145,7 +169,7 @@ impl Topology {
             ip(&format!("-n {h} link set br0 up"))?;
         }
         self._sides.push(side);
-        Ok(Contestant { name: BRIDGE.to_owned(), vms })
+        Ok(Contestant { name: name.to_owned(), vms })
     }
 
     fn plain(&mut self, prefix: &str, scenario: Scenario) -> Result<Contestant> {

@@ -78,6 +78,12 @@ impl Tenet {
         self.processes.iter().skip(1).map(Child::id).collect()
     }
 
+    /// A host's namespace.
+    #[must_use]
+    pub fn host(&self, host: usize) -> &Netns {
+        &self.hosts[host]
+    }
+
     /// The last lines that the agents wrote, for somebody who wonders why nothing works.
     #[must_use]
     pub fn last_words(&self) -> String {
