@@ -145,6 +145,8 @@ impl From<&(c::Row, u64)> for agent::Row {
                 vsid: r.vsid.number(),
                 mac: r.mac.to_string(),
                 device: r.device.clone(),
+                tap: r.tap,
+                queues: r.queues.into(),
                 state: agent::PortState::from(r.state).into(),
                 peer_pa: text(r.peer_pa.as_ref()),
                 security: r.security,
@@ -211,12 +213,20 @@ impl TryFrom<agent::Row> for (c::Row, u64) {
                     .map_err(|e| ConvertError::Illegal { field: "state", why: e.to_string() })?
                     .into(),
                 device: r.device,
+                tap: r.tap,
+                queues: queues(r.queues)?,
                 peer_pa: optional("peer_pa", &r.peer_pa)?,
                 security: r.security,
             }),
         };
         Ok((row, m.generation))
     }
+}
+
+/// An older controller says nothing about queues.
+fn queues(number: u32) -> Result<u16, ConvertError> {
+    let queues = u16::try_from(number.max(1));
+    queues.map_err(|e| ConvertError::Illegal { field: "queues", why: e.to_string() })
 }
 
 impl From<&c::RowKey> for agent::RowKey {
@@ -411,11 +421,25 @@ mod tests {
                 "[a-z0-9]{0,15}",
                 state(),
                 prop::option::of(ip()),
-                any::<bool>()
+                any::<(bool, bool)>(),
+                1u16..
             )
-                .prop_map(|(net, name, vsid, mac, device, state, peer_pa, security)| {
-                    c::Row::Port(c::PortRow { net, name, vsid, mac, device, state, peer_pa, security })
-                }),
+                .prop_map(
+                    |(net, name, vsid, mac, device, state, peer_pa, (tap, security), queues)| {
+                        c::Row::Port(c::PortRow {
+                            net,
+                            name,
+                            vsid,
+                            mac,
+                            device,
+                            tap,
+                            queues,
+                            state,
+                            peer_pa,
+                            security,
+                        })
+                    }
+                ),
         ]
     }
 

@@ -93,6 +93,8 @@ pub(crate) fn port(placed: &Placed<'_>, place: &Place, blocked: bool) -> (Row, u
         vsid: placed.vsid,
         mac: placed.port.mac,
         device: place.device.clone(),
+        tap: place.tap,
+        queues: placed.port.queues,
         state,
         peer_pa: place.peer_pa,
         security: placed.port.security,

@@ -12,6 +12,7 @@ static NONE: BTreeMap<IpAddr, IpAddr> = BTreeMap::new();
 pub(crate) struct Place {
     pub(crate) host: HostName,
     pub(crate) device: String,
+    pub(crate) tap: bool,
     pub(crate) state: PortState,
     pub(crate) peer_pa: Option<IpAddr>,
 }
@@ -47,8 +48,13 @@ impl<'a> Placed<'a> {
         let network = port.value.subnet.network_ref();
         let net = desired.networks.get(&network)?;
         let subnet = desired.subnets.get(&port.value.subnet)?;
-        let here =
-            Place { host: host.clone(), device: device.clone(), state: PortState::Active, peer_pa: None };
+        let here = Place {
+            host: host.clone(),
+            device: device.clone(),
+            tap: port.value.tap_at(device),
+            state: PortState::Active,
+            peer_pa: None,
+        };
         let mut placed = Placed {
             port: &port.value,
             network,
@@ -91,8 +97,8 @@ impl<'a> Placed<'a> {
             }
         };
         here.peer_pa = Some(to_pa);
-        let (host, device) = (migration.value.to.clone(), device.clone());
-        self.places.push(Place { host, device, state: there, peer_pa: Some(from_pa) });
+        let (host, device, tap) = (migration.value.to.clone(), device.clone(), self.port.tap_at(device));
+        self.places.push(Place { host, device, tap, state: there, peer_pa: Some(from_pa) });
         let revision = migration.revision.max(to.revision);
         self.record_revision = self.record_revision.max(revision);
         // Both port rows name the other host's address.

@@ -158,6 +158,10 @@ pub struct PortRow {
     pub mac: Mac,
     /// The device that it is.
     pub device: String,
+    /// Whether the agent makes, owns and removes that device, a tap.
+    pub tap: bool,
+    /// Queues that the VM may open of that tap.
+    pub queues: u16,
     /// What it may do.
     pub state: PortState,
     /// The other host's provider address while a migration of it runs.

@@ -26,6 +26,8 @@ fn port(vm: &str, ca: &str, host: Option<&str>, security: bool) -> Object {
         addresses: vec![ca.parse().unwrap()],
         host: host.map(name),
         device: host.map(|_| format!("tap-{vm}")),
+        tap: false,
+        queues: 1,
         security,
         rewrite: BTreeMap::new(),
     })

@@ -57,6 +57,8 @@ fn port(p: u32, networks: u32, host: u32) -> Port {
         addresses: vec![[10, 0, c, d].into()],
         host: Some(name(format!("h{host}"))),
         device: Some(format!("tap{p}")),
+        tap: false,
+        queues: 1,
         security: true,
         rewrite: BTreeMap::new(),
     }

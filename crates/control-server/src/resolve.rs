@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tenet_api::rest::{ChangeItem, Changed, Effect, PortSpec, PrefixSpec, Spec, SubnetSpec};
 use tenet_model::{
     Allocator, Change, Checked, Desired, Exhausted, Host, Key, Network, Object, Operation, Port, Route, Site,
-    Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, default_gateway,
+    Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, default_gateway, tap_name,
 };
 
 /// The change that a list of items asks for.
@@ -168,10 +168,11 @@ fn subnet(s: &SubnetSpec, was: Option<&Subnet>, vsid: tenet_model::Vsid) -> Subn
 }
 
 fn port(s: &PortSpec, was: Option<&Port>, mac: tenet_model::Mac, addresses: Vec<std::net::IpAddr>) -> Port {
-    let (host, device) = match (&s.host, &s.device) {
+    let (host, device, tap) = match (&s.host, &s.device) {
         // Where it is attached is the business of attaching; it stays unless it is named.
-        (None, None) => was.map_or((None, None), |w| (w.host.clone(), w.device.clone())),
-        (host, device) => (host.clone(), device.clone()),
+        (None, None) => was.map_or((None, None, false), |w| (w.host.clone(), w.device.clone(), w.tap)),
+        (Some(host), None) => (Some(host.clone()), Some(tap_name(&s.name)), true),
+        (host, device) => (host.clone(), device.clone(), false),
     };
     Port {
         name: s.name.clone(),
@@ -180,6 +181,8 @@ fn port(s: &PortSpec, was: Option<&Port>, mac: tenet_model::Mac, addresses: Vec<
         addresses,
         host,
         device,
+        tap,
+        queues: s.queues.or_else(|| was.map(|w| w.queues)).unwrap_or(1),
         security: s.security,
         // Chosen by the model's check, where the network needs it.
         rewrite: was.map(|w| w.rewrite.clone()).unwrap_or_default(),

@@ -40,7 +40,9 @@ pub(crate) fn port(o: &Port) -> PortSpec {
         mac: Some(o.mac),
         addresses: o.addresses.clone(),
         host: o.host.clone(),
-        device: o.device.clone(),
+        // A tap needs no name: it has always the same.
+        device: o.device.clone().filter(|_| !o.tap),
+        queues: (o.queues != 1).then_some(o.queues),
         security: o.security,
     }
 }

@@ -56,6 +56,8 @@ pub(crate) fn port(v: &Versioned<Port>) -> PortView {
         addresses: o.addresses.clone(),
         host: o.host.clone(),
         device: o.device.clone(),
+        tap: o.tap,
+        queues: o.queues,
         security: o.security,
         rewrite: o.rewrite.clone(),
         revision: v.revision,
@@ -248,7 +250,8 @@ pub(crate) fn site(d: &Desired) -> Site {
                     mac: Some(p.mac),
                     addresses: p.addresses.clone(),
                     host: p.host.clone(),
-                    device: p.device.clone(),
+                    device: p.device.clone().filter(|_| !p.tap),
+                    queues: (p.queues != 1).then_some(p.queues),
                     security: p.security,
                 };
                 (key.port.clone(), port)

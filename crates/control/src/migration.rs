@@ -113,6 +113,7 @@ impl Run {
             let device = self.migration.devices.get(&port.name.port)?;
             port.host.as_ref()?;
             port.host = Some(self.migration.to.clone());
+            port.tap = port.tap_at(device);
             port.device = Some(device.clone());
             port.rewrite = self.migration.rewrite.get(&port.name.port).cloned().unwrap_or_default();
             Some(Operation::Put(Object::Port(port)))

@@ -266,6 +266,8 @@ impl World {
                     mac: allocator.mac(&port).unwrap(),
                     addresses: vec![address],
                     device: Some(format!("d-{}", vm.vm)),
+                    tap: false,
+                    queues: 1,
                     host: Some(host),
                     security: true,
                     rewrite: Default::default(),

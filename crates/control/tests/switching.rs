@@ -47,6 +47,8 @@ fn port(vm: u8, host: Option<&str>) -> Object {
         addresses: vec![[10, 0, 0, 10 + vm].into()],
         host: host.map(name),
         device: host.map(|_| format!("tap{vm}")),
+        tap: false,
+        queues: 1,
         security: true,
         rewrite: BTreeMap::new(),
     })

@@ -88,6 +88,7 @@ async fn site(client: &Client) {
             mac: None,
             addresses: vec!["10.1.1.11".parse().unwrap()],
             host: Some("h1".parse().unwrap()),
+            queues: None,
             device: Some("tap1".into()),
             security: true,
         })),

@@ -16,6 +16,7 @@ mod object;
 mod problem;
 mod rewrite;
 mod rules;
+mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod view;
@@ -31,6 +32,7 @@ pub use object::{
     Host, Migration, Network, Object, Phase, Port, Receipt, Route, Site, Subnet, SubnetPrefix, Tenant, Vm,
 };
 pub use problem::{Problem, Why};
+pub use tap::tap_name;
 
 /// The tenant that always exists, so that a small site never has to think of tenants.
 pub const DEFAULT_TENANT: &str = "default";

@@ -126,12 +126,28 @@ pub struct Port {
     pub host: Option<HostName>,
     /// The device on that host (tap or host side of a veth), if it is attached.
     pub device: Option<String>,
+    /// Whether the host's agent makes, owns and removes the device, which is a tap of the name [`crate::tap_name`].
+    /// Else it is somebody else's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tap: bool,
+    /// Queues that the VM may open of such a tap: with 1 it can open one only, with more it must ask for several.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub queues: u16,
     /// Whether source MAC and address must be the port's (off for appliances).
     pub security: bool,
     /// The address that stands for each of its own on the provider network, while its network's method is, becomes or
     /// was just [`Method::Rewrite`]. Filled in by [`crate::Desired::check`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rewrite: BTreeMap<IpAddr, IpAddr>,
+}
+
+const fn one() -> u16 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_one(queues: &u16) -> bool {
+    *queues == 1
 }
 
 /// A server that runs an agent.
@@ -343,6 +359,8 @@ mod tests {
             addresses: vec![],
             host: None,
             device: None,
+            tap: false,
+            queues: 1,
             security: true,
             rewrite,
         });

@@ -220,6 +220,22 @@ pub enum Why {
         /// The other.
         lacks: &'static str,
     },
+    /// A tap of another name than the agent would give it, or of a port that is nowhere.
+    #[error(
+        "the tap that the agent makes for it is called {name}, and needs a host: give the host and leave the device out"
+    )]
+    TapName {
+        /// What it would be called.
+        name: String,
+    },
+    /// Queues that no tap can have.
+    #[error("{queues} queues are not possible: give 1 to {limit}, as many as the VM's NIC has")]
+    Queues {
+        /// How many were asked for.
+        queues: u16,
+        /// How many a tap can have.
+        limit: u16,
+    },
     /// Not the name of a network device.
     #[error(
         "`{device}` cannot be the name of a device: use 1 to 15 characters without space, slash and colon, but not . and .."

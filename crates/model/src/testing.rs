@@ -4,6 +4,7 @@
 use crate::{
     Allocator, Change, Desired, Family, Host, HostName, Key, Method, Migration, Name, Network, NetworkRef,
     Object, Operation, Phase, Port, PortRef, Route, Site, Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, VmRef,
+    tap_name,
 };
 use std::{
     collections::BTreeMap,
@@ -146,10 +147,12 @@ fn port(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     };
     let mac = allocator.mac(&name).ok()?;
     let host = dice.one_of(desired.hosts.keys().cloned()).filter(|_| dice.below(5) != 0);
-    let device = host.as_ref().map(|_| device(&name));
+    let tap = host.is_some() && dice.below(3) == 0;
+    let device = host.as_ref().map(|_| if tap { tap_name(&name) } else { device(&name) });
     let security = dice.below(4) != 0;
+    let queues = 1 + dice.below(2) as u16;
     let (subnet, rewrite) = (subnet.name, BTreeMap::new());
-    Some(Object::Port(Port { name, subnet, mac, addresses, host, device, security, rewrite }))
+    Some(Object::Port(Port { name, subnet, mac, addresses, host, device, tap, queues, security, rewrite }))
 }
 
 /// Its own on every host.
@@ -191,7 +194,11 @@ fn migration(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     let (vm, from) = dice.one_of(attached)?;
     let to = dice.one_of(desired.hosts.keys().cloned())?;
     let ports = desired.ports_of(&vm).filter(|(_, p)| p.value.host.is_some());
-    let devices = ports.map(|(name, _)| (name.port.clone(), device(name))).collect();
+    let devices = ports.map(|(name, p)| {
+        let device = p.value.device.clone().filter(|_| p.value.tap).unwrap_or_else(|| device(name));
+        (name.port.clone(), device)
+    });
+    let devices = devices.collect();
     let id = Uuid::from_u128(u128::from(dice.below(u64::MAX)));
     let phase = Phase::Preparing;
     let (rewrite, started_ms, switched_ms) = (BTreeMap::new(), 0, None);
@@ -207,8 +214,9 @@ fn finish(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
     if dice.below(3) != 0 {
         for (name, port) in desired.ports_of(&migration.vm) {
             let Some(device) = migration.devices.get(&name.port) else { continue };
+            let tap = port.value.tap_at(device);
             let (host, device) = (Some(migration.to.clone()), Some(device.clone()));
-            operations.push(Operation::Put(Object::Port(Port { host, device, ..port.value.clone() })));
+            operations.push(Operation::Put(Object::Port(Port { host, device, tap, ..port.value.clone() })));
         }
     }
     operations

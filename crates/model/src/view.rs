@@ -186,6 +186,8 @@ mod tests {
                 addresses: vec![],
                 host: None,
                 device: None,
+                tap: false,
+                queues: 1,
                 security: true,
                 rewrite: BTreeMap::new(),
             })

@@ -122,6 +122,7 @@ fn ports(site: &Desired, rule: &mut dyn FnMut(bool, String)) {
         rule(p.subnet.tenant == name.tenant, format!("{name} is in its tenant's subnet"));
         rule(p.host.as_ref().is_none_or(|h| site.hosts.contains_key(h)), format!("{name} has a host"));
         rule(p.host.is_some() == p.device.is_some(), format!("{name} has host and device"));
+        rule(!p.tap || p.device == Some(tenet_model::tap_name(name)), format!("{name} has its tap"));
         rule(p.mac.octets() != GATEWAY_MAC && !p.addresses.is_empty(), format!("{name} has addresses"));
         let Some(subnet) = site.subnets.get(&p.subnet) else {
             rule(false, format!("{name} has a subnet"));
@@ -247,7 +248,7 @@ proptest! {
                 let name = tenet_model::PortRef { tenant: vm.tenant.clone(), vm: vm.vm.clone(), port: Name::new(format!("p{n}")).unwrap() };
                 let (mac, addresses) = (allocator.mac(&name).unwrap(), allocator.addresses(&subnet.value).unwrap());
                 let subnet = subnet.value.name.clone();
-                let port = Port { name, subnet, mac, addresses, host: None, device: None, security: true, rewrite: BTreeMap::new() };
+                let port = Port { name, subnet, mac, addresses, host: None, device: None, tap: false, queues: 1, security: true, rewrite: BTreeMap::new() };
                 change.operations.push(Operation::Put(Object::Port(port)));
             }
             prop_assert!(site.check(&change).is_ok(), "{:?}", site.check(&change));

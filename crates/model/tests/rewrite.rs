@@ -19,6 +19,8 @@ fn port(name: &str, last: u8, host: Option<&str>) -> Object {
         addresses: vec![[10, 1, 1, last].into()],
         host: host.map(|h| h.parse().unwrap()),
         device: host.map(|_| format!("tap-{name}")),
+        tap: false,
+        queues: 1,
         security: true,
         rewrite: BTreeMap::new(),
     })

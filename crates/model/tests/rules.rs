@@ -77,7 +77,18 @@ fn operation(line: &str) -> Operation {
             let host = optional(w).map(|h| h.parse().unwrap());
             let device = optional(w).map(|d| d.replace('_', " "));
             let (security, rewrite) = (true, BTreeMap::new());
-            Object::Port(Port { name, subnet, mac, addresses, host, device, security, rewrite })
+            Object::Port(Port {
+                name,
+                subnet,
+                mac,
+                addresses,
+                host,
+                device,
+                tap: false,
+                queues: 1,
+                security,
+                rewrite,
+            })
         }
         "route" => {
             Object::Route(Route { network: word(w), prefix: word(w), next_hop: word(w), metric: word(w) })

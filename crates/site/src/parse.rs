@@ -227,10 +227,11 @@ impl Reader {
         let addresses = addresses.iter().filter_map(|n| self.value(n, "an address")).collect();
         let host = self.optional(&mut fields, "host", "a host's name");
         let device = self.optional(&mut fields, "device", "a device's name");
+        let queues = self.optional(&mut fields, "queues", "a number from 1 to 256");
         let security = self.optional(&mut fields, "security", "true or false").unwrap_or(true);
         self.finish(fields);
         if let Some(subnet) = subnet {
-            let value = PortSpec { name, subnet, mac, addresses, host, device, security };
+            let value = PortSpec { name, subnet, mac, addresses, host, device, queues, security };
             self.site.ports.push(At { value, at: port.at });
         }
     }

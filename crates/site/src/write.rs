@@ -137,6 +137,9 @@ fn port(out: &mut Out, port: &PortSpec) {
     if let Some(device) = &port.device {
         out.line(6, &format!("device: {}", quote(device)));
     }
+    if let Some(queues) = port.queues.filter(|q| *q != 1) {
+        out.line(6, &format!("queues: {queues}"));
+    }
     if !port.security {
         out.line(6, "security: false");
     }
@@ -200,6 +203,7 @@ tenants:
             address: [10.1.1.11, 10.1.1.12]
             host: h1
             device: "tap:0"
+            queues: 4
             security: false
       bare: {}
   default: {}

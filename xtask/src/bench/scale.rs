@@ -223,6 +223,7 @@ fn site() -> Result<Vec<ChangeItem>> {
                 mac: None,
                 addresses: vec![format!("10.0.0.{}", p + 2).parse()?],
                 host: Some(format!("h{host}").parse()?),
+                queues: None,
                 device: Some(format!("p{n}x{p}")),
                 security: true,
             }));

@@ -227,7 +227,7 @@ pub struct CreateVmPort {
     pub security: bool,
 }
 
-/// Attaches a VM's port to a device of a host; the port is made if a subnet is given and it does not exist.
+/// Attaches a VM's port to a host; the port is made if a subnet is given and it does not exist.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Attach {
@@ -238,9 +238,14 @@ pub struct Attach {
     /// The host.
     #[schema(value_type = String, example = "h1")]
     pub host: HostName,
-    /// The device on that host (tap or host side of a veth).
+    /// A device there that somebody else made (tap or host side of a veth); if omitted, the host's agent makes a tap,
+    /// whose name the answer and the VM's view tell, and removes it when the port leaves the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "vnet0")]
-    pub device: String,
+    pub device: Option<String>,
+    /// Queues that the VM may open of such a tap, as many as its NIC has; what it has stays, 1 if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
     /// The subnet, if the port is to be made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]

@@ -130,12 +130,19 @@ pub struct PortSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub host: Option<HostName>,
-    /// The device on that host.
+    /// The device on that host; with a host and without a device it is a tap that the host's agent makes and removes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// Queues that the VM may open of such a tap, as many as its NIC has; what it has stays, 1 if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
     /// Whether source MAC and address must be the port's (off for appliances).
     #[serde(default = "yes")]
     pub security: bool,
+}
+
+const fn one() -> u16 {
+    1
 }
 
 /// A port.
@@ -158,6 +165,12 @@ pub struct PortView {
     pub host: Option<HostName>,
     /// The device on that host.
     pub device: Option<String>,
+    /// Whether the device is a tap that the host's agent makes and removes.
+    #[serde(default)]
+    pub tap: bool,
+    /// Queues that the VM may open of such a tap.
+    #[serde(default = "one")]
+    pub queues: u16,
     /// Whether source MAC and address must be the port's.
     pub security: bool,
     /// The provider address that stands for each of its customer addresses (method `rewrite`).

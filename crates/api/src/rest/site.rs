@@ -69,9 +69,12 @@ pub struct SitePort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub host: Option<HostName>,
-    /// The device on that host.
+    /// The device on that host; with a host and without a device it is a tap that the host's agent makes and removes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// Queues that the VM may open of such a tap, as many as its NIC has; what it has stays, 1 if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
     /// Whether source MAC and address must be the port's.
     #[serde(default = "yes")]
     pub security: bool,
@@ -113,6 +116,7 @@ impl SitePort {
             addresses: self.addresses.clone(),
             host: self.host.clone(),
             device: self.device.clone(),
+            queues: self.queues,
             security: self.security,
         }
     }

@@ -52,6 +52,7 @@ pub(super) async fn create_vm(
                 addresses: port.address.into_iter().chain(port.addresses).collect(),
                 host: None,
                 device: None,
+                queues: None,
                 security: port.security,
             }),
         });
@@ -81,7 +82,7 @@ pub(super) async fn delete_vm(
     delete(&app, wish, Target::Vm { name }).await
 }
 
-/// Attaches a port to a device of a host.
+/// Attaches a port to a host: to a tap that its agent makes, or to a device that is there.
 #[utoipa::path(post, path = "/v1/vms/{tenant}/{vm}/attach", tag = "vms", request_body = Attach,
     params(("tenant" = String, Path), ("vm" = String, Path), WaitQuery),
     responses((status = 200, body = ChangeReply), (status = 404, body = ApiError), (status = 422, body = ApiError)))]
@@ -122,7 +123,8 @@ fn attached(desired: &Desired, vm: &VmRef, a: &Attach) -> Result<ChangeItem, Fau
             mac: None,
             addresses: Vec::new(),
             host: Some(a.host.clone()),
-            device: Some(a.device.clone()),
+            device: a.device.clone(),
+            queues: a.queues,
             security: was.is_none_or(|w| w.security),
         }),
     })
@@ -151,7 +153,8 @@ pub(super) async fn detach(
         let wanted =
             desired.ports_of(&vm).filter(|(name, _)| d.port.as_ref().is_none_or(|p| *p == name.port));
         Ok(wanted
-            .map(|(_, p)| Operation::Put(Object::Port(Port { host: None, device: None, ..p.value.clone() })))
+            .map(|(_, p)| Port { host: None, device: None, tap: false, ..p.value.clone() })
+            .map(|p| Operation::Put(Object::Port(p)))
             .collect())
     };
     app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)

@@ -22,7 +22,13 @@ use tenet_control_server::{StoreKind, pretend::Credentials};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn attach(host: &str, device: &str) -> Attach {
-    Attach { port: None, host: host.parse().unwrap(), device: device.into(), subnet: None }
+    Attach {
+        port: None,
+        host: host.parse().unwrap(),
+        device: Some(device.into()),
+        queues: None,
+        subnet: None,
+    }
 }
 
 fn refused(error: &ClientError) -> (u16, &str) {

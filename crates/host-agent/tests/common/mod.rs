@@ -368,6 +368,8 @@ pub fn site(generation: u64) -> Rows {
             vsid,
             mac: Mac::new([2, 0, 0, 0, 0, 11]).unwrap(),
             device: "tap1".into(),
+            tap: false,
+            queues: 1,
             state: PortState::Active,
             peer_pa: None,
             security: true,

@@ -94,6 +94,8 @@ pub fn port(net: u32, n: u8, state: PortState, peer: Option<[u8; 4]>) -> Row {
         vsid: vsid(net),
         mac: mac(net, n),
         device: format!("tap{net}-{n}"),
+        tap: false,
+        queues: 1,
         state,
         peer_pa: peer.map(Into::into),
         security: true,

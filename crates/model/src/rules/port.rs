@@ -1,11 +1,16 @@
 //! Ports: what one needs, and what it may share with none other.
 
 use super::{Problems, reserved};
-use crate::{GATEWAY_MAC, Key, Mac, Name, Port, PortRef, Subnet, SubnetRef, Why, address, view::View};
+use crate::{
+    GATEWAY_MAC, Key, Mac, Name, Port, PortRef, Subnet, SubnetRef, Why, address, tap_name, view::View,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
+
+/// Queues of a tap (`MAX_TAP_QUEUES` in drivers/net/tun.c).
+const QUEUES: u16 = 256;
 
 /// What a written port needs, and what it must be on its own.
 pub(super) fn put(view: &View<'_>, port: &Port, problems: &mut Problems) {
@@ -35,6 +40,12 @@ pub(super) fn put(view: &View<'_>, port: &Port, problems: &mut Problems) {
     }
     if let Some(device) = port.device.as_ref().filter(|d| !legal_device(d)) {
         problems.add(about.clone(), Why::DeviceName { device: device.clone() });
+    }
+    if port.tap && !port.device.as_ref().is_some_and(|d| port.tap_at(d)) {
+        problems.add(about.clone(), Why::TapName { name: tap_name(&port.name) });
+    }
+    if !(1..=QUEUES).contains(&port.queues) {
+        problems.add(about.clone(), Why::Queues { queues: port.queues, limit: QUEUES });
     }
     // Rewrite addresses come and go with the network's method, which needs not wait.
     let same = |was: &Port| Port { rewrite: port.rewrite.clone(), ..was.clone() } == *port;

@@ -181,7 +181,7 @@ pub enum VmCommand {
         #[arg(value_parser = name::vm)]
         vm: VmRef,
     },
-    /// Attach a VM's port to a device of a host
+    /// Attach a VM's port to a host: to a tap that its agent makes, or to a device that is there
     Attach {
         /// The VM
         #[arg(value_parser = name::vm)]
@@ -189,9 +189,12 @@ pub enum VmCommand {
         /// The host
         #[arg(long)]
         host: HostName,
-        /// The device on that host: a tap, or the host's end of a veth
+        /// A device that is there, a tap or the host's end of a veth; left out, the agent makes a tap
         #[arg(long)]
-        device: String,
+        device: Option<String>,
+        /// Queues of the VM's NIC, for a tap that the agent makes
+        #[arg(long)]
+        queues: Option<u16>,
         /// The port, if the VM has several
         #[arg(long)]
         port: Option<Name>,

@@ -4,6 +4,7 @@ use crate::command::{Context, not_in_sync};
 use crate::failure::Outcome;
 use crate::print;
 use tenet_api::rest::{Applied, ChangeReply, Changed, Effect, Spec};
+use tenet_model::tap_name;
 
 /// Prints a change's effects and how far it had come on the hosts.
 pub fn report(context: &Context, reply: &ChangeReply) -> Outcome {
@@ -79,7 +80,8 @@ fn details(spec: &Spec) -> String {
         Spec::Port(o) => {
             let mut parts: Vec<String> = o.addresses.iter().map(ToString::to_string).collect();
             parts.extend(o.mac.map(|m| format!("MAC {m}")));
-            if let (Some(host), Some(device)) = (&o.host, &o.device) {
+            if let Some(host) = &o.host {
+                let device = o.device.clone().unwrap_or_else(|| tap_name(&o.name));
                 parts.push(format!("{device} on host {host}"));
             }
             parts.join(", ")
