@@ -64,7 +64,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Something did not happen in time.
-    #[error("{what} within {seconds} s; its log is {}{}", .log.display(), Tail(.tail))]
+    #[error("{what} within {seconds} s; its log is {}{}", .log.display(), Tail(.tail.clone()))]
     Timeout {
         /// What did not happen.
         what: String,
@@ -74,6 +74,18 @@ pub enum Error {
         log: PathBuf,
         /// The log's last lines.
         tail: String,
+    },
+    /// A guest does not do what it should.
+    #[error("guest {name} {what}; its logs are in {}{said}", .dir.display())]
+    Guest {
+        /// Its name.
+        name: String,
+        /// What it did or did not do.
+        what: String,
+        /// Its folder.
+        dir: PathBuf,
+        /// What it and its emulator said last.
+        said: Tail,
     },
     /// Some parts could not be removed; the rest is gone.
     #[error("could not remove all of the lab; try again or remove by hand:\n{}", .0.join("\n"))]
@@ -91,10 +103,12 @@ impl Error {
     }
 }
 
-struct Tail<'a>(&'a str);
+/// Last lines of a log.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tail(pub String);
 
-impl std::fmt::Display for Tail<'_> {
+impl std::fmt::Display for Tail {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() { Ok(()) } else { write!(f, ", which ends with\n{}", self.0) }
+        if self.0.is_empty() { Ok(()) } else { write!(f, ", ending with\n{}", self.0) }
     }
 }

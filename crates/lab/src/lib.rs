@@ -19,6 +19,7 @@ mod bpffs;
 mod capture;
 mod error;
 mod forward;
+pub mod guest;
 mod lab;
 mod migrate;
 mod network;
@@ -31,7 +32,7 @@ pub mod tool;
 mod up;
 
 pub use capture::{Capture, Captured};
-pub use error::{Error, Result};
+pub use error::{Error, Result, Tail};
 pub use lab::{Host, Lab, LabOptions, SiteFile, VmHandle};
 pub use migrate::{Move, Moved};
 pub use plan::{PROVIDER_MTU, PlanOptions, plan};

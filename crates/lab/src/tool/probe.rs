@@ -43,7 +43,7 @@ impl Probe {
     /// Asks the responder at an address `per_second` times a second; `expected` is the name it should answer with.
     pub fn start(netns: &Netns, who: IpAddr, expected: &str, per_second: u32) -> Result<Self> {
         let open = || {
-            let socket = UdpSocket::bind((super::unspecified(who), 0))?;
+            let socket = UdpSocket::bind((super::serve::unspecified(who), 0))?;
             socket.connect((who, PORT))?;
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;
             Ok::<_, std::io::Error>((socket.try_clone()?, socket))

@@ -3,7 +3,7 @@
 use crate::tool::PORT;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -105,44 +105,11 @@ fn send(mut stream: TcpStream, pace: Duration, stop: &AtomicBool) -> io::Result<
     Ok(StreamReport { peer: peer.trim_end().to_owned(), sent: next * 8, received, millis })
 }
 
-/// The receiver: says its name, checks what comes, says what it found.
-pub(super) fn serve(mut stream: TcpStream, name: &str) -> io::Result<()> {
-    writeln!(stream, "{name}")?;
-    let mut verdict = Verdict { in_order: true, ..Verdict::default() };
-    let mut buffer = vec![0; CHUNK];
-    let mut kept = 0;
-    let mut next = 0_u64;
-    let mut last: Option<Instant> = None;
-    loop {
-        let free = buffer.get_mut(kept..).unwrap_or_default();
-        let got = stream.read(free)?;
-        if got == 0 {
-            break;
-        }
-        let now = Instant::now();
-        if let Some(last) = last {
-            let gap = now.saturating_duration_since(last).as_micros() as u64;
-            verdict.longest_gap_us = verdict.longest_gap_us.max(gap);
-        }
-        last = Some(now);
-        verdict.bytes += got as u64;
-        let filled = kept + got;
-        let words = buffer.get(..filled).unwrap_or_default().chunks_exact(8);
-        for word in words {
-            verdict.in_order &= word == next.to_be_bytes();
-            next += 1;
-        }
-        kept = filled % 8;
-        buffer.copy_within(filled - kept..filled, 0);
-    }
-    verdict.in_order &= kept == 0;
-    let text = serde_json::to_string(&verdict).map_err(io::Error::other)?;
-    writeln!(stream, "{text}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tool::serve::check as serve;
+    use std::io::Read as _;
     use std::net::TcpListener;
 
     #[test]
