@@ -25,7 +25,7 @@ const COMMAND: Duration = Duration::from_secs(60);
 /// How long an emulator may take to end by itself.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Lines of the console in an error.
-const LINES: usize = 12;
+const LINES: usize = 25;
 
 /// What another process needs to use a guest that runs already.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

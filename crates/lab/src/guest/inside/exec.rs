@@ -48,7 +48,7 @@ fn serve(mut port: File) -> io::Result<()> {
     loop {
         if !decoder.read(&mut port)? {
             // Nobody is at the other end: whoever waited for the command has gone.
-            decoder.reset();
+            decoder = Decoder::default();
             end(running.take());
             thread::sleep(IDLE);
             continue;

@@ -66,11 +66,6 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Forgets what is half there, as the other side is another one now.
-    pub fn reset(&mut self) {
-        self.bytes.clear();
-    }
-
     /// Reads once; false: the other side is gone.
     pub fn read(&mut self, from: &mut impl Read) -> io::Result<bool> {
         let mut buffer = [0; MOST];
@@ -99,5 +94,29 @@ impl Decoder {
                 _ => self.bytes.drain(..1),
             };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_whole_and_in_order_through_torn_ones() {
+        let mut wire = Vec::new();
+        send(&mut wire, Kind::Output, 7, b"torn away").unwrap();
+        wire.truncate(5);
+        wire.extend_from_slice(b"noise\xf5T\xf5TG\xff\0\0");
+        send(&mut wire, Kind::Hello, 1, &[]).unwrap();
+        send(&mut wire, Kind::Exit, 2, &[0, 0, 0, 9]).unwrap();
+        let mut decoder = Decoder::default();
+        let mut found = Vec::new();
+        for byte in wire {
+            assert!(decoder.read(&mut [byte].as_slice()).unwrap());
+            found.extend(std::iter::from_fn(|| decoder.next()));
+        }
+        assert!(!decoder.read(&mut [].as_slice()).unwrap());
+        let exit = Frame { kind: Kind::Exit, id: 2, payload: vec![0, 0, 0, 9] };
+        assert_eq!(found.last(), Some(&exit), "{found:?}");
     }
 }
