@@ -64,7 +64,12 @@ fn second_migration_of_a_vm_is_refused_and_the_first_can_be_cancelled() {
     let id = moving.migration.id;
     let vm = SQL.parse().unwrap();
     for to in ["h3", "h2", "h1"] {
-        let again = Migrate { to: to.parse().unwrap(), devices: Default::default() };
+        let again = Migrate {
+            to: to.parse().unwrap(),
+            devices: Default::default(),
+            through: Default::default(),
+            uri: None,
+        };
         let error = block_on(world.client.migrate(&vm, &again)).unwrap_err();
         println!("{error} / {}", error.hint());
         let all = format!("{:?}", error.api().unwrap());
@@ -91,7 +96,12 @@ fn second_migration_of_a_vm_is_refused_and_the_first_can_be_cancelled() {
     assert!(probe.lost <= 50, "{probe:?}");
     let error = block_on(world.client.migrate_cancel(&vm)).unwrap_err();
     assert!(error.status().is_some_and(|s| s == 404 || s == 409), "nothing to cancel: {error}");
-    let nowhere = Migrate { to: "h9".parse().unwrap(), devices: Default::default() };
+    let nowhere = Migrate {
+        to: "h9".parse().unwrap(),
+        devices: Default::default(),
+        through: Default::default(),
+        uri: None,
+    };
     let error = block_on(world.client.migrate(&vm, &nowhere)).unwrap_err();
     assert!(error.to_string().contains("h9"), "{error}");
 }

@@ -93,6 +93,8 @@ fn moving(phase: Phase) -> Desired {
             phase,
             started_ms: 0,
             switched_ms: None,
+            through: Default::default(),
+            uri: None,
         }),
         50,
     );

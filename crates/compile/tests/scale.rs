@@ -120,6 +120,8 @@ fn measure(networks: u32) {
         phase: Phase::Preparing,
         started_ms: 0,
         switched_ms: None,
+        through: Default::default(),
+        uri: None,
     };
     run.step("a migration", &Change::put(Object::Migration(migration)));
     let host = Host { name: name("h5".to_owned()), pa: [192, 168, 9, 9].into(), rewrite_pool: vec![] };

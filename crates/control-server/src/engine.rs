@@ -44,12 +44,17 @@ pub(crate) struct Link {
     pub(crate) wake: Notify,
     closed: Mutex<Option<Closed>>,
     questions: Mutex<Vec<agent::Question>>,
+    drives: Mutex<Vec<agent::Drive>>,
     answers: Mutex<BTreeMap<u64, oneshot::Sender<agent::Answer>>>,
 }
 
 impl Link {
     pub(crate) fn take_questions(&self) -> Vec<agent::Question> {
         std::mem::take(&mut *lock(&self.questions))
+    }
+
+    pub(crate) fn take_drives(&self) -> Vec<agent::Drive> {
+        std::mem::take(&mut *lock(&self.drives))
     }
 
     pub(crate) fn closed(&self) -> Option<Closed> {
@@ -226,6 +231,19 @@ impl Engine {
                         let frames = answer.map(|a| frames(&a, &vm));
                         me.drive(|core, now| core.counted(now, migration, &vm, &host, stage, frames));
                     });
+                }
+                Output::Drive { session, migration, vm, through, uri, cancel } => {
+                    if let Some(link) = lock(&self.links).get(&session) {
+                        lock(&link.drives).push(agent::Drive {
+                            migration: migration.to_string(),
+                            vm: vm.to_string(),
+                            through: through.name().to_owned(),
+                            uri,
+                            options: Default::default(),
+                            cancel,
+                        });
+                        link.wake.notify_one();
+                    }
                 }
                 Output::Happened(happening) => self.events.happened(happening),
             }

@@ -12,7 +12,9 @@ use tenet_api::agent::{
     RenewRequest, RenewResponse, agent_message, agent_server::Agent, controller_message,
 };
 use tenet_api::rest::EventLine;
-use tenet_control::{Ack, Happening, Hello, Message, NetworkProof, PortReport, Proof, Refused, SessionId};
+use tenet_control::{
+    Ack, Happening, Hello, Message, NetworkProof, PortReport, Progress, Proof, Refused, SessionId, Word,
+};
 use tenet_model::{HostName, NetId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -156,6 +158,11 @@ async fn write(engine: Arc<Engine>, id: SessionId, link: Arc<Link>, to: Outgoing
                 return;
             }
         }
+        for drive in link.take_drives() {
+            if send(&to, controller_message::Message::Drive(drive)).await.is_err() {
+                return;
+            }
+        }
         if let Some(message) = engine.next_message(id) {
             let message = match message {
                 Message::Full { generation, rows } => {
@@ -230,6 +237,14 @@ async fn read(
                 Ok(port) => engine.drive(|core, now| core.activated(now, id, &port)),
                 Err(error) => tracing::warn!(%host, %error, "a message names no port"),
             },
+            Some(agent_message::Message::VmEvent(event)) => match event.vm.parse() {
+                Ok(vm) => {
+                    if let Some(word) = word(event) {
+                        engine.drive(|core, now| core.hypervisor(now, id, &vm, word));
+                    }
+                }
+                Err(error) => tracing::warn!(%host, %error, "a message names no VM"),
+            },
             Some(agent_message::Message::Event(event)) if budget.spend() => {
                 engine.events.push(line(host, event))
             }
@@ -243,6 +258,26 @@ async fn read(
             None => {}
         }
     }
+}
+
+/// What a hypervisor said; none for what a newer agent knows.
+fn word(event: agent::VmEvent) -> Option<Word> {
+    use agent::vm_event::Kind;
+    Some(match event.kind() {
+        Kind::Other => return None,
+        Kind::Stopped => Word::Stopped,
+        Kind::Resumed => Word::Resumed,
+        Kind::FirstFrame => Word::FirstFrame { after_us: event.after_us },
+        Kind::Migration => Word::Migration {
+            progress: Progress {
+                transferred: event.transferred,
+                total: event.total,
+                status: text(event.status),
+            },
+            downtime_us: event.downtime_ms.map(|ms| ms.saturating_mul(1000)),
+            error: text(event.error),
+        },
+    })
 }
 
 /// How many events a host may still report in this second.

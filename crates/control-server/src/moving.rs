@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use std::{sync::Arc, time::Duration};
 use tenet_api::rest::{Migrate, MigrationView};
 use tenet_control::{Control, Refused};
-use tenet_model::{Change, Desired, Key, Migration, Object, Phase, Receipt, VmRef};
+use tenet_model::{Change, Desired, Key, Migration, Object, Phase, Receipt, Through, VmRef};
 use uuid::Uuid;
 
 /// A migration that is waited for may take longer than a plain change.
@@ -24,9 +24,26 @@ pub(crate) async fn begin(
     m: &Migrate,
 ) -> Result<(Uuid, u64), Fault> {
     let id = crate::clock::random_id();
+    driven(m)?;
+    let ready = engine.core().ready_for(vm, &m.to);
+    ready.map_err(|why| Fault::conflict(why.text, &why.hint))?;
     let plan = |desired: &Desired| Ok(Change::put(Object::Migration(migration(desired, vm, m, id)?)));
     let Committed { revision, .. } = engine.change(if_revision, false, plan).await?;
     Ok((id, revision))
+}
+
+/// Who moves the VM goes with where to.
+fn driven(m: &Migrate) -> Result<(), Fault> {
+    let missing = match (m.through, &m.uri) {
+        (Through::Qmp | Through::Libvirt, Some(uri)) if !uri.is_empty() => return Ok(()),
+        (Through::SwitchOnly | Through::Other, None) => return Ok(()),
+        (Through::Qmp, _) => "`uri` is missing: where the incoming QEMU waits, as tcp:10.0.0.2:49152",
+        (Through::Libvirt, _) => "`uri` is missing: the destination's libvirt, as qemu+ssh://h2/system",
+        (Through::SwitchOnly | Through::Other, Some(_)) => {
+            "`uri` is for a migration through qmp or libvirt: say through which, or leave it out"
+        }
+    };
+    Err(Fault::new(StatusCode::BAD_REQUEST, "uri", missing, "see docs/migration.md"))
 }
 
 /// Waits until the VM may move.
@@ -99,6 +116,8 @@ fn migration(desired: &Desired, vm: &VmRef, m: &Migrate, id: Uuid) -> Result<Mig
         phase: Phase::Preparing,
         started_ms: crate::clock::ms(),
         switched_ms: None,
+        through: m.through,
+        uri: m.uri.clone(),
     })
 }
 

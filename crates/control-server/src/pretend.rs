@@ -77,6 +77,8 @@ pub struct Held {
     pub ended: Option<String>,
     /// Whether the controller said farewell.
     pub farewell: bool,
+    /// What it was told to move.
+    pub drives: Vec<agent::Drive>,
 }
 
 /// A session of a pretend agent; ends when dropped.
@@ -208,6 +210,10 @@ fn take(m: controller_message::Message, held: &watch::Sender<Held>) -> Option<Me
                 counters,
                 ..agent::Answer::default()
             }));
+        }
+        controller_message::Message::Drive(drive) => {
+            held.send_modify(|h| h.drives.push(drive));
+            return None;
         }
         controller_message::Message::Farewell(_) => {
             held.send_modify(|h| h.farewell = true);

@@ -4,8 +4,8 @@ use crate::{path, spec};
 use std::collections::BTreeMap;
 use tenet_api::rest::{
     HostStatus, HostView, MigrationView, NetworkStatus, NetworkView, Pool, PortStatusView, PortView,
-    PrefixView, ReceiptView, RouteView, SettingsView, Site, SitePort, SiteVm, SubnetView, TenantSpec,
-    TenantView, VmView,
+    PrefixView, Progress, ReceiptView, RouteView, SettingsView, Site, SitePort, SiteVm, SubnetView,
+    TenantSpec, TenantView, VmView,
 };
 use tenet_control::{Control, HostReport, state_name};
 use tenet_model::{
@@ -93,6 +93,13 @@ pub(crate) fn migration(core: &Control, m: &Migration) -> MigrationView {
         started_ms: m.started_ms,
         switched_ms: m.switched_ms,
         waiting_for: core.migration_waits_for(&m.vm).iter().map(ToString::to_string).collect(),
+        through: m.through,
+        uri: m.uri.clone(),
+        progress: core.migration_progress(&m.vm).map(|p| Progress {
+            transferred: p.transferred,
+            total: p.total,
+            status: p.status.clone(),
+        }),
     }
 }
 
@@ -111,6 +118,11 @@ pub(crate) fn receipt(r: Receipt) -> ReceiptView {
         prepare_us: r.prepare_us,
         last_ack_us: r.last_ack_us,
         acks_us: r.acks_us,
+        pause_us: r.pause_us,
+        downtime_us: r.downtime_us,
+        first_frame_us: r.first_frame_us,
+        activated_by: r.activated_by,
+        through: r.through,
     }
 }
 

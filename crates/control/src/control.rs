@@ -1,9 +1,13 @@
 //! The state machine.
 
 mod hold;
+mod hypervisor;
 mod migrate;
+mod ready;
 mod switching;
 
+pub use hypervisor::Word;
+pub use ready::NotReady;
 pub use switching::LEAVE;
 
 use crate::{
@@ -16,7 +20,7 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tenet_compile::Delta;
-use tenet_model::{Desired, HostName, NetworkRef, Operation, Phase, PortRef, Receipt, VmRef};
+use tenet_model::{Desired, HostName, NetworkRef, Operation, Phase, PortRef, Receipt, Through, VmRef};
 use uuid::Uuid;
 
 /// Lines on repairs kept for each host.
@@ -65,6 +69,21 @@ pub enum Output {
         session: SessionId,
         /// Which ones.
         stage: Stage,
+    },
+    /// Tell the source's agent to move a VM, or to give that up.
+    Drive {
+        /// Its session.
+        session: SessionId,
+        /// The migration.
+        migration: Uuid,
+        /// The VM.
+        vm: VmRef,
+        /// By what.
+        through: Through,
+        /// Where to.
+        uri: String,
+        /// Whether to give it up.
+        cancel: bool,
     },
     /// Tell whoever watches.
     Happened(Happening),

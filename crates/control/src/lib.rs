@@ -20,10 +20,10 @@ mod plan;
 mod session;
 mod status;
 
-pub use control::{Control, LEAVE, Output, Refused};
+pub use control::{Control, LEAVE, NotReady, Output, Refused, Word};
 pub use happening::Happening;
 pub use measured::{Measured, OffloadTest, PathReport, PathState, ReceiveWay, UdpTunnel, UplinkReport};
-pub use migration::{DISCONNECTED, Frames, PREPARE, SETTLE, Stage};
+pub use migration::{DISCONNECTED, Frames, PREPARE, Progress, SETTLE, Stage};
 pub use paths::{Finding, Path, Paths};
 pub use session::{Ack, Hello, Message, NetworkProof, PortReport, Proof, SessionId};
 pub use status::{HostReport, NetworkReport, state_name};

@@ -1,8 +1,8 @@
 //! A migration, step by step.
 
-use crate::Micros;
+use crate::{Micros, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
-use tenet_model::{HostName, Key, Migration, Object, Operation, Phase, Port, Receipt};
+use tenet_model::{ActivatedBy, HostName, Key, Migration, Object, Operation, Phase, Port, Receipt};
 
 /// A destination that has not acknowledged after this time makes the migration roll back.
 pub const PREPARE: Micros = 10_000_000;
@@ -16,6 +16,25 @@ pub(crate) const ASK: Micros = 1_000_000;
 pub(crate) const COMMIT: Micros = 5_000_000;
 /// Pause after a commit that failed.
 pub(crate) const AGAIN: Micros = 500_000;
+
+/// Longest wait for a hypervisor to confirm that it gave a migration up.
+pub(crate) const CANCEL: Micros = 5_000_000;
+/// A VM that was moved, says the source's hypervisor, and is not heard of on the destination for this long is taken to
+/// be there all the same.
+pub(crate) const QUIET: Micros = 2_000_000;
+/// Longest wait, from the VM's first moment on the destination, for words that only the receipt needs.
+pub(crate) const WORDS: Micros = 1_000_000;
+
+/// How far a hypervisor is with moving a VM's memory.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Bytes moved so far.
+    pub transferred: u64,
+    /// Bytes in all; 0: not known.
+    pub total: u64,
+    /// QEMU's word (`setup`, `active`, `completed` …), or `stopped` once the VM stands still.
+    pub status: String,
+}
 
 /// Frames of a VM's ports on one host, as its kernel counts them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -62,6 +81,23 @@ pub(crate) struct Run {
     pub(crate) ending: Option<String>,
     /// Why it shall be rolled back.
     pub(crate) cancelled: Option<String>,
+    /// The session that was told to move the VM.
+    pub(crate) driven: Option<SessionId>,
+    /// The hypervisor was told to give it up then, because of this.
+    pub(crate) cancelling: Option<(Micros, String)>,
+    /// What the hypervisor said last.
+    pub(crate) progress: Option<Progress>,
+    /// When it said that all of the VM has been moved.
+    pub(crate) completed: Option<Micros>,
+    /// When the VM stood still on the source.
+    pub(crate) stopped: Option<Micros>,
+    /// It went on there.
+    pub(crate) resumed_at_source: bool,
+    /// When it ran on the destination.
+    pub(crate) resumed: Option<Micros>,
+    pub(crate) downtime_us: Option<u64>,
+    pub(crate) first_frame_us: Option<u64>,
+    pub(crate) activated_by: Option<ActivatedBy>,
 }
 
 impl Run {
@@ -82,6 +118,16 @@ impl Run {
             committing: None,
             ending: None,
             cancelled: None,
+            driven: None,
+            cancelling: None,
+            progress: None,
+            completed: None,
+            stopped: None,
+            resumed_at_source: false,
+            resumed: None,
+            downtime_us: None,
+            first_frame_us: None,
+            activated_by: None,
             migration,
         }
     }
@@ -94,6 +140,43 @@ impl Run {
         self.committing = None;
         self.asked = None;
         self.answers.clear();
+    }
+
+    /// The hypervisor of the source says how far it is.
+    pub(crate) fn moves(&mut self, now: Micros, progress: Progress, downtime_us: Option<u64>, error: &str) {
+        self.downtime_us = downtime_us.or(self.downtime_us);
+        match progress.status.as_str() {
+            "completed" => {
+                self.completed.get_or_insert(now);
+            }
+            "failed" | "cancelled" if self.switched.is_none() => {
+                let word = if progress.status == "failed" { "failed" } else { "was cancelled" };
+                let reason = match self.cancelling.take() {
+                    Some((_, reason)) => reason,
+                    None if error.is_empty() => format!("the hypervisor's migration {word}"),
+                    None => format!("the hypervisor's migration {word}: {error}"),
+                };
+                self.cancelled.get_or_insert(reason);
+            }
+            _ => {}
+        }
+        let known = self.progress.get_or_insert_default();
+        // Some words come without figures.
+        known.transferred = known.transferred.max(progress.transferred);
+        known.total = known.total.max(progress.total);
+        known.status = progress.status;
+    }
+
+    /// Whether something that only the receipt needs is still to be heard.
+    pub(crate) fn awaits_words(&self, now: Micros) -> bool {
+        let lacking = self.first_frame_us.is_none()
+            || self.stopped.is_none()
+            || (self.progress.is_some() && self.downtime_us.is_none());
+        self.resumed.is_some_and(|at| now.saturating_sub(at) < WORDS) && lacking
+    }
+
+    fn pause_us(&self) -> Option<u64> {
+        Some(self.resumed?.saturating_sub(self.stopped.filter(|_| !self.resumed_at_source)?))
     }
 
     /// The write that brings it into a phase.
@@ -147,6 +230,11 @@ impl Run {
             prepare_us: self.prepare_us.unwrap_or(0),
             last_ack_us: self.acks_us.values().copied().max().unwrap_or(0),
             acks_us: self.acks_us.clone(),
+            pause_us: self.pause_us(),
+            downtime_us: self.downtime_us.filter(|_| moved),
+            first_frame_us: self.first_frame_us,
+            activated_by: self.activated_by,
+            through: m.through,
         }
     }
 }

@@ -159,6 +159,7 @@ impl World {
                         let more = self.control.counted(self.now, migration, &vm, &host, stage, frames);
                         self.queue.extend(more);
                     }
+                    Output::Drive { .. } => {}
                     Output::Happened(h) => assert!(!h.kind.is_empty() && !h.text.is_empty()),
                 }
             }
@@ -303,6 +304,8 @@ impl World {
                     phase: Phase::Preparing,
                     started_ms: self.now / 1000,
                     switched_ms: None,
+                    through: Default::default(),
+                    uri: None,
                 };
                 self.commit(&Change::put(Object::Migration(migration)));
             }

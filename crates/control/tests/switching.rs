@@ -172,6 +172,7 @@ impl World {
                 }
                 Output::Happened(h) => self.told.push(format!("{}: {}", h.kind, h.text)),
                 Output::Close { .. } => panic!("no session is to end"),
+                Output::Drive { .. } => panic!("no VM is to move"),
                 Output::Count { migration, vm, host, stage, .. } => {
                     let more = self.control.counted(self.now, migration, &vm, &host, stage, None);
                     self.carry_out(more);
@@ -446,6 +447,8 @@ fn a_vm_may_move_while_its_network_changes_its_method() {
             phase: Phase::Preparing,
             started_ms: 1,
             switched_ms: None,
+            through: Default::default(),
+            uri: None,
         };
         world.mute("h2");
         world.commit(&Change::put(Object::Migration(migration)));

@@ -246,6 +246,7 @@ impl Agent {
             Heard::Message(Message::Full(full)) => self.full(full),
             Heard::Message(Message::Delta(delta)) => self.delta(delta),
             Heard::Message(Message::Question(question)) => self.answer(&question),
+            Heard::Message(Message::Drive(_)) => {}
             // The session task ends with it and says so.
             Heard::Message(Message::Farewell(_)) => {}
         }

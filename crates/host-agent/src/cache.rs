@@ -48,7 +48,7 @@ impl Cache {
                     rows.apply(&delta);
                     *generation = delta.generation;
                 }
-                (M::Delta(_), None) | (M::Question(_) | M::Farewell(_), _) => return None,
+                (M::Delta(_), None) | (M::Question(_) | M::Farewell(_) | M::Drive(_), _) => return None,
             }
         }
         state

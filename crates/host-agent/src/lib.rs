@@ -25,7 +25,7 @@ mod slow;
 pub use agent::{AgentError, run};
 pub use identity::IdentityError;
 pub use kernel::{Kernel, KernelError, MemoryKernel, ReceiveReport, at_key};
-pub use options::{BPFFS, COMPARE_EVERY, Hook, KernelPart, Options};
+pub use options::{BPFFS, COMPARE_EVERY, Hook, KernelPart, Options, QMP_DIR};
 pub use tenet_datapath::{Feature, Receive, Teardown, check};
 
 /// Makes what an agent needs that runs as a service with mounts of its own.

@@ -19,12 +19,18 @@ pub struct Options {
     pub metrics: Option<SocketAddr>,
     /// Time between two full compares of kernel and wanted state.
     pub compare_every: Duration,
+    /// Where QEMU's monitors (QMP) are found, as `TENANT.VM.sock`; none: VMs are not watched this way.
+    pub qmp_dir: Option<PathBuf>,
+    /// The libvirt (a connection's URI) whose domains' events are watched.
+    pub libvirt: Option<String>,
     /// Called once the maps are open and the uplinks carry their program, controller or not.
     pub ready: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// Time between two full compares, unless told otherwise.
 pub const COMPARE_EVERY: Duration = Duration::from_secs(2);
+/// Where QEMU's monitors are found, unless told otherwise.
+pub const QMP_DIR: &str = "/run/tenet/qmp";
 /// Where the programs and maps are pinned, unless told otherwise.
 pub const BPFFS: &str = "/sys/fs/bpf/tenet";
 

@@ -110,6 +110,8 @@ fn agent(dir: &Dir, controller: &Controller, token: Option<String>, kernel: &Sha
         kernel: KernelPart::Other(Box::new(kernel.clone())),
         metrics: None,
         compare_every: Duration::from_millis(100),
+        qmp_dir: None,
+        libvirt: None,
         ready: None,
     })
 }

@@ -3,6 +3,7 @@
 mod reconcile;
 mod status;
 mod superseded;
+mod switch;
 
 use crate::event::{self, Limiter};
 use crate::input::{AttachState, Input, Output, Role, Stats};
@@ -13,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 use tenet_compile::{Delta, PortRow, PortState, Row, RowKey, Rows};
-use tenet_model::{NetId, PortRef};
+use tenet_model::{NetId, PortRef, VmRef};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{Event, EventKind, PORT_ACTIVE, PORT_PREPARED, PROBE_NET};
 
@@ -42,6 +43,12 @@ pub struct HostCore {
     roles: BTreeMap<u32, Role>,
     prepared: BTreeSet<PortRef>,
     activated: BTreeMap<PortRef, Option<IpAddr>>,
+    /// VMs of which a hypervisor here says that they run, or that they stand still to be switched.
+    vms: BTreeMap<VmRef, bool>,
+    /// Ports that this host redirects by itself, and where to.
+    redirected: BTreeMap<PortRef, IpAddr>,
+    /// Ports that came here by a migration that is not over: what their rows say of it looks the same on both sides.
+    arrived: BTreeSet<PortRef>,
     owed: Owed,
     /// Generation that was acknowledged with an error.
     refused: Option<u64>,
@@ -67,6 +74,9 @@ impl HostCore {
             roles: BTreeMap::new(),
             prepared: BTreeSet::new(),
             activated: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            redirected: BTreeMap::new(),
+            arrived: BTreeSet::new(),
             owed: Owed::default(),
             refused: None,
             repaired: Vec::new(),
@@ -121,6 +131,9 @@ impl HostCore {
             }
             Input::Applied { read_back, errors } => self.applied(&read_back, &errors),
             Input::Seen(event) => self.seen(now, &event),
+            Input::VmStopped(vm) => self.vm_is(vm, Some(false)),
+            Input::VmResumed(vm) => self.vm_is(vm, Some(true)),
+            Input::VmForgotten(vm) => self.vm_is(vm, None),
         }
     }
 

@@ -5,6 +5,7 @@ use crate::plan::Device;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use tenet_compile::{Delta, Rows};
+use tenet_model::VmRef;
 use tenet_tables::Event;
 use tenet_tables::image::{Image, Operation};
 
@@ -83,6 +84,12 @@ pub enum Input {
     },
     /// The data plane raised an event.
     Seen(Event),
+    /// A VM stands still, to be switched to another host: what comes for it goes there from now on, if it moves.
+    VmStopped(VmRef),
+    /// A VM runs here.
+    VmResumed(VmRef),
+    /// Its hypervisor is not heard any more.
+    VmForgotten(VmRef),
 }
 
 /// What the shell must do, in this order.

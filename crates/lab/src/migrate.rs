@@ -195,7 +195,7 @@ fn build(legs: &mut [Legs], target: &Links, vm: &Netns, links: &Links) -> Result
 
 async fn prepare(client: &Client, vm: &VmRef, to: &HostName, legs: &[Legs]) -> Result<MigrationView> {
     let devices = legs.iter().map(|l| (l.port.name.port.clone(), l.port.device.clone())).collect();
-    let migrate = Migrate { to: to.clone(), devices };
+    let migrate = Migrate { to: to.clone(), devices, through: Default::default(), uri: None };
     let action = format!("move VM {vm} to host {to}");
     let begin = Instant::now();
     let mut view = client.migrate(vm, &migrate).await.map_err(|e| refused(&action, e))?;

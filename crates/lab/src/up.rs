@@ -177,6 +177,7 @@ pub fn start_agent(record: &mut Record, name: &HostName, token: Option<&str>) ->
     let mut command = Netns::open(&host.netns)?.command(&binary);
     command.arg("agent").arg("--controller").arg(url).arg("--state-dir").arg(&host.state_dir);
     command.arg("--bpffs").arg(&host.bpffs).arg("--uplink").arg(&host.uplink);
+    command.arg("--qmp-dir").arg(host.state_dir.join("qmp"));
     if clsact {
         command.args(["--hook", "clsact"]);
     }

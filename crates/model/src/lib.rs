@@ -29,7 +29,8 @@ pub use key::{Key, KeyError};
 pub use names::{HostName, Name, NameError, NetworkRef, PortRef, SubnetRef, TenantName, VmRef};
 pub use numbers::{Family, Mac, MacError, Method, MethodError, NetId, Vsid, VsidError};
 pub use object::{
-    Host, Migration, Network, Object, Phase, Port, Receipt, Route, Site, Subnet, SubnetPrefix, Tenant, Vm,
+    ActivatedBy, Host, Migration, Network, Object, Phase, Port, Receipt, Route, Site, Subnet, SubnetPrefix,
+    Tenant, Through, Vm,
 };
 pub use problem::{Problem, Why};
 pub use tap::tap_name;

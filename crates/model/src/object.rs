@@ -210,6 +210,67 @@ pub enum Phase {
     Switched,
 }
 
+/// Who moves the VM's memory in a migration.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Through {
+    /// Another tool, after the migration was asked for here: Tenet prepares and follows.
+    #[default]
+    SwitchOnly,
+    /// The source's agent, by QMP.
+    Qmp,
+    /// The source's agent, by libvirt.
+    Libvirt,
+    /// Another tool that began it itself (`virsh migrate`, virt-manager) and was noticed at the destination.
+    Other,
+}
+
+impl Through {
+    /// Stable name, as in messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SwitchOnly => "switch-only",
+            Self::Qmp => "qmp",
+            Self::Libvirt => "libvirt",
+            Self::Other => "other",
+        }
+    }
+
+    /// Whether the source's agent moves the VM.
+    #[must_use]
+    pub const fn driven(self) -> bool {
+        match self {
+            Self::Qmp | Self::Libvirt => true,
+            Self::SwitchOnly | Self::Other => false,
+        }
+    }
+}
+
+/// What told that the VM runs on the destination.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActivatedBy {
+    /// Its first frame there (which may be QEMU's RARP).
+    Frame,
+    /// Its hypervisor.
+    Resume,
+    /// An operator.
+    Operator,
+}
+
+impl ActivatedBy {
+    /// Stable name, as in messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Frame => "frame",
+            Self::Resume => "resume",
+            Self::Operator => "operator",
+        }
+    }
+}
+
 /// A running migration of a VM with all its attached ports.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Migration {
@@ -232,6 +293,12 @@ pub struct Migration {
     pub started_ms: u64,
     /// When the switch was seen, in milliseconds since 1970 (UTC).
     pub switched_ms: Option<u64>,
+    /// Who moves the VM's memory.
+    #[serde(default)]
+    pub through: Through,
+    /// Where it is moved to, in the hypervisor's words (`tcp:10.0.0.2:49152`, `qemu+ssh://h2/system`), if it is driven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
 }
 
 /// What a finished migration cost.
@@ -265,6 +332,22 @@ pub struct Receipt {
     pub last_ack_us: u64,
     /// Per host: microseconds from the switch to its acknowledgement.
     pub acks_us: BTreeMap<HostName, u64>,
+    /// From the VM's stop on the source until it ran on the destination, in microseconds, as their hypervisors' words
+    /// reached the controller; none if one of them was not heard.
+    #[serde(default)]
+    pub pause_us: Option<u64>,
+    /// The same in QEMU's own words (it does not count all of it).
+    #[serde(default)]
+    pub downtime_us: Option<u64>,
+    /// From RESUME on the destination to the VM's first frame there, in microseconds.
+    #[serde(default)]
+    pub first_frame_us: Option<u64>,
+    /// What told that the VM runs on the destination.
+    #[serde(default)]
+    pub activated_by: Option<ActivatedBy>,
+    /// Who moved the VM's memory.
+    #[serde(default)]
+    pub through: Through,
 }
 
 /// Anything that is stored.

@@ -116,6 +116,8 @@ fn operation(line: &str) -> Operation {
                 phase,
                 started_ms: 0,
                 switched_ms: None,
+                through: Default::default(),
+                uri: None,
             })
         }
         other => panic!("{other}"),

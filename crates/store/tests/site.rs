@@ -84,6 +84,11 @@ async fn a_receipt_comes_with_its_change_or_not_at_all() {
         exact: true,
         last_ack_us: 0,
         acks_us: Default::default(),
+        pause_us: None,
+        downtime_us: None,
+        first_frame_us: None,
+        activated_by: None,
+        through: Default::default(),
     };
     let (one, late) = (check(&site, host(1)).await, check(&site, host(2)).await);
     site.commit_with_receipt(&one, &receipt(20)).await.unwrap();

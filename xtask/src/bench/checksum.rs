@@ -24,7 +24,8 @@ const PROBES: [(&str, Probe); 4] = [
 /// Measures both side by side, interleaved, with and without offloads on the wire, and writes `checksum.json`.
 pub fn run(out: &Path, options: &Options) -> Result<()> {
     let mut results = Vec::new();
-    for scenario in SCENARIOS.into_iter().filter(|s| !s.tap && options.scenarios.iter().any(|n| n == s.name)) {
+    for scenario in SCENARIOS.into_iter().filter(|s| !s.tap && options.scenarios.iter().any(|n| n == s.name))
+    {
         let topology = Topology::bridges(scenario, &KINDS)?;
         let [zero, computed] = &topology.contestants[..] else { anyhow::bail!("two take part") };
         for (title, probe) in PROBES {
@@ -48,7 +49,12 @@ pub fn run(out: &Path, options: &Options) -> Result<()> {
 }
 
 /// Samples of both; who begins alternates, as the second always finds a warmer machine.
-pub fn alternate(a: &Contestant, b: &Contestant, probe: Probe, options: &Options) -> Result<(Samples, Samples)> {
+pub fn alternate(
+    a: &Contestant,
+    b: &Contestant,
+    probe: Probe,
+    options: &Options,
+) -> Result<(Samples, Samples)> {
     let (mut of_a, mut of_b) = (Samples::default(), Samples::default());
     for round in 0..options.rounds {
         let mut turns = [(&mut of_a, a), (&mut of_b, b)];

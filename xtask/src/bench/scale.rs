@@ -186,6 +186,8 @@ async fn agent(
         kernel: KernelPart::None { uplink_mtu: 1500 },
         metrics: None,
         compare_every: Duration::from_secs(10),
+        qmp_dir: None,
+        libvirt: None,
         ready: None,
     };
     Ok(async move {

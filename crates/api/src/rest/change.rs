@@ -4,7 +4,7 @@ use super::Spec;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
-use tenet_model::{HostName, Key, Mac, Name, NetworkRef, PortRef, SubnetRef, TenantName, VmRef};
+use tenet_model::{HostName, Key, Mac, Name, NetworkRef, PortRef, SubnetRef, TenantName, Through, VmRef};
 use utoipa::{IntoParams, ToSchema};
 
 /// Names an object to delete.
@@ -273,6 +273,14 @@ pub struct Migrate {
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     pub devices: BTreeMap<Name, String>,
+    /// Who moves the VM's memory: `switch-only` (another tool), or the source's agent by `qmp` or `libvirt`.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub through: Through,
+    /// Where to, for `qmp` (as `tcp:10.0.0.2:49152`; an incoming QEMU waits there) and `libvirt` (as
+    /// `qemu+ssh://h2/system`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
 }
 
 /// Asks for a one-time join token.

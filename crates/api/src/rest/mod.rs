@@ -19,8 +19,8 @@ pub use change::{
 pub use error::{ApiError, Problem};
 pub use object::{
     HostPatch, HostSpec, HostView, MigrationView, NetworkPatch, NetworkSpec, NetworkView, Pool, PortSpec,
-    PortView, ReceiptOrMigration, ReceiptView, RouteSpec, RouteView, SettingsSpec, SettingsView, Spec,
-    TenantSpec, TenantView, VmSpec, VmView,
+    PortView, Progress, ReceiptOrMigration, ReceiptView, RouteSpec, RouteView, SettingsSpec, SettingsView,
+    Spec, TenantSpec, TenantView, VmSpec, VmView,
 };
 pub use path::{OffloadTest, PathFinding, PathPair, PathView, Paths, ReceiveWay, UdpTunnel, Uplink};
 pub use site::{Site, SitePort, SiteVm};

@@ -4,7 +4,9 @@ use super::SubnetSpec;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
-use tenet_model::{HostName, Mac, Method, Name, NetworkRef, PortRef, SubnetRef, TenantName, VmRef};
+use tenet_model::{
+    ActivatedBy, HostName, Mac, Method, Name, NetworkRef, PortRef, SubnetRef, TenantName, Through, VmRef,
+};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -339,6 +341,27 @@ pub struct MigrationView {
     /// Hosts whose acknowledgement of the present phase is awaited.
     #[serde(default)]
     pub waiting_for: Vec<String>,
+    /// Who moves the VM's memory: `switch-only` (another tool), `qmp`, `libvirt`, or `other` (a tool that began it).
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub through: Through,
+    /// Where it is moved to, in the hypervisor's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
+    /// How far the hypervisor is; none before it said anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+}
+
+/// How far a hypervisor is with moving a VM's memory.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    /// Bytes moved so far.
+    pub transferred: u64,
+    /// Bytes in all; 0 if not known.
+    pub total: u64,
+    /// QEMU's word: `setup`, `active`, `postcopy-active`, `completed` …, or `stopped` once the VM stands still.
+    pub status: String,
 }
 
 /// What a finished migration cost.
@@ -375,6 +398,24 @@ pub struct ReceiptView {
     /// Per host: microseconds from the switch to its acknowledgement.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub acks_us: BTreeMap<HostName, u64>,
+    /// From the VM's stop on the source until it ran on the destination, in microseconds, as the hypervisors' words
+    /// reached the controller; none if one of them was not heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_us: Option<u64>,
+    /// The same in QEMU's own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_us: Option<u64>,
+    /// From RESUME on the destination to the VM's first frame there, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_frame_us: Option<u64>,
+    /// What told that the VM runs on the destination: `frame`, `resume` or `operator`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub activated_by: Option<ActivatedBy>,
+    /// Who moved the VM's memory: `switch-only`, `qmp`, `libvirt` or `other`.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub through: Through,
 }
 
 /// What a switch led to: the receipt if it was waited for, else the migration.

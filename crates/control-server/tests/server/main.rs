@@ -70,7 +70,12 @@ async fn a_site_is_programmed_moved_and_shown() {
     assert_eq!(c.client.table(None).await.unwrap().rows.len(), 2);
     assert_eq!(c.client.counters(None).await.unwrap().ports.len(), 2);
 
-    let to_h2 = Migrate { to: "h2".parse().unwrap(), devices: Default::default() };
+    let to_h2 = Migrate {
+        to: "h2".parse().unwrap(),
+        devices: Default::default(),
+        through: Default::default(),
+        uri: None,
+    };
     let prepared = c.client.migrate(&sql, &to_h2).await.unwrap();
     assert_eq!(prepared.phase, "prepared");
     let again = c.client.migrate(&sql, &to_h2).await.unwrap_err();
@@ -99,7 +104,12 @@ async fn a_site_is_programmed_moved_and_shown() {
         assert!(kinds.iter().any(|k| k == kind), "{kind} in {kinds:?}");
     }
 
-    let back = Migrate { to: "h1".parse().unwrap(), devices: Default::default() };
+    let back = Migrate {
+        to: "h1".parse().unwrap(),
+        devices: Default::default(),
+        through: Default::default(),
+        uri: None,
+    };
     c.client.migrate(&sql, &back).await.unwrap();
     let cancelled = c.client.migrate_cancel(&sql).await.unwrap();
     assert!(!cancelled.moved && cancelled.reason.is_some());
@@ -122,7 +132,12 @@ async fn migration_rolls_back_without_its_destination() {
     let _h1 = c.agent(&k1).await;
     let sql = "contoso/sql".parse().unwrap();
     c.client.attach(&sql, &attach("h1", "sql0")).await.unwrap();
-    let to_h2 = Migrate { to: "h2".parse().unwrap(), devices: Default::default() };
+    let to_h2 = Migrate {
+        to: "h2".parse().unwrap(),
+        devices: Default::default(),
+        through: Default::default(),
+        uri: None,
+    };
     let error = c.client.migrate(&sql, &to_h2).await.unwrap_err();
     assert_eq!(refused(&error), (409, "conflict"));
     assert!(error.to_string().contains("h2 did not answer"), "{error}");

@@ -1,13 +1,13 @@
 //! The core's part in migrations: what is said of them, and each next step.
 
-use super::{Control, Output, Refused, open_id};
+use super::{Control, Output, Refused, hypervisor::steer, open_id};
 use crate::{
     DISCONNECTED, Micros, PREPARE, SETTLE, SessionId,
     happening::Happening,
     migration::{AGAIN, ASK, COMMIT, Frames, Run, Stage},
 };
 use std::collections::{BTreeMap, BTreeSet};
-use tenet_model::{HostName, Key, Object, Operation, Phase, PortRef, VmRef};
+use tenet_model::{ActivatedBy, HostName, Key, Object, Operation, Phase, PortRef, VmRef};
 use uuid::Uuid;
 
 impl Control {
@@ -20,6 +20,7 @@ impl Control {
             Some(run) if run.migration.to == host && run.migration.devices.contains_key(&port.port) => {
                 if run.switched.is_none() && run.cancelled.is_none() {
                     run.switched = Some(now);
+                    run.activated_by = Some(ActivatedBy::Frame);
                     let text = format!("port {port} sent its first frame on {host}");
                     outputs.push(Output::Happened(Happening::new("migration", text).host(&host).port(port)));
                 }
@@ -45,7 +46,10 @@ impl Control {
             Phase::Preparing if run.switched.is_none() => return Err(Refused::Phase(Phase::Preparing)),
             Phase::Preparing | Phase::Prepared | Phase::Switched => {}
         }
-        run.switched.get_or_insert(now);
+        if run.switched.is_none() {
+            run.switched = Some(now);
+            run.activated_by = Some(ActivatedBy::Operator);
+        }
         let mut outputs = Vec::new();
         self.progress(now, &mut outputs);
         Ok(outputs)
@@ -56,12 +60,12 @@ impl Control {
     /// # Errors
     /// [`Refused::NoMigration`]; [`Refused::Phase`] once it is switched.
     pub fn cancel(&mut self, now: Micros, vm: &VmRef, reason: &str) -> Result<Vec<Output>, Refused> {
-        let run = self.runs.get_mut(vm).ok_or(Refused::NoMigration)?;
+        let run = self.runs.get(vm).ok_or(Refused::NoMigration)?;
         if run.switched.is_some() || run.migration.phase == Phase::Switched {
             return Err(Refused::Phase(Phase::Switched));
         }
-        run.cancelled.get_or_insert_with(|| reason.to_owned());
         let mut outputs = Vec::new();
+        self.cancel_drive(now, vm, reason, &mut outputs);
         self.progress(now, &mut outputs);
         Ok(outputs)
     }
@@ -212,6 +216,7 @@ impl Control {
                 run.acks_us.entry(name).or_insert_with(|| now.saturating_sub(switched));
             }
         }
+        steer(now, run, hosts, outputs);
         if run.committing.is_some_and(|at| now.saturating_sub(at) < COMMIT) {
             return;
         }
@@ -257,6 +262,7 @@ impl Control {
             }
             Phase::Prepared => {}
             Phase::Switched => match run.asked {
+                None if run.awaits_words(now) => {}
                 None => {
                     self.count(now, vm, Stage::After, outputs);
                     self.finish_if_counted(now, vm, outputs);

@@ -271,6 +271,8 @@ pub fn options(dir: &Path, controller: &Controller) -> Options {
         kernel: KernelPart::None { uplink_mtu: 1500 },
         metrics: None,
         compare_every: Duration::from_millis(100),
+        qmp_dir: None,
+        libvirt: None,
         ready: None,
     }
 }

@@ -91,7 +91,8 @@ impl HostCore {
             let known = self.activated.get(&row.name) == Some(&row.peer_pa);
             // The generation tells an activation from an active port that was told to prepare.
             let ours = have.generation == want.generation || self.prepared.contains(&row.name);
-            if known || (same && have.state == PORT_ACTIVE && ours) {
+            let runs = self.vms.get(&row.name.vm_ref()) == Some(&true);
+            if known || runs || (same && have.state == PORT_ACTIVE && ours) {
                 want.state = PORT_ACTIVE;
                 if !known {
                     found.push((row.name.clone(), row.peer_pa));
@@ -102,6 +103,8 @@ impl HostCore {
             .filter(|(p, _)| p.state == PortState::Prepared)
             .map(|(p, _)| p.name.clone())
             .collect();
+        self.arrived = self.arriving(rows);
+        let redirected = self.redirections(rows, &devices, actual, &planned, &mut new);
 
         let operations = if let Some(nets) = &nets {
             let nets: BTreeSet<u32> = nets.iter().map(|n| n.0).collect();
@@ -128,6 +131,7 @@ impl HostCore {
             self.wanted = new;
             operations
         };
+        self.redirected = redirected;
         for port in stale {
             self.activated.remove(&port);
         }

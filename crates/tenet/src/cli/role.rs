@@ -51,6 +51,12 @@ pub struct AgentArgs {
     /// Seconds between two full compares of what the kernel holds and what it should
     #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     pub compare_every: u64,
+    /// Where QEMU's monitors (QMP) of VMs are found, as TENANT.VM.sock; each belongs to the agent alone
+    #[arg(long, value_name = "DIR", default_value = "/run/tenet/qmp")]
+    pub qmp_dir: PathBuf,
+    /// The libvirt whose domains' events are watched, as qemu:///system
+    #[arg(long, value_name = "URI")]
+    pub libvirt: Option<String>,
     /// Leave the kernel part out: maps in memory, no frame carried (for measuring the control plane)
     #[arg(long, hide = true)]
     pub no_kernel: bool,

@@ -33,7 +33,7 @@ pub async fn migrate(
         })?;
         devices.insert(port, device);
     }
-    let request = Migrate { to: to.clone(), devices };
+    let request = Migrate { to: to.clone(), devices, through: Default::default(), uri: None };
     let waiting = format!("telling all hosts that VM {vm} moves to host {to}");
     let begun = print::progress(&waiting, client.migrate(vm, &request)).await?;
     let ready = if begun.phase == "preparing" {

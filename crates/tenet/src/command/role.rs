@@ -72,6 +72,8 @@ pub fn agent(args: AgentArgs) -> Outcome<ExitCode> {
         kernel,
         metrics,
         compare_every: Duration::from_secs(args.compare_every.max(1)),
+        qmp_dir: Some(args.qmp_dir),
+        libvirt: args.libvirt,
         ready: Some(Box::new(|| notify("READY=1"))),
     };
     serve(async |shutdown| tenet_host_agent::run(options, shutdown).await)?.map_err(|e| {

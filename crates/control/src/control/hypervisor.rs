@@ -1,0 +1,182 @@
+//! What hypervisors say of a VM that moves, and what the source's agent is told to do.
+
+use super::{Control, Output, open_id};
+use crate::{
+    DISCONNECTED, Micros, SessionId,
+    happening::Happening,
+    migration::{CANCEL, Progress, QUIET, Run},
+    session::Host,
+};
+use std::collections::BTreeMap;
+use tenet_model::{ActivatedBy, HostName, Phase, VmRef};
+
+/// What a hypervisor says of a VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Word {
+    /// It stands still, to be switched to another host.
+    Stopped,
+    /// It runs.
+    Resumed,
+    /// It sent its first frame on this host.
+    FirstFrame {
+        /// Microseconds after it began to run.
+        after_us: u64,
+    },
+    /// Its memory is being moved.
+    Migration {
+        /// How far.
+        progress: Progress,
+        /// How long it stood still by the hypervisor's clock, once that is known.
+        downtime_us: Option<u64>,
+        /// Why it failed, if it did; may be empty even then.
+        error: String,
+    },
+}
+
+impl Control {
+    /// A host's hypervisor says something of a VM.
+    pub fn hypervisor(&mut self, now: Micros, session: SessionId, vm: &VmRef, word: Word) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let Some(host) = self.sessions.get(&session).cloned() else { return outputs };
+        let Some(run) = self.runs.get_mut(vm) else {
+            if word == Word::Resumed {
+                outputs.extend(self.claimed(vm, &host));
+            }
+            return outputs;
+        };
+        let (from, to) = (run.migration.from == host, run.migration.to == host);
+        match word {
+            Word::Stopped if from => {
+                run.stopped = Some(now);
+                run.resumed_at_source = false;
+                run.progress.get_or_insert_default().status = "stopped".to_owned();
+            }
+            Word::Resumed if to => {
+                run.resumed.get_or_insert(now);
+                // It runs there: what was not yet written of a rollback would only cut it off.
+                if run.ending.is_none() {
+                    run.cancelled = None;
+                    run.cancelling = None;
+                }
+                if run.switched.is_none() && run.cancelled.is_none() {
+                    run.switched = Some(now);
+                    run.activated_by = Some(ActivatedBy::Resume);
+                    let text = format!("{vm} runs on {host}, says its hypervisor");
+                    outputs.push(told(text, vm, &host));
+                }
+            }
+            Word::Resumed if from => {
+                run.resumed_at_source = true;
+                if run.switched.is_none() {
+                    run.stopped = None;
+                    outputs.push(told(format!("{vm} goes on running on {host}"), vm, &host));
+                } else {
+                    let text = format!(
+                        "{vm} runs on {host} again, says its hypervisor, but has moved to {}: end one of the two",
+                        run.migration.to
+                    );
+                    outputs
+                        .push(Output::Happened(Happening::new("problem", text).host(&host).field("vm", vm)));
+                }
+            }
+            Word::FirstFrame { after_us } if to => {
+                run.first_frame_us.get_or_insert(after_us);
+            }
+            Word::Migration { progress, downtime_us, error } if from => {
+                run.moves(now, progress, downtime_us, &error);
+            }
+            Word::Stopped | Word::Resumed | Word::FirstFrame { .. } | Word::Migration { .. } => {}
+        }
+        self.progress(now, &mut outputs);
+        outputs
+    }
+
+    /// How far a migration's hypervisor is, as it says.
+    #[must_use]
+    pub fn migration_progress(&self, vm: &VmRef) -> Option<&Progress> {
+        self.runs.get(vm)?.progress.as_ref()
+    }
+
+    /// A VM runs on a host where the site does not have it: forwarding stays with the site.
+    fn claimed(&self, vm: &VmRef, host: &HostName) -> Option<Output> {
+        let home = self.desired().ports_of(vm).find_map(|(_, p)| p.value.host.as_ref())?;
+        if home == host {
+            return None;
+        }
+        let text = format!(
+            "{vm} runs on {host}, says its hypervisor, but belongs to {home}, where its frames go: end the one that \
+             should not run, or move it with `tenet vm migrate {vm} --to {host}`"
+        );
+        Some(Output::Happened(Happening::new("problem", text).host(host).field("vm", vm)))
+    }
+
+    /// Gives up what the source's agent drives: first the hypervisor, then the network.
+    pub(super) fn cancel_drive(&mut self, now: Micros, vm: &VmRef, reason: &str, outputs: &mut Vec<Output>) {
+        let Some(run) = self.runs.get_mut(vm) else { return };
+        let session = self.hosts.get(&run.migration.from).and_then(open_id);
+        match session.filter(|_| run.driven.is_some()) {
+            Some(session) => {
+                if run.cancelling.is_none() {
+                    run.cancelling = Some((now, reason.to_owned()));
+                    outputs.push(drive(run, session, true));
+                }
+            }
+            None => {
+                run.cancelled.get_or_insert_with(|| reason.to_owned());
+            }
+        }
+    }
+}
+
+fn told(text: String, vm: &VmRef, host: &HostName) -> Output {
+    Output::Happened(Happening::new("migration", text).host(host).field("vm", vm))
+}
+
+fn drive(run: &Run, session: SessionId, cancel: bool) -> Output {
+    Output::Drive {
+        session,
+        migration: run.migration.id,
+        vm: run.migration.vm.clone(),
+        through: run.migration.through,
+        uri: run.migration.uri.clone().unwrap_or_default(),
+        cancel,
+    }
+}
+
+/// Tells the source's agent to move the VM once it may, and again after each break of its session.
+pub(super) fn steer(now: Micros, run: &mut Run, hosts: &BTreeMap<HostName, Host>, outputs: &mut Vec<Output>) {
+    if run.migration.phase == Phase::Switched || run.switched.is_some() || run.cancelled.is_some() {
+        return;
+    }
+    if let Some((_, reason)) = run.cancelling.take_if(|(at, _)| now.saturating_sub(*at) > CANCEL) {
+        run.cancelled = Some(format!("{reason} (the hypervisor did not confirm it)"));
+        return;
+    }
+    if run.completed.is_some_and(|at| now.saturating_sub(at) > QUIET) {
+        // Nobody watches it on the destination, and it says nothing: a VM that was paused before.
+        run.switched = Some(now);
+        let text =
+            format!("{} has been moved, says the hypervisor of {}", run.migration.vm, run.migration.from);
+        outputs.push(told(text, &run.migration.vm, &run.migration.from));
+        return;
+    }
+    if run.migration.phase != Phase::Prepared || !run.migration.through.driven() || run.cancelling.is_some() {
+        return;
+    }
+    let from = &run.migration.from;
+    let source = hosts.get(from);
+    match source.and_then(open_id) {
+        Some(session) if run.driven != Some(session) => {
+            run.driven = Some(session);
+            outputs.push(drive(run, session, false));
+        }
+        Some(_) => {}
+        None if run.driven.is_none()
+            && source.is_none_or(|h| now.saturating_sub(h.gone_since) > DISCONNECTED) =>
+        {
+            run.cancelled =
+                Some(format!("the agent of host {from}, which is to move the VM, is not connected"));
+        }
+        None => {}
+    }
+}
