@@ -11,6 +11,7 @@
 //! connected hosts of its network have its records, or [`HOLD`] has passed. A removed port is told to all at once:
 //! whichever host is first, the frames on their way to it are lost with it.
 
+pub mod claim;
 mod control;
 mod happening;
 mod measured;

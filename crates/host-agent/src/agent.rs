@@ -4,6 +4,7 @@ use crate::cache::Cache;
 use crate::convert;
 use crate::identity::IdentityError;
 use crate::kernel::{Kernel, KernelError, MemoryKernel};
+use crate::local::{self, Ask, Controller, Domains, Local};
 use crate::measure::Measuring;
 use crate::metrics::{self, Text};
 use crate::options::{KernelPart, Options};
@@ -24,7 +25,7 @@ use tenet_host::paths::Settings;
 use tenet_host::{HostCore, Input, Output};
 use tenet_tables::{DropReason, LAYOUT_VERSION};
 use tokio::io::{Interest, unix::AsyncFd};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 /// Between two looks at the carrier of ports that are about to move.
@@ -93,12 +94,23 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         ready: options.ready,
         prober: Prober::new(Settings::default()),
         measured: Measuring::default(),
+        changed: watch::Sender::new(0),
     };
     agent.start()?;
 
     let (heard_tx, mut heard) = mpsc::channel(INCOMING);
+    let connection = watch::Sender::new(None);
+    let (asks, mut asked_here) = mpsc::channel(4);
+    let local = Local {
+        asks,
+        changed: agent.changed.subscribe(),
+        controller: Controller::new(connection.subscribe()),
+        domains: Domains::load(&options.state_dir),
+    };
+    let _local = options.socket.map(|path| Task(tokio::spawn(local::serve(path, local))));
     let session = Session {
         state_dir: options.state_dir,
+        connection,
         controllers: options.controllers,
         token: options.token,
         heard: heard_tx,
@@ -129,6 +141,10 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
                 }
             }
             () = ready(events.as_ref()) => agent.take_events(),
+            Some(Ask { vm, reply }) = asked_here.recv() => {
+                // The client may have gone.
+                let _ = reply.send(agent.core.here(vm.as_ref()));
+            }
             _ = tick.tick() => agent.compare(),
             _ = glance.tick(), if agent.core.moving().next().is_some() => agent.glance(),
             Some(request) = asked.recv() => {
@@ -153,6 +169,8 @@ pub(crate) struct Agent {
     ready: Option<Box<dyn FnOnce() + Send>>,
     pub(crate) prober: Prober,
     pub(crate) measured: Measuring,
+    /// Counts the core's inputs, for those who wait for what they bring.
+    changed: watch::Sender<u64>,
 }
 
 impl Agent {
@@ -378,6 +396,7 @@ impl Agent {
             };
             todo.extend(self.core.handle(self.since.elapsed(), result));
         }
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
         if hosts_change {
             self.expect_hosts();
         }

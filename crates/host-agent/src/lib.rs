@@ -11,7 +11,6 @@ mod cache;
 mod convert;
 mod identity;
 mod kernel;
-#[expect(dead_code, reason = "its listener comes next")]
 mod local;
 mod measure;
 mod metrics;

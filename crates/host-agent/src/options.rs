@@ -17,6 +17,8 @@ pub struct Options {
     pub kernel: KernelPart,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// Where hypervisors and containers of this host ask for ports; nowhere if not said.
+    pub socket: Option<PathBuf>,
     /// Time between two full compares of kernel and wanted state.
     pub compare_every: Duration,
     /// Where QEMU's monitors (QMP) are found, as `TENANT.VM.sock`; none: VMs are not watched this way.

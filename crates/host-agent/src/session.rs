@@ -10,7 +10,7 @@ use std::{
 use tenet_api::agent::{
     AgentMessage, ControllerMessage, RenewRequest, agent_client::AgentClient, controller_message::Message,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
 
@@ -47,6 +47,8 @@ pub(crate) struct Session {
     pub(crate) controllers: Vec<String>,
     pub(crate) token: Option<String>,
     pub(crate) heard: mpsc::Sender<Heard>,
+    /// Where requests of this host find the connection, while there is a session.
+    pub(crate) connection: watch::Sender<Option<AgentClient<Channel>>>,
 }
 
 /// Why one session came to its end.
@@ -83,6 +85,7 @@ impl Session {
         for url in identity.controllers.clone().iter().cycle() {
             let (began, mut opened) = (Instant::now(), false);
             let result = self.session(&mut identity, url, &mut opened).await;
+            self.connection.send_replace(None);
             if opened && self.heard.send(Heard::Closed).await.is_err() {
                 return;
             }
@@ -172,6 +175,7 @@ impl Session {
         *opened = true;
         let refused = |status| SessionError::Refused(Box::new(status));
         let mut stream = client.session(ReceiverStream::new(rx)).await.map_err(refused)?.into_inner();
+        self.connection.send_replace(Some(client.clone()));
         tracing::info!(%url, "session with the controller");
         let mut not_before = SystemTime::UNIX_EPOCH;
         loop {

@@ -109,6 +109,7 @@ fn agent(dir: &Dir, controller: &Controller, token: Option<String>, kernel: &Sha
         uplinks: vec!["eth0".into()],
         kernel: KernelPart::Other(Box::new(kernel.clone())),
         metrics: None,
+        socket: None,
         compare_every: Duration::from_millis(100),
         qmp_dir: None,
         libvirt: None,

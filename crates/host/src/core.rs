@@ -1,9 +1,12 @@
 //! The state machine of an agent: what it knows, what it wants, what is to be done.
 
+mod here;
 mod reconcile;
 mod status;
 mod superseded;
 mod switch;
+
+pub use here::Here;
 
 use crate::event::{self, Limiter};
 use crate::input::{AttachState, Input, Output, Role, Stats};

@@ -20,7 +20,7 @@ pub mod plan;
 pub mod probe;
 mod rewrite;
 
-pub use crate::core::HostCore;
+pub use crate::core::{Here, HostCore};
 pub use crate::input::{AttachState, Input, Output, Role, Stats};
 pub use back::rows_back;
 pub use message::{Ack, EventReport, Message, NetworkProof, PortStatus, Proof};

@@ -106,6 +106,14 @@ pub struct HostRecord {
     pub process: Option<Process>,
 }
 
+impl HostRecord {
+    /// Where its agent takes requests of what runs on the host.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.state_dir.join("agent.sock")
+    }
+}
+
 /// A VM.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VmRecord {

@@ -178,6 +178,7 @@ pub fn start_agent(record: &mut Record, name: &HostName, token: Option<&str>) ->
     command.arg("agent").arg("--controller").arg(url).arg("--state-dir").arg(&host.state_dir);
     command.arg("--bpffs").arg(&host.bpffs).arg("--uplink").arg(&host.uplink);
     command.arg("--qmp-dir").arg(host.state_dir.join("qmp"));
+    command.arg("--socket").arg(host.socket());
     if clsact {
         command.args(["--hook", "clsact"]);
     }

@@ -185,6 +185,7 @@ async fn agent(
         uplinks: vec!["uplink".to_owned()],
         kernel: KernelPart::None { uplink_mtu: 1500 },
         metrics: None,
+        socket: None,
         compare_every: Duration::from_secs(10),
         qmp_dir: None,
         libvirt: None,

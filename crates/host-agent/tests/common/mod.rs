@@ -270,6 +270,7 @@ pub fn options(dir: &Path, controller: &Controller) -> Options {
         uplinks: vec!["eth0".into()],
         kernel: KernelPart::None { uplink_mtu: 1500 },
         metrics: None,
+        socket: None,
         compare_every: Duration::from_millis(100),
         qmp_dir: None,
         libvirt: None,

@@ -48,6 +48,9 @@ pub struct AgentArgs {
     /// Where metrics are served; `off` serves none
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7445")]
     pub metrics: String,
+    /// Where hypervisors and containers of this host ask for ports; root's alone; `none` opens none
+    #[arg(long, value_name = "PATH", default_value = tenet_api::local::SOCKET)]
+    pub socket: PathBuf,
     /// Seconds between two full compares of what the kernel holds and what it should
     #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     pub compare_every: u64,

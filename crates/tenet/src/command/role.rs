@@ -71,6 +71,7 @@ pub fn agent(args: AgentArgs) -> Outcome<ExitCode> {
         uplinks: args.uplinks,
         kernel,
         metrics,
+        socket: (args.socket.as_os_str() != "none").then_some(args.socket),
         compare_every: Duration::from_secs(args.compare_every.max(1)),
         qmp_dir: Some(args.qmp_dir),
         libvirt: args.libvirt,

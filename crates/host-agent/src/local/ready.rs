@@ -1,0 +1,152 @@
+//! Whether a port is as it was asked for, and what is missing. Pure.
+
+use tenet_api::agent::ClaimedPort;
+use tenet_api::local::{LocalPort, LocalPrefix, PreparePort};
+use tenet_compile::PortState;
+use tenet_host::Here;
+use tenet_model::{SubnetRef, VmRef};
+
+/// Something wrong, and what to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Missing {
+    pub(super) message: String,
+    pub(super) hint: String,
+}
+
+impl Missing {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
+}
+
+/// What is missing of a port that the controller granted; none: it is ready.
+pub(super) fn missing(claimed: &ClaimedPort, here: &[Here], incoming: bool) -> Option<Missing> {
+    let port = &claimed.port;
+    let Some(found) = here.iter().find(|h| h.row.name.to_string() == *port) else {
+        let hint = "see `tenet status` for this host; its agent may be behind";
+        return Some(Missing::new(format!("the controller has not sent port {port} to this host yet"), hint));
+    };
+    if found.generation < claimed.revision || found.row.device != claimed.device {
+        let hint = "see `tenet status` for this host; its agent may be behind";
+        return Some(Missing::new(
+            format!("the controller has not sent the change of port {port} yet"),
+            hint,
+        ));
+    }
+    unready(found, incoming)
+}
+
+/// What is missing of a port of this host; none: it is ready.
+pub(super) fn unready(found: &Here, incoming: bool) -> Option<Missing> {
+    let (port, status) = (&found.row.name, &found.status);
+    if !status.present {
+        let hint = format!(
+            "make device {} first, or name none, and the agent makes a tap; its log says what hinders it",
+            found.row.device
+        );
+        return Some(Missing::new(format!("port {port} is not ready: {}", status.detail), hint));
+    }
+    match (status.state, incoming) {
+        ("active", _) | ("prepared", true) => None,
+        ("blocked", _) => Some(Missing::new(
+            format!("port {port} is still blocked: other hosts do not have its records yet"),
+            "see `tenet status` for the hosts that do not answer",
+        )),
+        (state, _) => Some(Missing::new(
+            format!("port {port} is {state} on this host"),
+            "wait until its move is done: `tenet migrations` shows how far it is",
+        )),
+    }
+}
+
+/// What a host without a controller may say to a request: the ports of the VM that the last state gives it.
+///
+/// # Errors
+/// What is not there or is not so.
+pub(super) fn fail_static<'a>(
+    vm: &VmRef,
+    asked: &[PreparePort],
+    here: &'a [Here],
+) -> Result<Vec<&'a Here>, Missing> {
+    let without = "this host has no session with the controller";
+    let hint = "try again when the controller answers: without it, only what this host had last can start";
+    let ours: Vec<&Here> = here
+        .iter()
+        .filter(|h| matches!(h.row.state, PortState::Active | PortState::Blocked | PortState::Prepared))
+        .collect();
+    if ours.is_empty() {
+        let message = format!("{without}, and VM {vm} was not on this host when it had one");
+        return Err(Missing::new(message, hint));
+    }
+    if asked.is_empty() {
+        return Ok(ours);
+    }
+    asked
+        .iter()
+        .map(|a| {
+            let one = (asked.len() == 1 && ours.len() == 1).then(|| ours.first().copied()).flatten();
+            let found = match (&a.port, a.mac) {
+                (Some(name), _) => ours.iter().find(|h| h.row.name.port == *name).copied(),
+                (None, Some(mac)) => ours.iter().find(|h| h.row.mac == mac).copied(),
+                (None, None) => one,
+            };
+            let found = found.ok_or_else(|| {
+                let which = a.port.as_ref().map(ToString::to_string).or(a.mac.map(|m| m.to_string()));
+                let which = which.map_or_else(String::new, |w| format!(" {w}"));
+                Missing::new(format!("{without}, and port{which} of VM {vm} was not on this host"), hint)
+            })?;
+            agrees(a, found, hint, without)?;
+            Ok(found)
+        })
+        .collect()
+}
+
+fn agrees(asked: &PreparePort, found: &Here, hint: &str, without: &str) -> Result<(), Missing> {
+    let name = &found.row.name;
+    let differs = |what: &str, has: String, asked: String| {
+        let message = format!("{without}, and port {name} had {what} {has} on this host, not {asked}");
+        Err(Missing::new(message, hint))
+    };
+    if let Some(mac) = asked.mac.filter(|m| *m != found.row.mac) {
+        return differs("MAC", found.row.mac.to_string(), mac.to_string());
+    }
+    if let Some(device) = asked.device.as_ref().filter(|d| **d != found.row.device) {
+        return differs("device", found.row.device.clone(), device.clone());
+    }
+    let subnet = found.subnet.as_ref().map(|s| &s.name);
+    let same = |s: &&SubnetRef| {
+        asked.network.as_ref().is_none_or(|n| s.tenant == n.tenant && s.network == n.network)
+            && asked.subnet.as_ref().is_none_or(|name| s.subnet == *name)
+    };
+    if let Some(subnet) = subnet.filter(|s| !same(s)) {
+        return differs("subnet", subnet.to_string(), "the one asked for".into());
+    }
+    if let Some(other) = asked.addresses.iter().find(|a| !found.addresses.contains(a)) {
+        let has: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+        return differs("address", has.join(", "), other.to_string());
+    }
+    Ok(())
+}
+
+/// A port as the socket tells of it.
+pub(super) fn local_port(here: &Here) -> Option<LocalPort> {
+    // Rows of a subnet and its ports come together.
+    let subnet = here.subnet.as_ref()?;
+    Some(LocalPort {
+        port: here.row.name.clone(),
+        device: here.row.device.clone(),
+        tap: here.row.tap,
+        mac: here.row.mac,
+        mtu: here.status.mtu.into(),
+        addresses: here.addresses.clone(),
+        subnet: subnet.name.clone(),
+        prefixes: subnet
+            .prefixes
+            .iter()
+            .map(|p| LocalPrefix { prefix: p.prefix, gateway: p.gateway })
+            .collect(),
+        gateway: subnet.prefixes.first().map(|p| p.gateway),
+        state: here.status.state.to_owned(),
+        detail: here.status.detail.clone(),
+    })
+}
