@@ -13,6 +13,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 const DIRECTORY: &str = "/run/netns";
+/// `_IO(0xb7, 3)` (linux/nsfs.h).
+const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 const CURRENT: &str = "/proc/thread-self/ns/net";
 
 /// A handle to a network namespace. Cheap to clone; keeps the namespace alive while it exists.
@@ -75,6 +77,19 @@ impl Netns {
             }
             Err(source) => Err(Error::System { action: format!("open network namespace {name:?}"), source }),
         }
+    }
+
+    /// Opens a namespace by a path, as `/proc/1/ns/net` or where a container's runtime keeps it.
+    pub fn at(path: &Path) -> Result<Self> {
+        let action = || format!("open network namespace {}", path.display());
+        let fd = open(path).map_err(Error::system(action()))?;
+        // SAFETY: asks what kind of namespace the live descriptor is, without memory of ours.
+        let kind = unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) };
+        if kind != libc::CLONE_NEWNET {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is no network namespace");
+            return Err(Error::System { action: action(), source });
+        }
+        Ok(Self { name: None, label: format!("namespace {}", path.display()), fd: Arc::new(fd) })
     }
 
     /// The calling thread's namespace.

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
-use tenet_api::client::ClientError;
+use tenet_api::{client::ClientError, local::LocalError};
 
 /// A failed command.
 #[derive(Debug)]
@@ -87,6 +87,22 @@ impl From<ClientError> for Failure {
             }
             ClientError::Answer(_) | ClientError::Token => Self::of(&error, hint),
         }
+    }
+}
+
+impl From<LocalError> for Failure {
+    fn from(error: LocalError) -> Self {
+        let hint = error.hint();
+        let code = match &error {
+            LocalError::Refused { status: 409, .. } => Code::Conflict,
+            LocalError::Refused { status: 503, .. } | LocalError::Unreachable { .. } => Code::Unreachable,
+            LocalError::Refused { .. } | LocalError::Answer(_) | LocalError::Client(_) => Code::Failed,
+        };
+        let text = match &error {
+            LocalError::Refused { .. } => error.to_string(),
+            LocalError::Unreachable { .. } | LocalError::Answer(_) | LocalError::Client(_) => chain(&error),
+        };
+        Self::new(text, hint).code(code)
     }
 }
 

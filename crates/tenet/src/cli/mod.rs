@@ -1,11 +1,13 @@
 //! The arguments of all commands, and with them the command line's reference.
 
 mod lab;
+mod local;
 mod name;
 mod object;
 mod role;
 
 pub use lab::{ExecArgs, LabCommand, LabTool};
+pub use local::{AttachArgs, AttachedArgs, DetachArgs, Place};
 pub use object::{
     HostCommand, NetworkCommand, RouteCommand, SiteCommand, SubnetCommand, TenantCommand, VmCommand,
 };
@@ -129,6 +131,12 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Print the site as a file that `apply` takes
     Export,
+    /// Attach a network namespace of this host, as a container has one, to a network
+    Attach(AttachArgs),
+    /// Detach a network namespace of this host
+    Detach(DetachArgs),
+    /// Show the ports of this host as its agent knows them, controller or not
+    Attached(AttachedArgs),
     /// A whole site on this machine: hosts and VMs as network namespaces
     #[command(subcommand)]
     Lab(LabCommand),

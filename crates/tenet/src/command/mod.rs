@@ -6,6 +6,7 @@ mod demo;
 mod docs;
 mod lab;
 mod migrate;
+mod netns;
 mod object;
 mod paths;
 mod role;
@@ -74,6 +75,9 @@ pub fn run(cli: Cli) -> Outcome<ExitCode> {
         Command::Docs(DocsCommand::Cli) => print::text(&docs::cli()).map(|()| ExitCode::SUCCESS),
         Command::Lab(command) => lab::run(command, cli.global),
         Command::LabTool(tool) => lab::tool(tool).map(|()| ExitCode::SUCCESS),
+        Command::Attach(args) => here(async || netns::attach(&cli.global, args).await),
+        Command::Detach(args) => here(async || netns::detach(&cli.global, args).await),
+        Command::Attached(args) => here(async || netns::attached(&cli.global, args).await),
         Command::Host(_)
         | Command::Tenant(_)
         | Command::Network(_)
@@ -94,6 +98,11 @@ pub fn run(cli: Cli) -> Outcome<ExitCode> {
             runtime()?.block_on(remote(&context, cli.command)).map(|()| ExitCode::SUCCESS)
         }
     }
+}
+
+/// Runs a command that asks this host's agent.
+fn here(command: impl AsyncFnOnce() -> Outcome) -> Outcome<ExitCode> {
+    runtime()?.block_on(command()).map(|()| ExitCode::SUCCESS)
 }
 
 /// The commands that ask a controller.
@@ -120,7 +129,10 @@ async fn remote(context: &Context, command: Command) -> Outcome {
         | Command::Completion(_)
         | Command::Docs(_)
         | Command::Lab(_)
-        | Command::LabTool(_) => Ok(()),
+        | Command::LabTool(_)
+        | Command::Attach(_)
+        | Command::Detach(_)
+        | Command::Attached(_) => Ok(()),
     }
 }
 
