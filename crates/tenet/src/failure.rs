@@ -121,6 +121,7 @@ impl From<tenet_lab::Error> for Failure {
             | Lab::Unknown { .. }
             | Lab::Record { .. }
             | Lab::Api { .. }
+            | Lab::Guest { .. }
             | Lab::Leftovers(_) => "",
         };
         let code = match &error {
