@@ -22,6 +22,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("tenet-compile", &["tenet-wire", "tenet-model", "tenet-tables"]),
     ("tenet-control", &["tenet-wire", "tenet-model", "tenet-tables", "tenet-compile"]),
     ("tenet-host", &["tenet-wire", "tenet-model", "tenet-tables", "tenet-compile"]),
+    ("tenet-libvirt", &["tenet-wire", "tenet-model"]),
 ];
 
 /// Crates that do I/O, whatever they are used for.

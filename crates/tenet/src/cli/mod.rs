@@ -1,12 +1,14 @@
 //! The arguments of all commands, and with them the command line's reference.
 
 mod lab;
+mod libvirt;
 mod local;
 mod name;
 mod object;
 mod role;
 
 pub use lab::{ExecArgs, LabCommand, LabTool};
+pub use libvirt::{DomainArgs, HookArgs, ImportArgs, InstallHookArgs, LibvirtCommand};
 pub use local::{AttachArgs, AttachedArgs, DetachArgs, Place};
 pub use object::{
     HostCommand, NetworkCommand, RouteCommand, SiteCommand, SubnetCommand, TenantCommand, VmCommand,
@@ -140,6 +142,9 @@ pub enum Command {
     /// A whole site on this machine: hosts and VMs as network namespaces
     #[command(subcommand)]
     Lab(LabCommand),
+    /// libvirt's domains: their hook, attaching and importing them
+    #[command(subcommand)]
+    Libvirt(LibvirtCommand),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
     /// Tools that run inside of a lab's VMs

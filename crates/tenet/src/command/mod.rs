@@ -5,6 +5,7 @@ mod change;
 mod demo;
 mod docs;
 mod lab;
+mod libvirt;
 mod migrate;
 mod netns;
 mod object;
@@ -74,6 +75,7 @@ pub fn run(cli: Cli) -> Outcome<ExitCode> {
         }
         Command::Docs(DocsCommand::Cli) => print::text(&docs::cli()).map(|()| ExitCode::SUCCESS),
         Command::Lab(command) => lab::run(command, cli.global),
+        Command::Libvirt(command) => libvirt::run(command, cli.global),
         Command::LabTool(tool) => lab::tool(tool).map(|()| ExitCode::SUCCESS),
         Command::Attach(args) => here(async || netns::attach(&cli.global, args).await),
         Command::Detach(args) => here(async || netns::detach(&cli.global, args).await),
@@ -129,6 +131,7 @@ async fn remote(context: &Context, command: Command) -> Outcome {
         | Command::Completion(_)
         | Command::Docs(_)
         | Command::Lab(_)
+        | Command::Libvirt(_)
         | Command::LabTool(_)
         | Command::Attach(_)
         | Command::Detach(_)
