@@ -50,13 +50,10 @@ pub async fn attach(context: &Context, args: DomainArgs) -> Outcome {
     let old = domain.interface(wish.port.mac).ok();
     let now = info.active && old.is_none_or(|i| i.source == Source::Ethernet && !i.managed);
     let ready = wish.prepare(&args, &domain.name, now).await?;
-    let device = ready.as_ref().map_or_else(|| tap_name(&wish.mark.port(&wish.port.name)), |p| p.device.clone());
-    let nic = Nic {
-        mac: wish.port.mac,
-        device,
-        mtu: ready.as_ref().map(|p| p.mtu),
-        model: args.model.clone(),
-    };
+    let device =
+        ready.as_ref().map_or_else(|| tap_name(&wish.mark.port(&wish.port.name)), |p| p.device.clone());
+    let nic =
+        Nic { mac: wish.port.mac, device, mtu: ready.as_ref().map(|p| p.mtu), model: args.model.clone() };
     let plugged = if now { wish.plug(&virsh, &domain, &nic).await } else { Ok(()) };
     let stored = match (plugged, stored) {
         (Ok(()), Some(stored)) => wish.store(&virsh, &stored, &nic).await,
@@ -65,7 +62,8 @@ pub async fn attach(context: &Context, args: DomainArgs) -> Outcome {
     if let Err(mut failure) = stored {
         if now && old.is_none() {
             wish.undo(&args, &domain.name).await;
-            failure.hint = format!("{}\nthe port is in the site and on no host", failure.hint).trim().to_owned();
+            failure.hint =
+                format!("{}\nthe port is in the site and on no host", failure.hint).trim().to_owned();
         }
         return Err(failure);
     }
@@ -114,17 +112,16 @@ impl Wish {
             (None, None) => false,
         });
         let mac = match (args.mac, marked) {
-            (Some(mac), _) => {
-                if domain.interface(mac).is_err() && marked.is_none() && mac.is_group() {
-                    return Err(Failure::new(format!("{mac} is a group's MAC"), "give another").code(Code::Usage));
-                }
-                mac
-            }
+            (Some(mac), _) => mac,
             (None, Some(marked)) => marked.mac,
             (None, None) => new_mac(domain)?,
         };
         let port = MarkedPort {
-            name: args.port.clone().or_else(|| marked.map(|m| m.name.clone())).map_or_else(|| free_port(&mark), Ok)?,
+            name: args
+                .port
+                .clone()
+                .or_else(|| marked.map(|m| m.name.clone()))
+                .map_or_else(|| free_port(&mark), Ok)?,
             mac,
             subnet: subnet.or_else(|| marked.and_then(|m| m.subnet.clone())),
             addresses: match marked {
@@ -210,12 +207,15 @@ impl Wish {
             }
             Err(_) => {
                 let element = tenet_libvirt::interface(nic);
-                virsh.with_input(&["attach-device", "--domain", name, "/dev/stdin", "--live"], &element).await?;
+                virsh
+                    .with_input(&["attach-device", "--domain", name, "/dev/stdin", "--live"], &element)
+                    .await?;
             }
         }
         // Behind the NIC: where that fails, the mark would name an interface that is not there.
         let mark = self.mark.bare();
-        let what = ["metadata", "--domain", name, "--uri", NAMESPACE, "--key", PREFIX, "--set", &mark, "--live"];
+        let what =
+            ["metadata", "--domain", name, "--uri", NAMESPACE, "--key", PREFIX, "--set", &mark, "--live"];
         virsh.run(&what).await.map(drop)
     }
 
@@ -243,7 +243,8 @@ fn vm(args: &DomainArgs, domain: &Domain) -> Outcome<VmRef> {
         return Ok(vm.clone());
     }
     let default = || Name::new(DEFAULT_TENANT);
-    let tenant: TenantName = args.network.as_ref().map_or_else(default, |n| Ok(n.tenant.clone())).map_err(bad_name)?;
+    let tenant: TenantName =
+        args.network.as_ref().map_or_else(default, |n| Ok(n.tenant.clone())).map_err(bad_name)?;
     let vm = Name::new(domain.name.clone()).map_err(|_| {
         let text = format!("domain {} has a name that no VM can have", domain.name);
         Failure::new(text, "give the VM's name by --vm").code(Code::Usage)
@@ -263,7 +264,8 @@ fn new_mac(domain: &Domain) -> Outcome<Mac> {
     loop {
         let mut own = [0; 3];
         source.read_exact(&mut own).map_err(|e| Failure::of(&e, "give a MAC by --mac"))?;
-        let mac = Mac::new([0x52, 0x54, 0x00, own[0], own[1], own[2]]);
+        let mac = Mac::new([0x52, 0x54, 0x00, own[0], own[1], own[2]])
+            .map_err(|e| Failure::of(&e, "give a MAC by --mac"))?;
         if domain.interfaces.iter().all(|i| i.mac != Some(mac)) {
             return Ok(mac);
         }
@@ -279,13 +281,19 @@ fn is_elsewhere(uri: &str) -> bool {
 fn words(done: &Done, running: bool) -> String {
     let at = done.subnet.as_ref().map_or_else(String::new, |s| format!(" in {s}"));
     let addresses: Vec<_> = done.addresses.iter().map(ToString::to_string).collect();
-    let with = if addresses.is_empty() { String::new() } else { format!(", address {}", addresses.join(" ")) };
+    let with =
+        if addresses.is_empty() { String::new() } else { format!(", address {}", addresses.join(" ")) };
     let when = match (done.now, running) {
         (true, _) => "; it is in the running guest",
-        (false, true) => "; shut the domain down and start it: a NIC of a running guest cannot be connected anew",
+        (false, true) => {
+            "; shut the domain down and start it: a NIC of a running guest cannot be connected anew"
+        }
         (false, false) => "; it is there when the domain starts",
     };
-    format!("domain {}: port {}{at}{with}, MAC {}, tap {}{when}\n", done.domain, done.port, done.mac, done.device)
+    format!(
+        "domain {}: port {}{at}{with}, MAC {}, tap {}{when}\n",
+        done.domain, done.port, done.mac, done.device
+    )
 }
 
 fn broken(error: &DomainError) -> Failure {

@@ -47,7 +47,9 @@ async fn addresses(virsh: &Virsh, domain: &str) -> BTreeMap<Mac, Vec<IpAddr>> {
     let mut all: BTreeMap<Mac, Vec<IpAddr>> = BTreeMap::new();
     for source in ["lease", "arp"] {
         // A domain may have none that libvirt could know; that is no failure.
-        let Ok(text) = virsh.run(&["domifaddr", "--domain", domain, "--source", source]).await else { continue };
+        let Ok(text) = virsh.run(&["domifaddr", "--domain", domain, "--source", source]).await else {
+            continue;
+        };
         for (mac, address) in tenet_libvirt::addresses(&text) {
             let known = all.entry(mac).or_default();
             if !known.contains(&address) {
@@ -87,7 +89,7 @@ fn of_device(name: &str) -> Vec<IpNet> {
         let links = Links::here()?;
         let index = links.index(name)?;
         links.addrs().map(|all| {
-            let own = all.into_iter().filter(|a| a.ifindex == index);
+            let own = all.into_iter().filter(|a| a.link == index);
             own.filter_map(|a| IpNet::new(a.ip, a.prefix_len).ok())
                 .filter(|p| !matches!(p.addr(), IpAddr::V6(a) if a.is_unicast_link_local()))
                 .collect()

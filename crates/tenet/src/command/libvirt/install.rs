@@ -35,7 +35,10 @@ pub fn install(args: &InstallHookArgs) -> Outcome {
             return print::line(&format!("{} is not there", file.display()));
         }
         fs::remove_file(&file).map_err(|e| failed("remove", &file, &e))?;
-        return print::line(&format!("removed {}: libvirt starts domains without asking Tenet", file.display()));
+        return print::line(&format!(
+            "removed {}: libvirt starts domains without asking Tenet",
+            file.display()
+        ));
     }
     let program = std::env::current_exe().map_err(|e| failed("find", Path::new("tenet"), &e))?;
     let script = script(&program, &args.agent.socket, args.agent.timeout)?;
