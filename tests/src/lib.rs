@@ -8,6 +8,7 @@
 
 pub mod bpf;
 pub mod frame;
+pub mod libvirt;
 mod moves;
 mod nic;
 pub mod outer;

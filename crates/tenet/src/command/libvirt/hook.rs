@@ -7,9 +7,8 @@ use crate::cli::HookArgs;
 use std::io::{self, Read as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
-use tenet_api::local::{self, LocalClient, LocalError, Outcome};
+use tenet_api::local::{self, LocalClient, Outcome};
 use tenet_libvirt::{Answer, Call, Plan, Prepare, Purpose};
-use tenet_model::VmRef;
 use tokio::time::timeout;
 
 /// Larger than any domain's description.
@@ -56,7 +55,11 @@ fn act(args: &HookArgs) -> Result<Option<String>, String> {
         match plan {
             Plan::Nothing => Ok(None),
             Plan::Release { vm } => {
-                let release = timeout(patience + SLACK, release(&client, vm, &args.domain));
+                // libvirt does not say why it is over, nor whether the guest runs elsewhere: the controller knows, and
+                // takes this for the end of a move that failed, or for nothing where the guest has moved.
+                let (domain, outcome) = (Some(args.domain.clone()), Outcome::Stopped);
+                let release = local::Release { vm, domain, outcome, ports: Vec::new() };
+                let release = timeout(patience + SLACK, client.release(&release));
                 release.await.map_err(|_| late(args))?.map_err(|e| e.line())?;
                 Ok(None)
             }
@@ -128,19 +131,4 @@ fn request(prepare: &Prepare, domain: &str, patience: Duration) -> local::Prepar
         domain: Some(domain.to_owned()),
         timeout_ms: u64::try_from(patience.as_millis()).ok(),
     }
-}
-
-/// Says that a domain is over here. libvirt does not say why; what the ports are shows it.
-async fn release(client: &LocalClient, vm: VmRef, domain: &str) -> Result<(), LocalError> {
-    let here = client.vms().await?.into_iter().find(|v| v.vm == vm);
-    let states: Vec<&str> = here.iter().flat_map(|v| &v.ports).map(|p| p.state.as_str()).collect();
-    let outcome = if states.contains(&"prepared") {
-        Outcome::Failed
-    } else if states.contains(&"moved") {
-        Outcome::Moved
-    } else {
-        Outcome::Stopped
-    };
-    let release = local::Release { vm, domain: Some(domain.to_owned()), outcome, ports: Vec::new() };
-    client.release(&release).await.map(drop)
 }

@@ -150,6 +150,7 @@ fn site(proposal: &Proposal, tenant: &TenantName) -> Site {
             addresses: port.addresses.clone(),
             host: None,
             device: None,
+            queues: None,
             security: true,
         }));
     }

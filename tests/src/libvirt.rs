@@ -1,0 +1,186 @@
+//! Several libvirt daemons on one machine: each in a host's network namespace, with mounts and a name of its own.
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tenet_lab::Host;
+
+use crate::until;
+
+/// What is needed and where it comes from.
+const TOOLS: [(&str, &str); 3] = [
+    ("libvirtd", "libvirt-daemon-system"),
+    ("virsh", "libvirt-clients"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+];
+
+/// How long a daemon may take to answer the first time: it asks the emulator what it can do, emulated.
+const START: Duration = Duration::from_secs(60);
+
+/// What keeps libvirt from running here, if anything does.
+#[must_use]
+pub fn missing() -> Option<String> {
+    let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    let (tool, package) =
+        TOOLS.into_iter().find(|(tool, _)| !folders.iter().any(|f| Path::new(f).join(tool).exists()))?;
+    Some(format!("there is no {tool} here (Debian: apt-get install {package})"))
+}
+
+/// A libvirt daemon of a host of a lab; ended, and its guests with it, when dropped.
+#[derive(Debug)]
+pub struct Libvirt {
+    dir: PathBuf,
+    daemon: Child,
+    /// Its URI.
+    pub uri: String,
+}
+
+impl Libvirt {
+    /// Starts one; `hooks` fills its folder of hooks first, which it reads when it starts.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn start(host: &Host<'_>, number: u8, hooks: impl FnOnce(&Path)) -> Self {
+        // Short, as paths of sockets are.
+        let dir = PathBuf::from(format!("/tmp/tnlv{}-{number}", std::process::id()));
+        for part in ["etc/hooks", "run/libvirt", "lib", "cache", "log"] {
+            fs::create_dir_all(dir.join(part)).unwrap();
+        }
+        let at = dir.display();
+        // Two daemons with one id would not let a guest move between them.
+        let daemon_conf = format!(
+            "host_uuid = \"{number}1111111-1111-4111-8111-{:012x}\"\nauth_unix_rw = \"none\"\n\
+             unix_sock_dir = \"{at}/run/libvirt\"\nlog_outputs = \"3:file:{at}/libvirtd.log\"\n",
+            std::process::id()
+        );
+        fs::write(dir.join("etc/libvirtd.conf"), daemon_conf).unwrap();
+        let qemu_conf = "security_driver = \"none\"\nuser = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\n\
+                         remember_owner = 0\nnamespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n";
+        fs::write(dir.join("etc/qemu.conf"), qemu_conf).unwrap();
+        hooks(&dir.join("etc/hooks"));
+        let script = format!(
+            "set -e; mount --make-rprivate /; hostname tnlv{}-{number}\n\
+             mount --bind {at}/etc /etc/libvirt; mount --bind {at}/lib /var/lib/libvirt\n\
+             mkdir -p /var/cache/libvirt /var/log/libvirt\n\
+             mount --bind {at}/cache /var/cache/libvirt; mount --bind {at}/log /var/log/libvirt\n\
+             mount --bind {at}/run /run\n\
+             exec libvirtd --pid-file {at}/run/libvirtd.pid",
+            std::process::id()
+        );
+        let log = fs::File::create(dir.join("out.log")).unwrap();
+        let mut command = host.command("unshare");
+        command.args(["--mount", "--uts", "bash", "-c", &script]);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
+        let daemon = command.spawn().unwrap();
+        let uri = format!("qemu+unix:///system?socket={at}/run/libvirt/libvirt-sock");
+        let mut started = Self { dir, daemon, uri };
+        until("libvirtd answers", START, || {
+            let ended = started.daemon.try_wait().unwrap();
+            assert!(ended.is_none(), "libvirtd ended: {}", started.log());
+            started.try_virsh(&["list"]).status.success().then_some(())
+        });
+        started
+    }
+
+    /// Runs virsh; what it printed.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[must_use]
+    pub fn virsh(&self, args: &[&str]) -> String {
+        let output = self.try_virsh(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "virsh {}: {said}\n{}", args.join(" "), self.log());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs virsh, which must fail; what it said.
+    ///
+    /// # Panics
+    /// If it does not fail.
+    #[must_use]
+    pub fn refused(&self, args: &[&str]) -> String {
+        let output = self.try_virsh(args);
+        assert!(!output.status.success(), "virsh {} did not fail", args.join(" "));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    fn try_virsh(&self, args: &[&str]) -> Output {
+        let begin = Instant::now();
+        let mut command = Command::new("virsh");
+        command.args(["--quiet", "--connect", &self.uri]).args(args).env("LC_ALL", "C").stdin(Stdio::null());
+        let output = command.output().unwrap();
+        if begin.elapsed() > Duration::from_millis(200) {
+            println!("virsh {} took {} ms", args.join(" "), begin.elapsed().as_millis());
+        }
+        output
+    }
+
+    /// Stores a domain.
+    ///
+    /// # Panics
+    /// If libvirt does not take it.
+    pub fn define(&self, xml: &str) {
+        let file = self.dir.join("domain.xml");
+        fs::write(&file, xml).unwrap();
+        _ = self.virsh(&["define", file.to_str().unwrap()]);
+    }
+
+    /// What the daemon and its emulators have said.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        let logs = self.dir.join("log/qemu");
+        let more = fs::read_dir(logs).into_iter().flatten().flatten().map(|e| e.path());
+        for file in [self.dir.join("libvirtd.log"), self.dir.join("out.log")].into_iter().chain(more) {
+            let all = fs::read_to_string(&file).unwrap_or_default();
+            let from = all.len().saturating_sub(3000);
+            text += &format!("== {}\n{}\n", file.display(), all.get(from..).unwrap_or(&all));
+        }
+        text
+    }
+
+    /// Ends the guests that are left; those of libvirt outlive it.
+    fn end_guests(&self) {
+        let pids = fs::read_dir(self.dir.join("run/libvirt/qemu")).into_iter().flatten().flatten();
+        for file in pids.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "pid")) {
+            let pid: Option<i32> = fs::read_to_string(file).ok().and_then(|t| t.trim().parse().ok());
+            // The file may be old and the number another's by now.
+            let ours = |pid: &i32| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(&*self.dir.join("lib").to_string_lossy())
+                    || String::from_utf8_lossy(&line).contains("qemu-system")
+            };
+            if let Some(pid) = pid.filter(ours) {
+                // SAFETY: the call takes numbers and touches no memory of ours.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
+    }
+}
+
+impl Drop for Libvirt {
+    fn drop(&mut self) {
+        // The daemon first, so that it starts nothing any more and calls no hook of a lab that goes.
+        let pid = i32::try_from(self.daemon.id()).unwrap_or_default();
+        if pid > 0 {
+            // SAFETY: the call takes numbers and touches no memory of ours; the child is not yet reaped, so that the
+            // number is still its own.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_secs(5) && matches!(self.daemon.try_wait(), Ok(None)) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        _ = self.daemon.kill();
+        _ = self.daemon.wait();
+        self.end_guests();
+        if std::thread::panicking() {
+            println!("{}", self.log());
+        }
+        _ = fs::remove_dir_all(&self.dir);
+    }
+}
