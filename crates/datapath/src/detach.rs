@@ -18,6 +18,8 @@ pub struct Teardown {
     pub qdiscs: usize,
     /// Pinned maps.
     pub maps: usize,
+    /// Taps that the agent had made for ports.
+    pub taps: usize,
     /// What went wrong; the rest was removed nevertheless.
     pub errors: Vec<Error>,
 }

@@ -11,7 +11,8 @@ use crate::options::{KernelPart, Options};
 use crate::probe::Prober;
 use crate::real::RealKernel;
 use crate::session::{Heard, OUTGOING, Session};
-use std::collections::{BTreeMap, VecDeque};
+use crate::taps::TapWish;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::future::Future;
 use std::io;
@@ -90,6 +91,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         session: None,
         since: Instant::now(),
         failures: BTreeMap::new(),
+        taps: BTreeMap::new(),
         applied: 0,
         ready: options.ready,
         prober: Prober::new(Settings::default()),
@@ -137,6 +139,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
             Some(what) = heard.recv() => agent.heard(what)?,
             () = ready(links.as_ref()) => {
                 if agent.kernel.links_changed() {
+                    agent.keep_taps();
                     agent.look_at_devices();
                 }
             }
@@ -164,6 +167,8 @@ pub(crate) struct Agent {
     pub(crate) since: Instant,
     /// Last failure of each device, so that a repeated one is told once.
     failures: BTreeMap<u32, String>,
+    /// Taps that cannot be had, and why.
+    taps: BTreeMap<String, String>,
     /// Writes to the kernel since the start.
     applied: u64,
     ready: Option<Box<dyn FnOnce() + Send>>,
@@ -178,6 +183,7 @@ impl Agent {
         let cached = self.cache.load();
         if let Some((_, rows)) = &cached {
             self.kernel.foresee(&mut device_names(rows.0.values().map(|(row, _)| row)));
+            self.make_taps(&wishes(rows.0.values().map(|(row, _)| row)));
         }
         self.open_tap();
         let devices = self.kernel.devices()?;
@@ -201,6 +207,48 @@ impl Agent {
         Ok(())
     }
 
+    /// Makes taps before anybody is told of their ports; whether there is a new device.
+    fn make_taps(&mut self, wishes: &[TapWish]) -> bool {
+        if wishes.is_empty() {
+            return false;
+        }
+        let made = self.kernel.make_taps(wishes);
+        for wish in wishes {
+            let trouble = made.troubles.get(&wish.device);
+            if let Some(trouble) = trouble.filter(|t| self.taps.get(&wish.device) != Some(t)) {
+                tracing::error!(port = wish.port, trouble, "the port has no tap");
+            }
+            match trouble {
+                Some(trouble) => self.taps.insert(wish.device.clone(), trouble.clone()),
+                None => self.taps.remove(&wish.device),
+            };
+        }
+        self.feed(Input::Taps(self.taps.clone()));
+        if !made.again.is_empty() {
+            self.feed(Input::Restored(made.again));
+        }
+        made.changed
+    }
+
+    /// Taps that were removed are made again; those of ports that left this host go.
+    fn keep_taps(&mut self) {
+        let wishes: Vec<TapWish> = self.core.taps().map(TapWish::from).collect();
+        self.make_taps(&wishes);
+        self.drop_taps();
+    }
+
+    fn drop_taps(&mut self) {
+        // Without rows nothing is known of what is wanted.
+        if self.core.rows().is_none() {
+            return;
+        }
+        let wanted: BTreeSet<&str> = self.core.taps().map(|p| p.device.as_str()).collect();
+        self.taps.retain(|name, _| wanted.contains(name.as_str()));
+        if let Err(cause) = self.kernel.drop_taps(&wanted) {
+            tracing::warn!(%cause, "a tap that no port has any more stays");
+        }
+    }
+
     fn look_at_devices(&mut self) {
         match self.kernel.devices() {
             Ok(devices) => self.feed(Input::Devices(devices)),
@@ -210,6 +258,7 @@ impl Agent {
 
     fn compare(&mut self) {
         self.open_tap();
+        self.keep_taps();
         self.look_at_devices();
         self.take_events();
         match self.kernel.restore() {
@@ -291,6 +340,7 @@ impl Agent {
                 self.save(|cache| cache.write_full(generation, &rows));
                 let (from, before, count) = (self.core.generation(), self.applied, rows.0.len());
                 self.feed(Input::Full { generation, rows });
+                self.drop_taps();
                 tracing::info!(
                     generation,
                     from,
@@ -319,6 +369,7 @@ impl Agent {
                 let (base, rows, before) =
                     (delta.base, delta.upserts.len() + delta.deletes.len(), self.applied);
                 self.feed(Input::Delta(delta));
+                self.drop_taps();
                 if afresh {
                     let (generation, rows) =
                         (self.core.generation(), self.core.rows().cloned().unwrap_or_default());
@@ -343,7 +394,9 @@ impl Agent {
     }
 
     fn foresee(&mut self, rows: &mut dyn Iterator<Item = &Row>) {
-        if self.kernel.foresee(&mut device_names(rows)) {
+        let rows: Vec<&Row> = rows.collect();
+        let foreseen = self.kernel.foresee(&mut device_names(rows.iter().copied()));
+        if self.make_taps(&wishes(rows.into_iter())) || foreseen {
             self.look_at_devices();
         }
     }
@@ -607,6 +660,11 @@ fn port_metrics(text: &mut Text, ports: &[agent::PortCounters]) {
             text.value("tenet_drops_total", &[("port", &port.port), ("reason", reason)], *frames);
         }
     }
+}
+
+fn wishes<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<TapWish> {
+    let ports = rows.filter_map(|row| if let Row::Port(p) = row { Some(p) } else { None });
+    ports.filter(|p| p.tap).map(TapWish::from).collect()
 }
 
 fn device_names<'a>(rows: impl Iterator<Item = &'a Row>) -> impl Iterator<Item = &'a str> {

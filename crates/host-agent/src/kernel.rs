@@ -1,6 +1,10 @@
 //! What the agent asks of a kernel, and one that lives in memory.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use crate::taps::{Made, TapWish};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+};
 use tenet_host::{Device, DeviceKind, Needs, Role};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{Counters, DropKey, Event};
@@ -26,6 +30,16 @@ pub trait Kernel: Send {
     /// Takes notice of devices that will be asked for; whether the list of devices changed by it.
     fn foresee(&mut self, _devices: &mut dyn Iterator<Item = &str>) -> bool {
         false
+    }
+
+    /// Makes the taps of ports that are missing, takes over those of its own that are there.
+    fn make_taps(&mut self, _wishes: &[TapWish]) -> Made {
+        Made::default()
+    }
+
+    /// Removes the taps of its own that no port of this list has any more, once nobody has them open.
+    fn drop_taps(&mut self, _wanted: &BTreeSet<&str>) -> Result<()> {
+        Ok(())
     }
 
     /// Counters of STT's slow path: name, explanation, figure; none without one.

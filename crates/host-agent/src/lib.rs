@@ -20,11 +20,13 @@ mod real;
 mod receive;
 mod session;
 mod slow;
+mod taps;
 
 pub use agent::{AgentError, run};
 pub use identity::IdentityError;
 pub use kernel::{Kernel, KernelError, MemoryKernel, ReceiveReport, at_key};
 pub use options::{BPFFS, COMPARE_EVERY, Hook, KernelPart, Options, QMP_DIR};
+pub use taps::{Made, TapWish};
 pub use tenet_datapath::{Feature, Receive, Teardown, check};
 
 /// Makes what an agent needs that runs as a service with mounts of its own.
@@ -42,6 +44,10 @@ pub fn prepare(bpffs: &std::path::Path) -> Result<(), tenet_datapath::Error> {
 pub fn detach(bpffs: &std::path::Path) -> Result<Teardown, tenet_datapath::Error> {
     let options = tenet_datapath::Options { bpffs: bpffs.to_owned(), ..tenet_datapath::Options::default() };
     let mut done = tenet_datapath::detach_all(&options)?;
+    match tenet_hostnet::Links::here().and_then(|links| taps::remove_all(&links)) {
+        Ok(taps) => done.taps = taps,
+        Err(e) => done.errors.push(e.into()),
+    }
     for removed in [remove_tap(), tenet_hostnet::Links::here().and_then(|l| l.keep_udp_gro(&[]))] {
         done.errors.extend(removed.err().map(Into::into));
     }

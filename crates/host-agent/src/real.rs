@@ -6,6 +6,7 @@ use crate::probe::open_tap;
 use crate::receive::Ways;
 use crate::session::chain;
 use crate::slow::Slow;
+use crate::taps::{self, Made, TapWish, Taps};
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd as _, OwnedFd},
@@ -21,7 +22,7 @@ use tenet_tables::{Counters, DropKey, Event, PORT_ACTIVE, PORT_PREPARED, Port};
 /// MTU of the host's end of a veth port: the largest there is, so that frames which do not fit the provider network
 /// reach our program, which answers them with the port's real limit.
 ///
-/// A tap is left alone: nothing compares its MTU with what the VM writes into it, nor with what we redirect to it.
+/// Somebody else's tap is left alone: nothing compares its MTU with what the VM writes into it, nor with what we redirect to it.
 const VETH_MTU: u32 = 65535;
 
 /// The kernel of this host.
@@ -38,6 +39,7 @@ pub(crate) struct RealKernel {
     hub: Option<std::result::Result<u32, String>>,
     /// What STT cannot do in one step goes by this device.
     slow: Slow,
+    taps: Taps,
     /// Ports that were prepared when last seen: if one is active now, the data plane did it.
     prepared: BTreeSet<u32>,
 }
@@ -68,6 +70,7 @@ impl RealKernel {
             programs,
             hub: None,
             slow: Slow::default(),
+            taps: Taps::default(),
             prepared: BTreeSet::new(),
         })
     }
@@ -141,6 +144,14 @@ impl Kernel for RealKernel {
         Ok(links.into_iter().map(|l| (l.name.clone(), device(&l, hub, self.slow.near()))).collect())
     }
 
+    fn make_taps(&mut self, wishes: &[TapWish]) -> Made {
+        self.taps.make(&self.links, wishes)
+    }
+
+    fn drop_taps(&mut self, wanted: &BTreeSet<&str>) -> Result<()> {
+        self.taps.drop_unwanted(&self.links, wanted).map_err(error)
+    }
+
     fn link_fd(&self) -> Option<OwnedFd> {
         self.watch.as_fd().try_clone_to_owned().ok()
     }
@@ -175,6 +186,11 @@ impl Kernel for RealKernel {
         for operation in operations {
             if let Err(e) = self.datapath.apply(&[self.guarded(operation)]) {
                 errors.push(chain(&e));
+            }
+            if let Operation::Port(ifindex, Some(port)) = operation
+                && let Err(cause) = taps::set_mtu(&self.links, *ifindex, port)
+            {
+                tracing::warn!(%cause, ifindex, "the tap's MTU cannot be set; the VM's NIC is told the right one");
             }
         }
         errors

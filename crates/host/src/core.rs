@@ -38,6 +38,8 @@ pub struct HostCore {
     uplinks: Vec<String>,
     state: Option<(u64, Rows)>,
     devices: BTreeMap<String, Device>,
+    /// Taps that cannot be had, and why.
+    taps: BTreeMap<String, String>,
     paths: BTreeMap<IpAddr, u16>,
     wanted: Image,
     actual: Option<Image>,
@@ -69,6 +71,7 @@ impl HostCore {
             uplinks,
             state: None,
             devices: BTreeMap::new(),
+            taps: BTreeMap::new(),
             paths: BTreeMap::new(),
             wanted: Image::default(),
             actual: None,
@@ -127,6 +130,17 @@ impl HostCore {
                 }
                 Vec::new()
             }
+            Input::Taps(taps) => {
+                if taps == self.taps {
+                    return Vec::new();
+                }
+                self.taps = taps;
+                if self.state.is_none() {
+                    return Vec::new();
+                }
+                self.owed.proof = true;
+                self.reconcile(None)
+            }
             Input::Attached { ifindex, result } => {
                 let state = result.map_or_else(AttachState::Failed, |()| AttachState::Attached);
                 self.attached.insert(ifindex, state);
@@ -150,6 +164,11 @@ impl HostCore {
     #[must_use]
     pub fn rows(&self) -> Option<&Rows> {
         self.state.as_ref().map(|(_, r)| r)
+    }
+
+    /// Ports of this host whose device is a tap that the agent makes.
+    pub fn taps(&self) -> impl Iterator<Item = &PortRow> {
+        self.state.iter().flat_map(|(_, rows)| plan::ports(rows)).map(|(p, _)| p).filter(|p| p.tap)
     }
 
     /// The uplink, if one of the ticked devices exists: the first, with the smallest MTU of all.
@@ -440,10 +459,15 @@ impl HostCore {
 
     fn port_devices(&self, rows: &Rows) -> BTreeMap<String, Device> {
         plan::ports(rows)
-            .filter(|(p, _)| !self.uplinks.contains(&p.device))
+            .filter(|(p, _)| !self.uplinks.contains(&p.device) && !self.is_strange(p))
             .filter_map(|(p, _)| self.devices.get(&p.device).map(|d| (p.device.clone(), *d)))
             .filter(|(_, d)| !is_own(d))
             .collect()
+    }
+
+    /// Whether what bears the name of the port's tap is somebody else's.
+    fn is_strange(&self, row: &PortRow) -> bool {
+        row.tap && self.taps.contains_key(&row.device)
     }
 
     fn uplink_devices(&self) -> impl Iterator<Item = (&String, &Device)> {

@@ -68,6 +68,8 @@ pub enum Input {
     Unreadable(String),
     /// The shell put something back that is neither entry nor program; each in plain words.
     Restored(Vec<String>),
+    /// Taps that ports ask for and that cannot be had, each with the reason: what bears the name now is not theirs.
+    Taps(BTreeMap<String, String>),
     /// Result of [`Output::Attach`].
     Attached {
         /// The device's number.

@@ -16,7 +16,8 @@ const SIOCETHTOOL: libc::c_ulong = 0x8946;
 /// `ETHTOOL_S{RXCSUM,TXCSUM,SG,TSO,GSO,GRO}`.
 const OFFLOADS: [u32; 6] = [0x15, 0x17, 0x19, 0x1f, 0x24, 0x2c];
 
-/// How a tap is made; users must open it the same way.
+/// How a tap is made. Whoever opens it must agree about several queues, or the kernel refuses (`EINVAL`); with or
+/// without virtio headers is each user's own choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TapOptions {
     /// Frames carry a virtio header, so that 64 KB frames cross whole (QEMU wants it).
@@ -41,6 +42,21 @@ impl Links {
             });
         }
         let tap = self.open_tap(name, options)?;
+        ioctl_number(&tap, TUNSETPERSIST, 1).map_err(Error::system(format!("keep tap {name:?}")))
+    }
+
+    /// Creates a tap that stays until [`Links::delete_link`], with a note on it and room for packets that wait. It
+    /// stays only once it is marked, so that a maker who is stopped half-way leaves none behind.
+    pub fn make_tap(&self, name: &str, options: TapOptions, alias: &str, queue_len: u32) -> Result<()> {
+        if self.find(name)?.is_some() {
+            return Err(Error::Exists {
+                what: format!("link {name:?}"),
+                netns: self.netns().label().to_owned(),
+            });
+        }
+        let tap = self.open_tap(name, options)?;
+        self.set_alias(name, alias)?;
+        self.set_queue_len(name, queue_len)?;
         ioctl_number(&tap, TUNSETPERSIST, 1).map_err(Error::system(format!("keep tap {name:?}")))
     }
 

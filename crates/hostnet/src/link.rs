@@ -11,13 +11,16 @@ pub(crate) const IFLA_IFNAME: u16 = 3;
 pub(crate) const IFLA_MTU: u16 = 4;
 pub(crate) const IFLA_LINK: u16 = 5;
 pub(crate) const IFLA_MASTER: u16 = 10;
+pub(crate) const IFLA_TXQLEN: u16 = 13;
 const IFLA_OPERSTATE: u16 = 16;
 pub(crate) const IFLA_LINKINFO: u16 = 18;
+pub(crate) const IFLA_IFALIAS: u16 = 20;
 pub(crate) const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_LINK_NETNSID: u16 = 37;
 pub(crate) const IFLA_INFO_KIND: u16 = 1;
 pub(crate) const IFLA_INFO_DATA: u16 = 2;
 const IFLA_TUN_TYPE: u16 = 3;
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 const TUN_TYPE_TUN: u8 = 1;
 pub(crate) const IFF_UP: u32 = 1;
 const IFF_LOWER_UP: u32 = 1 << 16;
@@ -87,6 +90,12 @@ pub struct Link {
     pub lower: Option<u32>,
     /// Whether `lower` is in another namespace.
     pub lower_elsewhere: bool,
+    /// What an owner has noted on it (`ip link set … alias`).
+    pub alias: Option<String>,
+    /// Packets that may wait for whoever takes them.
+    pub queue_len: u32,
+    /// Whether it is a tap or tun that must be opened with several queues in mind.
+    pub multi_queue: bool,
 }
 
 impl Link {
@@ -104,6 +113,9 @@ impl Link {
             master: None,
             lower: None,
             lower_elsewhere: false,
+            alias: None,
+            queue_len: 0,
+            multi_queue: false,
         };
         for (kind, value) in message.attrs(IFINFO) {
             match kind {
@@ -114,7 +126,12 @@ impl Link {
                 IFLA_MASTER => link.master = Some(u32_of(value)),
                 IFLA_LINK => link.lower = Some(u32_of(value)),
                 IFLA_LINK_NETNSID => link.lower_elsewhere = true,
-                IFLA_LINKINFO => link.kind = parse_kind(value),
+                IFLA_LINKINFO => {
+                    link.kind = parse_kind(value);
+                    link.multi_queue = link.kind == Kind::Tap && is_multi_queue(value);
+                }
+                IFLA_IFALIAS => link.alias = Some(string_of(value)).filter(|a| !a.is_empty()),
+                IFLA_TXQLEN => link.queue_len = u32_of(value),
                 _ => {}
             }
         }
@@ -132,6 +149,12 @@ fn oper_state(number: u8) -> OperState {
         6 => OperState::Up,
         _ => OperState::Unknown,
     }
+}
+
+fn is_multi_queue(info: &[u8]) -> bool {
+    let data = attrs(info).find(|(kind, _)| *kind == IFLA_INFO_DATA).map(|(_, value)| value);
+    attrs(data.unwrap_or_default())
+        .any(|(kind, value)| kind == IFLA_TUN_MULTI_QUEUE && value.first().is_some_and(|b| *b != 0))
 }
 
 fn parse_kind(info: &[u8]) -> Kind {

@@ -1,8 +1,8 @@
 //! A namespace's links: observe and change them.
 
 use crate::link::{
-    IFF_UP, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINK, IFLA_LINKINFO, IFLA_MASTER,
-    IFLA_MTU, IFLA_NET_NS_FD, RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK,
+    IFF_UP, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINK,
+    IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_NET_NS_FD, IFLA_TXQLEN, RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK,
 };
 use crate::netlink::{CREATE, DUMP, EXCL, Message, Refusal, Request, Socket};
 use crate::{Error, Link, LinkWatch, Netns, Result};
@@ -126,6 +126,19 @@ impl Links {
     /// Sets a link's MTU.
     pub fn set_mtu(&self, name: &str, mtu: u32) -> Result<()> {
         self.change(name, &format!("set MTU {mtu} of"), RTM_NEWLINK, (0, 0), |r| r.u32(IFLA_MTU, mtu))
+    }
+
+    /// Notes something on a link that its owner knows it by.
+    pub fn set_alias(&self, name: &str, alias: &str) -> Result<()> {
+        self.change(name, &format!("note {alias:?} on"), RTM_NEWLINK, (0, 0), |r| {
+            r.string(IFLA_IFALIAS, alias)
+        })
+    }
+
+    /// Sets how many packets may wait for whoever takes them.
+    pub fn set_queue_len(&self, name: &str, packets: u32) -> Result<()> {
+        let action = format!("let {packets} packets wait at");
+        self.change(name, &action, RTM_NEWLINK, (0, 0), |r| r.u32(IFLA_TXQLEN, packets))
     }
 
     /// Sets a link's Ethernet address.

@@ -62,7 +62,7 @@ named! {
         FloodLimited = 14 => "flood_limited",
         /// A broadcast was replicated (not a loss): the original frame ends here.
         Replicated = 15 => "replicated",
-        /// ARP for an address that is the sender's own, or a gratuitous announcement; the table is the truth.
+        /// ARP for an address that is the sender's own, or an announcement (gratuitous ARP, RARP); the table is the truth.
         ArpSuppressed = 16 => "arp_suppressed",
         /// ARP request for an address that no VM of the network has.
         ArpUnknown = 17 => "arp_unknown",

@@ -73,6 +73,8 @@ impl EtherType {
     pub const IPV6: Be16 = Be16::new(0x86dd);
     /// ARP (RFC 826).
     pub const ARP: Be16 = Be16::new(0x0806);
+    /// Reverse ARP (RFC 903): with it a hypervisor announces a VM that it resumes.
+    pub const RARP: Be16 = Be16::new(0x8035);
     /// A customer VLAN tag (IEEE 802.1Q).
     pub const VLAN: Be16 = Be16::new(0x8100);
     /// A service VLAN tag (IEEE 802.1ad).

@@ -88,6 +88,9 @@ pub fn port_first<F: Frame, T: Tables>(frame: &F, meta: &Meta, tables: &T, work:
         call.ip(work)
     } else if work.head.eth.ty == EtherType::ARP {
         Verdict::Arp.to_words()
+    } else if work.head.eth.ty == EtherType::RARP {
+        // A hypervisor announces the VM: it has activated a prepared port, and the table needs no telling.
+        dropped(DropReason::ArpSuppressed)
     } else {
         dropped(DropReason::UnsupportedProtocol)
     }

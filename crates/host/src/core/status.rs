@@ -5,7 +5,7 @@ use crate::input::AttachState;
 use crate::message::{NetworkProof, PortStatus};
 use crate::{part, plan, rows_back};
 use std::collections::{BTreeMap, BTreeSet};
-use tenet_compile::{PortRow, RowKey, digests};
+use tenet_compile::{PortRow, PortState, RowKey, digests};
 use tenet_model::NetId;
 use tenet_tables::PROBE_NET;
 
@@ -45,11 +45,13 @@ impl HostCore {
     }
 
     pub(super) fn status(&self, row: &PortRow) -> PortStatus {
-        let device = self.devices.get(&row.device);
+        let device = self.devices.get(&row.device).filter(|_| !self.is_strange(row));
         let name = &row.device;
         let attach = device.and_then(|d| self.attached.get(&d.ifindex));
         let entry = device.and_then(|d| self.actual.as_ref().and_then(|a| a.ports.get(&d.ifindex)));
+        let trouble = self.taps.get(name).filter(|_| row.tap);
         let detail = match (device, attach) {
+            (None, _) if trouble.is_some() => trouble.cloned().unwrap_or_default(),
             (None, _) => format!("device {name} does not exist on this host yet"),
             (Some(_), _) if self.uplinks.contains(name) => format!("device {name} is an uplink of this host"),
             (Some(d), _) if is_own(d) => format!("device {name} is the agent's own"),
@@ -61,6 +63,13 @@ impl HostCore {
             }
             (Some(_), Some(AttachState::Attached)) if entry.is_none() => {
                 format!("port table has no entry for {name}")
+            }
+            // Nobody has to be there before the VM comes.
+            (Some(d), Some(AttachState::Attached)) if !d.carrier && row.state == PortState::Prepared => {
+                String::new()
+            }
+            (Some(d), Some(AttachState::Attached)) if !d.carrier && row.tap => {
+                format!("no VM has tap {name} open")
             }
             (Some(d), Some(AttachState::Attached)) if !d.carrier => format!("device {name} has no carrier"),
             (Some(_), Some(AttachState::Attached)) => String::new(),

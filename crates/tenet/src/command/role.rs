@@ -113,8 +113,8 @@ fn check() -> Outcome<ExitCode> {
 fn detach(args: &AgentArgs) -> Outcome {
     let done = tenet_host_agent::detach(&args.bpffs).map_err(|e| Failure::of(&e, "stop the agent first"))?;
     print::line(&format!(
-        "removed {} TCX links, {} clsact filters and {} maps; ports are without network now",
-        done.links, done.filters, done.maps
+        "removed {} TCX links, {} clsact filters, {} maps and {} taps; ports are without network now",
+        done.links, done.filters, done.maps, done.taps
     ))?;
     if done.errors.is_empty() {
         return Ok(());

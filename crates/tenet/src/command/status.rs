@@ -193,7 +193,7 @@ fn problems(hosts: &[HostStatus]) -> Outcome {
                     "host {name}: port {} ({}) is {state}, should be {}: {detail}",
                     p.port, p.device, p.desired_state
                 ));
-            } else if !p.carrier {
+            } else if !p.carrier && p.desired_state != "prepared" {
                 lines.push(format!(
                     "host {name}: port {} ({}) has no carrier: is its VM running?",
                     p.port, p.device

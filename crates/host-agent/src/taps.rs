@@ -1,0 +1,155 @@
+//! Taps that the agent makes for ports: marked as its own, adopted after a restart, removed with the port.
+
+use std::collections::{BTreeMap, BTreeSet};
+use tenet_compile::PortRow;
+use tenet_hostnet::{Error, Kind, Link, Links, TapOptions};
+use tenet_model::{PortRef, tap_name};
+use tenet_tables::{DEVICE_TAP, Port};
+
+/// Frames that may wait for a VM: what comes while it is switched to this host waits here, not on the sender.
+const QUEUE_LEN: u32 = 10_000;
+
+/// Before the port's full name in a tap's note (`ip link` shows it as `alias`).
+const MARK: &str = "tenet:";
+
+/// A tap that a port needs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TapWish {
+    /// Its name.
+    pub device: String,
+    /// The port's full name.
+    pub port: String,
+    /// Whether a VM may open several queues of it (and must ask for several, then).
+    pub multi_queue: bool,
+}
+
+impl From<&PortRow> for TapWish {
+    fn from(row: &PortRow) -> Self {
+        Self { device: row.device.clone(), port: row.name.to_string(), multi_queue: row.queues > 1 }
+    }
+}
+
+/// What became of some wishes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Made {
+    /// Whether a device is new.
+    pub changed: bool,
+    /// Taps that cannot be had, and why.
+    pub troubles: BTreeMap<String, String>,
+    /// Taps that were there before and had to be made again, in plain words.
+    pub again: Vec<String>,
+}
+
+/// The taps of one agent's run.
+#[derive(Debug, Default)]
+pub(crate) struct Taps {
+    /// Made or taken over.
+    known: BTreeSet<String>,
+}
+
+impl Taps {
+    pub(crate) fn make(&mut self, links: &Links, wishes: &[TapWish]) -> Made {
+        let mut made = Made::default();
+        let there: BTreeMap<String, Link> = match links.list() {
+            Ok(list) => list.into_iter().map(|l| (l.name.clone(), l)).collect(),
+            Err(e) => {
+                let why = format!("the devices of this host cannot be listed: {}", crate::session::chain(&e));
+                made.troubles.extend(wishes.iter().map(|w| (w.device.clone(), why.clone())));
+                return made;
+            }
+        };
+        for wish in wishes {
+            match self.one(links, there.get(&wish.device), wish) {
+                Ok(None) => {}
+                Ok(Some(line)) => {
+                    made.changed = true;
+                    made.again.extend((!line.is_empty()).then_some(line));
+                }
+                Err(trouble) => drop(made.troubles.insert(wish.device.clone(), trouble)),
+            }
+        }
+        made
+    }
+
+    /// Makes one if need be: nothing, or what to tell of it (empty: that it is new is no news).
+    fn one(&mut self, links: &Links, link: Option<&Link>, wish: &TapWish) -> Result<Option<String>, String> {
+        let name = &wish.device;
+        let mut news = String::new();
+        if let Some(link) = link {
+            if !is_ours(link) || link.alias != Some(format!("{MARK}{}", wish.port)) {
+                return Err(format!(
+                    "device {name} of this host is not the tap that the agent makes for {}: remove or rename it, \
+                     or attach the port to it with --device {name}",
+                    wish.port
+                ));
+            }
+            // The kernel lets nobody turn one into the other; whoever has it open keeps it until he lets go.
+            if link.multi_queue == wish.multi_queue || link.carrier {
+                self.known.insert(name.clone());
+                return Ok(None);
+            }
+            delete(links, name).map_err(|e| crate::session::chain(&e))?;
+        } else if self.known.contains(name) {
+            news = format!("tap {name} of {} was gone: made again", wish.port);
+        }
+        let options = TapOptions { vnet_hdr: true, multi_queue: wish.multi_queue };
+        let failed = |e: Error| {
+            format!("tap {name} cannot be made: {} (is the module tun loaded?)", crate::session::chain(&e))
+        };
+        links.make_tap(name, options, &format!("{MARK}{}", wish.port), QUEUE_LEN).map_err(failed)?;
+        tracing::info!(tap = name, port = wish.port, "tap made");
+        self.known.insert(name.clone());
+        Ok(Some(news))
+    }
+
+    /// Removes the own taps that nobody wants. One that a VM still has open stays until it lets go, as the source's
+    /// does after a migration: its port is in no table, so that nothing passes, and an attached port finds it again.
+    pub(crate) fn drop_unwanted(&mut self, links: &Links, wanted: &BTreeSet<&str>) -> Result<(), Error> {
+        let list = links.list()?;
+        for link in list.iter().filter(|l| is_ours(l) && !wanted.contains(l.name.as_str())) {
+            self.known.remove(&link.name);
+            if link.carrier {
+                continue;
+            }
+            delete(links, &link.name)?;
+            tracing::info!(tap = link.name, port = link.alias, "tap removed");
+        }
+        Ok(())
+    }
+}
+
+/// Gives a tap of our own the MTU that its port has.
+pub(crate) fn set_mtu(links: &Links, ifindex: u32, port: &Port) -> Result<(), Error> {
+    let mtu = u32::from(port.mtu);
+    if port.device != DEVICE_TAP || mtu == 0 {
+        return Ok(());
+    }
+    match links.by_index(ifindex)? {
+        Some(link) if is_ours(&link) && link.mtu != mtu => links.set_mtu(&link.name, mtu),
+        _ => Ok(()),
+    }
+}
+
+/// Removes all taps that an agent made in this namespace; how many.
+pub(crate) fn remove_all(links: &Links) -> Result<usize, Error> {
+    let mut removed = 0;
+    for link in links.list()?.iter().filter(|l| is_ours(l)) {
+        delete(links, &link.name)?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+/// Whether an agent made this device: it is a tap, has our mark, and the name that belongs to the mark.
+fn is_ours(link: &Link) -> bool {
+    let port = link.alias.as_ref().and_then(|a| a.strip_prefix(MARK)).and_then(|p| p.parse::<PortRef>().ok());
+    link.kind == Kind::Tap && port.is_some_and(|p| tap_name(&p) == link.name)
+}
+
+/// Gone is gone, whoever was faster.
+fn delete(links: &Links, name: &str) -> Result<(), Error> {
+    match links.delete_link(name) {
+        Err(e) if e.is_missing() => Ok(()),
+        other => other,
+    }
+}
