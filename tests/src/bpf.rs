@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 const MAP_DELETE: libc::c_long = 3;
 const MAP_NEXT_KEY: libc::c_long = 4;
+const PROG_LOAD: libc::c_long = 5;
 const OBJ_GET: libc::c_long = 7;
 const PROG_QUERY: libc::c_long = 16;
+const LINK_CREATE: libc::c_long = 28;
 const LINK_DETACH: libc::c_long = 34;
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
 const TCX: [u32; 2] = [46, 47];
@@ -92,4 +94,45 @@ pub fn tcx_programs(ifindex: u32) -> usize {
         }
     };
     TCX.into_iter().map(count).sum()
+}
+
+/// A device that loses large frames of GRE instead of cutting them up, as a NIC with a broken offload does, until the
+/// descriptor is closed; an error where the kernel has no TCX. The device is one of the calling thread's namespace.
+///
+/// # Errors
+/// What the kernel says.
+pub fn lose_large_gre(ifindex: u32) -> io::Result<OwnedFd> {
+    // One instruction a word: opcode, registers, offset, immediate (Documentation/bpf/standardization).
+    let word = |code: u8, registers: u8, offset: i16, value: i32| {
+        u64::from(code)
+            | u64::from(registers) << 8
+            | u64::from(offset.cast_unsigned()) << 16
+            | u64::from(value.cast_unsigned()) << 32
+    };
+    const GSO_SIZE: i16 = 176;
+    let program = [
+        word(0xbf, 0x16, 0, 0),        // r6 = the frame
+        word(0x30, 0, 0, 23),          // r0 = its byte 23, IPv4's protocol
+        word(0x55, 0x00, 4, 47),       // not GRE: on to the end
+        word(0x61, 0x62, GSO_SIZE, 0), // r2 = size of its segments
+        word(0x15, 0x02, 2, 0),        // none: on to the end
+        word(0xb7, 0x00, 0, 2),        // TC_ACT_SHOT
+        word(0x95, 0, 0, 0),
+        word(0xb7, 0x00, 0, -1), // TCX_NEXT
+        word(0x95, 0, 0, 0),
+    ];
+    let license = c"GPL";
+    let mut attr = [0; 16];
+    attr[0] = 3 | (program.len() as u64) << 32;
+    attr[1] = program.as_ptr() as u64;
+    attr[2] = license.as_ptr() as u64;
+    let program = bpf(PROG_LOAD, &mut attr)?;
+    // SAFETY: the kernel made this descriptor for us alone.
+    let program = unsafe { OwnedFd::from_raw_fd(i32::try_from(program).expect("a descriptor")) };
+    let mut attr = [0; 16];
+    attr[0] = u64::from(program.as_raw_fd().unsigned_abs()) | u64::from(ifindex) << 32;
+    attr[1] = u64::from(TCX[0]);
+    let link = bpf(LINK_CREATE, &mut attr)?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(link).expect("a descriptor")) })
 }

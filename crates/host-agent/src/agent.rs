@@ -87,6 +87,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         core: HostCore::new(options.uplinks.clone()),
         cache: Cache::new(&options.state_dir),
         uplinks: options.uplinks,
+        keep_offloads: options.keep_offloads,
         kernel,
         session: None,
         since: Instant::now(),
@@ -163,6 +164,7 @@ pub(crate) struct Agent {
     pub(crate) kernel: Box<dyn Kernel>,
     cache: Cache,
     pub(crate) uplinks: Vec<String>,
+    pub(crate) keep_offloads: bool,
     pub(crate) session: Option<mpsc::Sender<AgentMessage>>,
     pub(crate) since: Instant,
     /// Last failure of each device, so that a repeated one is told once.

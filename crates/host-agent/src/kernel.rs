@@ -99,6 +99,11 @@ pub trait Kernel: Send {
         Vec::new()
     }
 
+    /// Turns an offload of a device on or off, by its name in `ethtool -k`; whether that changed anything.
+    fn set_feature(&mut self, _device: &str, _feature: &str, _on: bool) -> Result<bool> {
+        Ok(false)
+    }
+
     /// How frames get from the uplinks into taps.
     fn receive(&mut self) -> ReceiveReport {
         ReceiveReport::default()

@@ -7,6 +7,7 @@ use crate::metrics::Text;
 use crate::probe::methods_in_use;
 use std::time::{Duration, Instant};
 use tenet_api::agent::{self, agent_message};
+use tenet_host::probe::{Remedies, Turn};
 use tenet_host::{Input, Needs, needs};
 use tenet_tables::DropReason;
 
@@ -25,6 +26,7 @@ pub(crate) struct Measuring {
     receive: ReceiveReport,
     needs: Needs,
     tunnels: Vec<agent::UdpTunnel>,
+    remedies: Remedies,
 }
 
 impl Measuring {
@@ -115,8 +117,40 @@ impl Agent {
             }
             self.feed(Input::Paths(known));
         }
+        self.remedy();
         if self.prober.take_news() {
             self.measured.report_soon();
+        }
+    }
+
+    /// Turns off what a finished self-test found wrong, and tests again.
+    fn remedy(&mut self) {
+        if self.keep_offloads {
+            return;
+        }
+        let Some(tested) = self.prober.take_tested() else { return };
+        let used = self.core.rows().map(methods_in_use).unwrap_or_default();
+        let turns = self.measured.remedies.judge(&tested.outcomes, &used);
+        let mut changed = false;
+        for Turn { feature, on } in turns {
+            let mut done = false;
+            for device in &self.uplinks {
+                match self.kernel.set_feature(device, feature, on) {
+                    Ok(turned) => done |= turned,
+                    Err(cause) => tracing::warn!(device, feature, %cause, "an offload cannot be changed"),
+                }
+            }
+            if !done {
+                self.measured.remedies.cannot(feature);
+            } else if on {
+                tracing::warn!(feature, "turned on again: without it frames arrive no better");
+            } else {
+                tracing::warn!(feature, "turned off: the self-test's frames did not survive it");
+            }
+            changed |= done;
+        }
+        if changed {
+            self.prober.test_again(self.since.elapsed());
         }
     }
 
@@ -181,6 +215,14 @@ impl Agent {
             if matches!(test.outcome.as_str(), "broken" | "degraded") && used.contains(test.method.as_str()) {
                 hints.push(test.detail.clone());
             }
+        }
+        for (feature, methods) in self.measured.remedies.off() {
+            let methods: Vec<&str> = methods.iter().copied().collect();
+            let (methods, device) = (methods.join(", "), &report.device);
+            hints.push(format!(
+                "turned {feature} off: frames by {methods} did not survive it, without it they do; the kernel does its \
+                 work now. Once the cause is mended: `ethtool -K {device} {feature} on`"
+            ));
         }
         if report.outer_fragments > 0 {
             hints.push(format!(

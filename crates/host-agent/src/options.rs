@@ -15,6 +15,8 @@ pub struct Options {
     pub uplinks: Vec<String>,
     /// The kernel's part.
     pub kernel: KernelPart,
+    /// Whether offloads of the uplinks stay as they are, also those that the self-test finds wrong.
+    pub keep_offloads: bool,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// Where hypervisors and containers of this host ask for ports; nowhere if not said.

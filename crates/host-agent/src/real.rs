@@ -237,6 +237,13 @@ impl Kernel for RealKernel {
         wanted.map(|(tunnel, port)| hold(&self.links, tunnel, port)).collect()
     }
 
+    fn set_feature(&mut self, device: &str, feature: &str, on: bool) -> Result<bool> {
+        if self.links.feature(device, feature).map_err(error)? != Some(!on) {
+            return Ok(false);
+        }
+        self.links.set_feature(device, feature, on).map_err(error)
+    }
+
     fn receive(&mut self) -> ReceiveReport {
         self.ways.look();
         let trouble = self.hub.as_ref().and_then(|h| h.as_ref().err()).map(String::as_str);

@@ -110,6 +110,7 @@ fn agent(dir: &Dir, controller: &Controller, token: Option<String>, kernel: &Sha
         kernel: KernelPart::Other(Box::new(kernel.clone())),
         metrics: None,
         socket: None,
+        keep_offloads: false,
         compare_every: Duration::from_millis(100),
         qmp_dir: None,
         libvirt: None,

@@ -5,9 +5,11 @@
 //! so that the destination MAC chooses the method. Nothing here shows in digests, proofs or counters.
 
 mod frame;
+mod remedy;
 mod stream;
 
 pub use frame::{Content, Frame, Report, Seen, VnetHeader, offloaded, parse, segment, write, write_tcp};
+pub use remedy::{Feature, Remedies, Turn, features};
 pub use stream::{Burst, Bursts, Grade, LOOKED_AT, Outcome, Shape, Streams, content};
 
 use crate::plan::{self, Device, DeviceKind, Plan};

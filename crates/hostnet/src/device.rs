@@ -134,9 +134,8 @@ fn ioctl_number(fd: &OwnedFd, request: libc::c_ulong, value: libc::c_ulong) -> i
 }
 
 fn set_offloads(name: &str, on: bool) -> io::Result<()> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     for command in OFFLOADS {
-        match ethtool_set(&socket, name, command, on.into()) {
+        match ethtool_set(name, command, on.into()) {
             // A device need not have every offload.
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
             other => other?,
@@ -145,13 +144,20 @@ fn set_offloads(name: &str, on: bool) -> io::Result<()> {
     Ok(())
 }
 
-fn ethtool_set(socket: &std::net::UdpSocket, name: &str, command: u32, value: u32) -> io::Result<()> {
-    let mut data = [command, value];
+fn ethtool_set(name: &str, command: u32, value: u32) -> io::Result<()> {
+    ethtool(name, &mut [command, value])
+}
+
+/// One of ethtool's commands on a link of the calling thread's namespace. `data` begins with the command and is as large
+/// as the command's structure with what its own counts say.
+pub(crate) fn ethtool(name: &str, data: &mut [u32]) -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     let mut request = ifreq(name);
-    request.ifr_ifru.ifru_data = (&raw mut data).cast();
-    // SAFETY: `SIOCETHTOOL` with these commands reads an `ethtool_value`, two words, which outlive the call.
+    request.ifr_ifru.ifru_data = data.as_mut_ptr().cast();
+    // SAFETY: `SIOCETHTOOL` reads and writes the command's structure, which outlives the call and is as large as its
+    // counts say (see above).
     match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } {
-        0 => Ok(()),
+        0.. => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -34,6 +34,7 @@
 mod address;
 mod device;
 mod error;
+mod feature;
 mod gro;
 mod link;
 mod links;

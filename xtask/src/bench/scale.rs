@@ -186,6 +186,7 @@ async fn agent(
         kernel: KernelPart::None { uplink_mtu: 1500 },
         metrics: None,
         socket: None,
+        keep_offloads: false,
         compare_every: Duration::from_secs(10),
         qmp_dir: None,
         libvirt: None,

@@ -74,6 +74,8 @@ pub(crate) struct Prober {
     pub(crate) figures: Figures,
     /// Whether a test ended since this was last asked.
     news: bool,
+    /// The same, for what is done about it.
+    unjudged: bool,
 }
 
 impl Prober {
@@ -97,6 +99,7 @@ impl Prober {
             more: false,
             figures: Figures::default(),
             news: false,
+            unjudged: false,
         }
     }
 
@@ -178,6 +181,11 @@ impl Prober {
         self.paths.take_news() || tested
     }
 
+    /// The result of a test that ended since this was last asked.
+    pub(crate) fn take_tested(&mut self) -> Option<&Tested> {
+        std::mem::replace(&mut self.unjudged, false).then_some(self.tested.as_ref()).flatten()
+    }
+
     /// When [`Self::poll`] has something to do.
     pub(crate) fn next(&self, now: Duration) -> Option<Duration> {
         self.tap.as_ref()?;
@@ -209,6 +217,11 @@ impl Prober {
     /// A host that answers, to test the offloads against.
     fn test_peer(&self) -> Option<(IpAddr, u16)> {
         self.paths.reports().filter(|r| r.state == PathState::Measured).find_map(|r| Some((r.pa, r.mtu?)))
+    }
+
+    /// Offloads were changed: the test's result is an old one.
+    pub(crate) fn test_again(&mut self, now: Duration) {
+        (self.bursts, self.test_at) = (None, now);
     }
 
     fn test(&mut self, now: Duration, own: IpAddr) {
@@ -264,7 +277,7 @@ impl Prober {
         let flawed = tested.outcomes.values().any(|o| Shape::ALL.iter().any(|s| o.flaw(*s).is_some()));
         self.test_at = now + if flawed { TEST_AGAIN } else { TEST_EVERY };
         self.tested = Some(tested);
-        self.news = true;
+        (self.news, self.unjudged) = (true, true);
     }
 
     /// Takes the frames at the tap.

@@ -271,6 +271,7 @@ pub fn options(dir: &Path, controller: &Controller) -> Options {
         kernel: KernelPart::None { uplink_mtu: 1500 },
         metrics: None,
         socket: None,
+        keep_offloads: false,
         compare_every: Duration::from_millis(100),
         qmp_dir: None,
         libvirt: None,

@@ -45,6 +45,9 @@ pub struct AgentArgs {
     /// How frames get from the uplinks into taps
     #[arg(long, value_enum, default_value_t = Receive::Auto)]
     pub receive: Receive,
+    /// Leave the uplinks' offloads as they are, also those that the self-test finds wrong
+    #[arg(long)]
+    pub keep_offloads: bool,
     /// Where metrics are served; `off` serves none
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7445")]
     pub metrics: String,

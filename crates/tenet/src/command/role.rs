@@ -70,6 +70,7 @@ pub fn agent(args: AgentArgs) -> Outcome<ExitCode> {
         token: args.join,
         uplinks: args.uplinks,
         kernel,
+        keep_offloads: args.keep_offloads,
         metrics,
         socket: (args.socket.as_os_str() != "none").then_some(args.socket),
         compare_every: Duration::from_secs(args.compare_every.max(1)),
