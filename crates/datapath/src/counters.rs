@@ -14,6 +14,11 @@ impl Datapath {
             .collect())
     }
 
+    /// Counters of one device; zero if it has none.
+    pub fn counters_of(&self, ifindex: u32) -> Result<Counters> {
+        Ok(self.tables.counters.get_per_cpu(&ifindex)?.into_iter().fold(Counters::default(), add))
+    }
+
     /// Dropped frames by the device that they came from and the reason.
     pub fn drops(&self) -> Result<BTreeMap<(u32, DropReason), u64>> {
         let mut drops = BTreeMap::new();

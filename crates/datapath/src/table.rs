@@ -150,6 +150,13 @@ where
         })
     }
 
+    /// A per-CPU map's values of a key, one for each possible CPU.
+    pub fn get_per_cpu(&self, key: &K) -> Result<Vec<V>> {
+        let found = self.raw.lookup(key.as_bytes()).map_err(fail("read", self.name, format!("{key:?}")))?;
+        let values = found.unwrap_or_default();
+        values.chunks_exact(size_of::<V>().next_multiple_of(8)).map(|v| self.value(v)).collect()
+    }
+
     fn walk<T>(&self, read: impl Fn(&[u8]) -> Result<T>) -> Result<Vec<(K, T)>> {
         let mut found = Vec::new();
         self.entries(|key, value| {

@@ -12,6 +12,7 @@ use crate::probe::Prober;
 use crate::real::RealKernel;
 use crate::session::{Heard, OUTGOING, Session};
 use crate::taps::TapWish;
+use crate::vms::{self, First, Vms, prepared};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::future::Future;
@@ -83,6 +84,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         KernelPart::None { uplink_mtu } => Box::new(MemoryKernel::new(&options.uplinks, uplink_mtu)),
         KernelPart::Other(kernel) => kernel,
     };
+    let domains = Domains::load(&options.state_dir);
+    let (vms, mut said) = Vms::start(options.qmp_dir, options.libvirt, domains.clone());
     let mut agent = Agent {
         core: HostCore::new(options.uplinks.clone()),
         cache: Cache::new(&options.state_dir),
@@ -98,6 +101,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         prober: Prober::new(Settings::default()),
         measured: Measuring::default(),
         changed: watch::Sender::new(0),
+        vms,
+        first: First::default(),
     };
     agent.start()?;
 
@@ -108,7 +113,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         asks,
         changed: agent.changed.subscribe(),
         controller: Controller::new(connection.subscribe()),
-        domains: Domains::load(&options.state_dir),
+        domains,
     };
     let _local = options.socket.map(|path| Task(tokio::spawn(local::serve(path, local))));
     let session = Session {
@@ -128,6 +133,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
     tick.reset();
     let mut glance = tokio::time::interval(GLANCE);
     glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut first = tokio::time::interval(vms::FIRST_LOOK);
+    first.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     tokio::pin!(shutdown);
     loop {
@@ -150,6 +157,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
                 let _ = reply.send(agent.core.here(vm.as_ref()));
             }
             _ = tick.tick() => agent.compare(),
+            Some(word) = said.recv() => agent.said(&word),
+            _ = first.tick(), if agent.first.waits() => agent.look_for_first_frames(),
             _ = glance.tick(), if agent.core.moving().next().is_some() => agent.glance(),
             Some(request) = asked.recv() => {
                 // The client may have gone.
@@ -178,6 +187,8 @@ pub(crate) struct Agent {
     pub(crate) measured: Measuring,
     /// Counts the core's inputs, for those who wait for what they bring.
     changed: watch::Sender<u64>,
+    pub(crate) vms: Vms,
+    pub(crate) first: First,
 }
 
 impl Agent {
@@ -315,7 +326,7 @@ impl Agent {
             Heard::Message(Message::Full(full)) => self.full(full),
             Heard::Message(Message::Delta(delta)) => self.delta(delta),
             Heard::Message(Message::Question(question)) => self.answer(&question),
-            Heard::Message(Message::Drive(_)) => {}
+            Heard::Message(Message::Drive(drive)) => self.vms.drive(drive),
             // The session task ends with it and says so.
             Heard::Message(Message::Farewell(_)) => {}
         }
@@ -341,8 +352,10 @@ impl Agent {
                 self.foresee(&mut rows.0.values().map(|(row, _)| row));
                 self.save(|cache| cache.write_full(generation, &rows));
                 let (from, before, count) = (self.core.generation(), self.applied, rows.0.len());
+                let prepared = prepared(rows.0.values().map(|(row, _)| row));
                 self.feed(Input::Full { generation, rows });
                 self.drop_taps();
+                self.prepared(prepared);
                 tracing::info!(
                     generation,
                     from,
@@ -370,8 +383,10 @@ impl Agent {
                 }
                 let (base, rows, before) =
                     (delta.base, delta.upserts.len() + delta.deletes.len(), self.applied);
+                let prepared = prepared(delta.upserts.iter().map(|(row, _)| row));
                 self.feed(Input::Delta(delta));
                 self.drop_taps();
+                self.prepared(prepared);
                 if afresh {
                     let (generation, rows) =
                         (self.core.generation(), self.core.rows().cloned().unwrap_or_default());

@@ -90,6 +90,11 @@ pub trait Kernel: Send {
     /// Counters by interface.
     fn counters(&mut self) -> Result<BTreeMap<u32, Counters>>;
 
+    /// Frames that an interface's VM has sent so far, if that can be told cheaply.
+    fn sent(&mut self, _ifindex: u32) -> Option<u64> {
+        None
+    }
+
     /// Drops by interface and reason.
     fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>>;
 

@@ -16,11 +16,14 @@ mod measure;
 mod metrics;
 mod options;
 mod probe;
+mod qmp;
 mod real;
 mod receive;
 mod session;
 mod slow;
 mod taps;
+mod virsh;
+mod vms;
 
 pub use agent::{AgentError, run};
 pub use identity::IdentityError;

@@ -288,6 +288,10 @@ impl Kernel for RealKernel {
         self.datapath.counters().map_err(error)
     }
 
+    fn sent(&mut self, ifindex: u32) -> Option<u64> {
+        self.datapath.counters_of(ifindex).ok().map(|c| c.tx_frames)
+    }
+
     fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>> {
         let drops = self.datapath.drops().map_err(error)?;
         Ok(drops.into_iter().map(|((ifindex, r), n)| (DropKey { ifindex, reason: r as u32 }, n)).collect())

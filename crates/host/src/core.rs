@@ -186,6 +186,12 @@ impl HostCore {
         })
     }
 
+    /// Number of a device, if it exists.
+    #[must_use]
+    pub fn device_index(&self, name: &str) -> Option<u32> {
+        self.devices.get(name).map(|d| d.ifindex)
+    }
+
     /// MTU of a device, if it exists.
     #[must_use]
     pub fn device_mtu(&self, name: &str) -> Option<u32> {

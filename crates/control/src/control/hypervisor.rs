@@ -85,6 +85,8 @@ impl Control {
             Word::Migration { progress, downtime_us, error } if from => {
                 run.moves(now, progress, downtime_us, &error);
             }
+            // libvirt tells it on the destination only.
+            Word::Migration { downtime_us: Some(us), .. } if to => run.downtime_us = Some(us),
             Word::Stopped | Word::Resumed | Word::FirstFrame { .. } | Word::Migration { .. } => {}
         }
         self.progress(now, &mut outputs);

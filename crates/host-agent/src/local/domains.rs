@@ -61,6 +61,11 @@ impl Domains {
         self.lock().get(vm).cloned()
     }
 
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<(VmRef, String)> {
+        self.lock().iter().map(|(vm, domain)| (vm.clone(), domain.clone())).collect()
+    }
+
     /// A domain's VM.
     #[allow(dead_code, reason = "for those who hear of libvirt's events")]
     pub(crate) fn vm(&self, domain: &str) -> Option<VmRef> {

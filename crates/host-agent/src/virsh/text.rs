@@ -1,0 +1,112 @@
+//! What virsh prints. No I/O.
+
+use serde_json::Value;
+
+/// A line of `virsh qemu-monitor-event --loop --timestamp`.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Event<'a> {
+    /// QEMU's name of it.
+    pub(crate) name: &'a str,
+    /// The domain.
+    pub(crate) domain: &'a str,
+    /// Its values.
+    pub(crate) data: Value,
+}
+
+/// Reads a line; none for what is no event.
+pub(crate) fn event(line: &str) -> Option<Event<'_>> {
+    let rest = line.strip_prefix("event ").or_else(|| line.split_once(": event ").map(|(_, rest)| rest))?;
+    let (name, rest) = rest.split_once(" for domain '")?;
+    // A domain's name may hold anything but what begins the values.
+    let end = rest.find("': {").or_else(|| rest.find("': <null>")).or_else(|| rest.find("':"))?;
+    let (domain, data) = (rest.get(..end)?, rest.get(end + 2..)?);
+    let data = serde_json::from_str(data.trim()).unwrap_or(Value::Null);
+    Some(Event { name, domain, data })
+}
+
+/// A line of `virsh domjobinfo`, by its name, as virsh prints it.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// `12.345 MiB` in bytes.
+fn bytes(text: &str) -> Option<u64> {
+    let mut words = text.split_whitespace();
+    let number: f64 = words.next()?.parse().ok()?;
+    let power = match words.next()? {
+        "B" => 0,
+        "KiB" => 1,
+        "MiB" => 2,
+        "GiB" => 3,
+        "TiB" => 4,
+        _ => return None,
+    };
+    let bytes = number * 1024_f64.powi(power);
+    // A float beyond the integers becomes the largest one.
+    bytes.is_finite().then_some(bytes as u64)
+}
+
+/// How far `virsh domjobinfo` says a migration away from here is: bytes moved and in all; none if there is none.
+pub(crate) fn outgoing(text: &str) -> Option<(u64, u64)> {
+    if field(text, "Operation") != Some("Outgoing migration") || field(text, "Job type") == Some("None") {
+        return None;
+    }
+    let total = field(text, "Memory total").and_then(bytes).unwrap_or(0);
+    let left = field(text, "Memory remaining").and_then(bytes).unwrap_or(total);
+    Some((total.saturating_sub(left), total))
+}
+
+/// How long `virsh domjobinfo --completed` says that the domain stood still.
+pub(crate) fn downtime_ms(text: &str) -> Option<u64> {
+    field(text, "Total downtime")?.split_whitespace().next()?.parse().ok()
+}
+
+/// What `virsh domstate` means: runs, stands still to be switched, or neither.
+pub(crate) fn runs(state: &str) -> Option<bool> {
+    match state.trim() {
+        s if s.starts_with("running") => Some(true),
+        "paused (migrating)" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_of_a_real_virsh_are_understood() {
+        let stop = "2026-11-23 07:36:27.341+0000: event STOP for domain 'vm1': <null>";
+        assert_eq!(event(stop), Some(Event { name: "STOP", domain: "vm1", data: Value::Null }));
+        let moving =
+            "2026-11-23 07:36:27.347+0000: event MIGRATION for domain 'vm1': {\"status\":\"pre-switchover\"}";
+        let found = event(moving).unwrap();
+        assert_eq!((found.name, found.data["status"].as_str()), ("MIGRATION", Some("pre-switchover")));
+        let odd = "event RESUME for domain 'it's: mine': <null>";
+        assert_eq!(event(odd).unwrap().domain, "it's: mine");
+        for line in ["", "events received: 3", "error: lost", "event STOP", "event STOP for domain 'x"] {
+            assert_eq!(event(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_job_is_read_from_its_table() {
+        let text = "Job type:         Unbounded   \nOperation:        Outgoing migration\n\
+                    Memory processed: 436.775 KiB\nMemory remaining: 8.000 MiB\nMemory total:     16.000 MiB\n";
+        assert_eq!(outgoing(text), Some((8 << 20, 16 << 20)));
+        assert_eq!(outgoing("Job type:         None        \n"), None);
+        assert_eq!(outgoing("Job type: Unbounded\nOperation: Incoming migration\n"), None);
+        assert_eq!(outgoing("garbage"), None);
+        let done = "Job type:         Completed   \nTotal downtime:   98           ms\n";
+        assert_eq!((downtime_ms(done), downtime_ms("")), (Some(98), None));
+        assert_eq!(bytes("-1 MiB"), Some(0));
+        assert_eq!((bytes("x MiB"), bytes("1 PB"), bytes("1")), (None, None, None));
+    }
+
+    #[test]
+    fn states_are_known_by_their_words() {
+        assert_eq!(runs("running (migrated)\n\n"), Some(true));
+        assert_eq!(runs("paused (migrating)\n"), Some(false));
+        assert_eq!((runs("paused (user)"), runs("shut off (migrated)"), runs("")), (None, None, None));
+    }
+}

@@ -1,0 +1,94 @@
+//! A VM's first frame on its new host, looked for with short looks at a counter.
+
+use super::now_us;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use tenet_model::{PortRef, VmRef};
+
+/// Between two looks.
+pub(crate) const LOOK: Duration = Duration::from_millis(1);
+/// After that, a VM is one that says nothing.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// Ports whose first frame is waited for.
+#[derive(Debug, Default)]
+pub(crate) struct First {
+    /// Frames that prepared ports' devices had sent before.
+    before: BTreeMap<PortRef, (u32, u64)>,
+    waiting: BTreeMap<VmRef, Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    resumed_us: u64,
+    until: Instant,
+    ports: Vec<(u32, u64)>,
+}
+
+impl First {
+    /// A port is prepared at an interface that has sent so many frames so far.
+    pub(crate) fn prepared(&mut self, port: &PortRef, ifindex: u32, frames: u64) {
+        let entry = self.before.entry(port.clone()).or_insert((ifindex, frames));
+        if entry.0 != ifindex {
+            *entry = (ifindex, frames);
+        }
+    }
+
+    /// A port is not prepared any more.
+    pub(crate) fn over(&mut self, port: &PortRef) {
+        self.before.remove(port);
+    }
+
+    /// A VM runs since then; it is waited for if it came here.
+    pub(crate) fn resumed(&mut self, vm: &VmRef, resumed_us: u64) {
+        let ports: Vec<_> =
+            self.before.iter().filter(|(p, _)| p.vm_ref() == *vm).map(|(_, before)| *before).collect();
+        self.before.retain(|p, _| p.vm_ref() != *vm);
+        if !ports.is_empty() {
+            self.waiting.insert(vm.clone(), Waiting { resumed_us, until: Instant::now() + LONGEST, ports });
+        }
+    }
+
+    /// Whether anything is waited for.
+    pub(crate) fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Looks; VMs that have sent something, with microseconds after their resume.
+    pub(crate) fn look(&mut self, mut frames: impl FnMut(u32) -> Option<u64>) -> Vec<(VmRef, u64)> {
+        let mut found = Vec::new();
+        self.waiting.retain(|vm, waiting| {
+            if waiting.ports.iter().any(|(ifindex, before)| frames(*ifindex).is_some_and(|now| now > *before))
+            {
+                found.push((vm.clone(), now_us().saturating_sub(waiting.resumed_us)));
+                return false;
+            }
+            Instant::now() < waiting.until
+        });
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_frame_after_the_resume_is_found_once() {
+        let mut first = First::default();
+        let port: PortRef = "contoso/sql/eth0".parse().unwrap();
+        let vm = port.vm_ref();
+        // A VM that always was here is not waited for.
+        first.resumed(&vm, now_us());
+        assert!(!first.waits());
+        first.prepared(&port, 7, 3);
+        first.prepared(&port, 7, 5);
+        first.resumed(&vm, now_us() - 1500);
+        assert!(first.waits());
+        assert_eq!(first.look(|_| Some(3)), []);
+        assert_eq!(first.look(|_| None), []);
+        let found = first.look(|ifindex| (ifindex == 7).then_some(4));
+        assert!(matches!(&found[..], [(of, us)] if *of == vm && *us >= 1500), "{found:?}");
+        assert!(!first.waits());
+    }
+}

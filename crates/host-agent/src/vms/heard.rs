@@ -1,0 +1,65 @@
+//! What the agent's loop does when a hypervisor says something.
+
+use super::{Said, What, first_frame};
+use crate::agent::Agent;
+use crate::convert;
+use tenet_api::agent::agent_message;
+use tenet_compile::{PortState, Row};
+use tenet_host::Input;
+use tenet_model::PortRef;
+
+impl Agent {
+    /// What a hypervisor says: done here first, then told.
+    pub(crate) fn said(&mut self, word: &Said) {
+        let vm = word.vm.clone();
+        if let Some(event) = word.message() {
+            if !matches!(word.what, What::Migration(_)) {
+                tracing::info!(%vm, source = word.source, what = ?word.what, "said by a hypervisor");
+            }
+            self.send(convert::wrap(agent_message::Message::VmEvent(event)));
+        }
+        match word.what {
+            What::Stopped => self.feed(Input::VmStopped(vm)),
+            What::Resumed => {
+                self.first.resumed(&vm, word.time_us);
+                self.feed(Input::VmResumed(vm));
+            }
+            What::Silent => self.feed(Input::VmForgotten(vm)),
+            What::Migration(_) => {}
+        }
+    }
+
+    /// Ports that are prepared now, or are not any more: from what their devices have sent so far, a first frame is
+    /// told.
+    pub(crate) fn prepared(&mut self, ports: Vec<(PortRef, Option<String>)>) {
+        if ports.is_empty() {
+            return;
+        }
+        for (port, device) in ports {
+            match device.and_then(|d| self.core.device_index(&d)) {
+                Some(ifindex) => {
+                    let sent = self.kernel.sent(ifindex);
+                    self.first.prepared(&port, ifindex, sent.unwrap_or(0));
+                }
+                None => self.first.over(&port),
+            }
+        }
+        self.vms.look();
+    }
+
+    pub(crate) fn look_for_first_frames(&mut self) {
+        let kernel = &mut self.kernel;
+        for (vm, after_us) in self.first.look(|ifindex| kernel.sent(ifindex)) {
+            self.send(convert::wrap(agent_message::Message::VmEvent(first_frame(&vm, after_us))));
+        }
+    }
+}
+
+/// Ports among these rows, with their devices if they are prepared.
+pub(crate) fn prepared<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<(PortRef, Option<String>)> {
+    let ports = rows.filter_map(|row| if let Row::Port(p) = row { Some(p) } else { None });
+    ports
+        .filter(|p| p.peer_pa.is_some() || p.state == PortState::Prepared)
+        .map(|p| (p.name.clone(), (p.state == PortState::Prepared).then(|| p.device.clone())))
+        .collect()
+}

@@ -1,0 +1,182 @@
+//! What hypervisors say of the VMs on this host, whichever way they say it, and what they are told.
+
+mod first;
+mod heard;
+
+pub(crate) use first::{First, LOOK as FIRST_LOOK};
+pub(crate) use heard::prepared;
+
+use crate::{local::Domains, qmp, virsh};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tenet_api::agent::{self, vm_event::Kind};
+use tenet_model::VmRef;
+use tokio::sync::mpsc;
+
+/// Words on their way to the loop.
+const QUEUE: usize = 256;
+
+/// A hypervisor's word on a VM.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Said {
+    /// The VM.
+    pub(crate) vm: VmRef,
+    /// `qmp` or `libvirt`.
+    pub(crate) source: &'static str,
+    /// By this host's clock, in microseconds since 1970.
+    pub(crate) time_us: u64,
+    /// What it says.
+    pub(crate) what: What,
+}
+
+/// What a hypervisor says.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum What {
+    /// The VM stands still, to be switched.
+    Stopped,
+    /// It runs.
+    Resumed,
+    /// How far its migration is.
+    Migration(qmp::Migrate),
+    /// Nothing more will be heard.
+    Silent,
+}
+
+impl Said {
+    pub(crate) fn new(vm: &VmRef, source: &'static str, what: What) -> Self {
+        Self { vm: vm.clone(), source, time_us: now_us(), what }
+    }
+
+    /// Why a migration that was asked for does not take place.
+    pub(crate) fn failed(vm: &VmRef, source: &'static str, error: String) -> Self {
+        let migrate = qmp::Migrate { status: "failed".to_owned(), error, ..qmp::Migrate::default() };
+        Self::new(vm, source, What::Migration(migrate))
+    }
+
+    /// As the controller is told; none if that is no business of it.
+    pub(crate) fn message(&self) -> Option<agent::VmEvent> {
+        let event = |kind: Kind| agent::VmEvent {
+            vm: self.vm.to_string(),
+            kind: kind.into(),
+            source: self.source.to_owned(),
+            time_us: self.time_us,
+            ..agent::VmEvent::default()
+        };
+        Some(match &self.what {
+            What::Stopped => event(Kind::Stopped),
+            What::Resumed => event(Kind::Resumed),
+            What::Silent => return None,
+            What::Migration(m) => agent::VmEvent {
+                status: m.status.clone(),
+                transferred: m.transferred,
+                total: m.total,
+                downtime_ms: m.downtime_ms,
+                error: m.error.clone(),
+                ..event(Kind::Migration)
+            },
+        })
+    }
+}
+
+/// The message of a VM's first frame on this host.
+pub(crate) fn first_frame(vm: &VmRef, after_us: u64) -> agent::VmEvent {
+    agent::VmEvent {
+        vm: vm.to_string(),
+        kind: Kind::FirstFrame.into(),
+        source: "agent".to_owned(),
+        time_us: now_us(),
+        after_us,
+        ..agent::VmEvent::default()
+    }
+}
+
+/// This host's clock.
+pub(crate) fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The tasks that listen to hypervisors; they end with it.
+pub(crate) struct Vms {
+    qmp: Option<mpsc::Sender<qmp::Order>>,
+    virsh: Option<virsh::Virsh>,
+    said: mpsc::Sender<Said>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Vms {
+    /// Begins to listen.
+    pub(crate) fn start(
+        qmp_dir: Option<PathBuf>,
+        libvirt: Option<String>,
+        domains: Domains,
+    ) -> (Self, mpsc::Receiver<Said>) {
+        let (said, heard) = mpsc::channel(QUEUE);
+        let mut tasks = Vec::new();
+        let qmp = qmp_dir.map(|dir| {
+            let (orders, taken) = mpsc::channel(16);
+            tasks.push(tokio::spawn(qmp::watch(dir, said.clone(), taken)));
+            orders
+        });
+        let virsh = libvirt.map(|uri| {
+            let virsh = virsh::Virsh::new(uri, domains, said.clone());
+            tasks.push(tokio::spawn(virsh.clone().listen()));
+            virsh
+        });
+        (Self { qmp, virsh, said, tasks }, heard)
+    }
+
+    /// Something may have changed: looks at once instead of in a moment.
+    pub(crate) fn look(&self) {
+        if let Some(qmp) = &self.qmp {
+            // A full queue has a look in it already.
+            let _ = qmp.try_send(qmp::Order::Look);
+        }
+    }
+
+    /// Moves a VM, or gives that up, as the controller says.
+    pub(crate) fn drive(&mut self, drive: agent::Drive) {
+        let vm: VmRef = match drive.vm.parse() {
+            Ok(vm) => vm,
+            Err(cause) => {
+                tracing::error!(vm = drive.vm, %cause, "a VM that shall be moved has no legal name");
+                return;
+            }
+        };
+        tracing::info!(%vm, through = drive.through, uri = drive.uri, cancel = drive.cancel, "told to move a VM");
+        let refused = match (drive.through.as_str(), &self.qmp, &self.virsh) {
+            ("qmp", Some(qmp), _) => {
+                let order = qmp::Order::Drive { vm: vm.clone(), uri: drive.uri, cancel: drive.cancel };
+                qmp.try_send(order).err().map(|_| "the agent is busy with other VMs: try again".to_owned())
+            }
+            ("qmp", None, _) => Some("the agent has no --qmp-dir".to_owned()),
+            ("libvirt", _, Some(virsh)) => {
+                self.tasks.retain(|t| !t.is_finished());
+                let (virsh, vm) = (virsh.clone(), vm.clone());
+                let work = async move {
+                    if drive.cancel { virsh.cancel(&vm).await } else { virsh.migrate(&vm, &drive.uri).await }
+                };
+                self.tasks.push(tokio::spawn(work));
+                None
+            }
+            ("libvirt", _, None) => Some("the agent was started without --libvirt".to_owned()),
+            (other, ..) => Some(format!("this version of the agent knows no way named {other}")),
+        };
+        if let Some(error) = refused {
+            let said = Said::failed(&vm, "agent", error);
+            let to = self.said.clone();
+            self.tasks.push(tokio::spawn(async move {
+                // The loop may be gone.
+                let _ = to.send(said).await;
+            }));
+        }
+    }
+}
+
+impl Drop for Vms {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
