@@ -220,7 +220,7 @@ pub enum LocalError {
     Answer(String),
     /// A client cannot be made.
     #[error("no client for the agent's socket can be made")]
-    Client(#[source] reqwest::Error),
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl LocalError {
@@ -342,6 +342,12 @@ mod tests {
         assert!(serde_json::from_str::<Prepare>(r#"{"vm":"contoso/sql","fro":"start"}"#).is_err());
         let release: Release = serde_json::from_str(r#"{"vm":"a/b","outcome":"moved"}"#).unwrap();
         assert_eq!(release.outcome, Outcome::Moved);
+    }
+
+    #[test]
+    fn a_client_can_be_made_anywhere() {
+        let client = LocalClient::new(Path::new("/nowhere/agent.sock")).unwrap();
+        assert_eq!(client.socket(), Path::new("/nowhere/agent.sock"));
     }
 
     #[test]

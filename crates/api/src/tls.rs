@@ -38,6 +38,14 @@ pub(crate) fn pinned(ca_pem: &str) -> Result<ClientConfig, TlsError> {
         .with_no_client_auth())
 }
 
+/// A client that trusts nobody: for connections without TLS, of which the HTTP client wants to know all the same.
+pub(crate) fn none() -> Result<ClientConfig, TlsError> {
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth())
+}
+
 /// A client that trusts the CA with this SHA-256 fingerprint, which the server must present with its own certificate.
 pub(crate) fn by_fingerprint(fingerprint: [u8; 32]) -> Result<ClientConfig, TlsError> {
     let verifier = Arc::new(Fingerprint { fingerprint, provider: provider() });

@@ -40,10 +40,11 @@ pub(super) fn missing(claimed: &ClaimedPort, here: &[Here], incoming: bool) -> O
 pub(super) fn unready(found: &Here, incoming: bool) -> Option<Missing> {
     let (port, status) = (&found.row.name, &found.status);
     if !status.present {
-        let hint = format!(
-            "make device {} first, or name none, and the agent makes a tap; its log says what hinders it",
-            found.row.device
-        );
+        let hint = if found.row.tap {
+            "the agent makes this tap: its log says what hinders it".to_owned()
+        } else {
+            format!("make device {} first; or name none, and the agent makes a tap", found.row.device)
+        };
         return Some(Missing::new(format!("port {port} is not ready: {}", status.detail), hint));
     }
     match (status.state, incoming) {
