@@ -276,8 +276,13 @@ impl LocalClient {
     /// # Errors
     /// [`LocalError::Client`] if the system gives no means for one; whether anybody listens shows at the first request.
     pub fn new(socket: &Path) -> Result<Self, LocalError> {
-        let http =
-            reqwest::Client::builder().unix_socket(socket).no_proxy().build().map_err(LocalError::Client)?;
+        let tls = crate::tls::none().map_err(|e| LocalError::Client(Box::new(e)))?;
+        let http = reqwest::Client::builder()
+            .use_preconfigured_tls(tls)
+            .unix_socket(socket)
+            .no_proxy()
+            .build()
+            .map_err(|e| LocalError::Client(Box::new(e)))?;
         Ok(Self { http, socket: socket.to_owned() })
     }
 
