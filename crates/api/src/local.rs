@@ -104,6 +104,10 @@ pub struct Prepared {
     pub fail_static: bool,
 }
 
+const fn one() -> u16 {
+    1
+}
+
 /// A port on this host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LocalPort {
@@ -114,6 +118,9 @@ pub struct LocalPort {
     /// Whether the agent made the device, as a tap.
     #[serde(default)]
     pub tap: bool,
+    /// Queues that the VM may open of it.
+    #[serde(default = "one")]
+    pub queues: u16,
     /// Its MAC.
     pub mac: Mac,
     /// Largest packet that the VM may send, in bytes.

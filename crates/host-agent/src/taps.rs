@@ -153,3 +153,113 @@ fn delete(links: &Links, name: &str) -> Result<(), Error> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tenet_hostnet::Netns;
+
+    /// A namespace of its own; `None` (said aloud) without root.
+    fn host() -> Option<Links> {
+        match Netns::anonymous().and_then(|n| Links::in_netns(&n)) {
+            Ok(links) => Some(links),
+            Err(e) => {
+                eprintln!("SKIPPED: needs root to create network namespaces: {e}");
+                None
+            }
+        }
+    }
+
+    fn wish(port: &str, multi_queue: bool) -> TapWish {
+        TapWish { device: tap_name(&port.parse().unwrap()), port: port.into(), multi_queue }
+    }
+
+    fn open(links: &Links, wish: &TapWish) -> std::os::fd::OwnedFd {
+        links.set_up(&wish.device).unwrap();
+        let options = TapOptions { vnet_hdr: true, multi_queue: wish.multi_queue };
+        links.open_tap(&wish.device, options).unwrap()
+    }
+
+    #[test]
+    fn taps_are_made_marked_adopted_and_removed() {
+        let Some(links) = host() else { return };
+        let (sql, web) = (wish("contoso/sql/eth0", false), wish("contoso/web/eth0", true));
+        let mut taps = Taps::default();
+        let made = taps.make(&links, &[sql.clone(), web.clone()]);
+        assert_eq!(made, Made { changed: true, ..Made::default() });
+        let link = links.get(&sql.device).unwrap();
+        assert_eq!((link.alias.as_deref(), link.queue_len), (Some("tenet:contoso/sql/eth0"), QUEUE_LEN));
+        assert!(!link.up, "it is set up once it carries the program");
+        assert!(links.get(&web.device).unwrap().multi_queue);
+
+        // A restarted agent finds the same device; one that was removed is made again, and said.
+        let mut taps = Taps::default();
+        assert_eq!(taps.make(&links, std::slice::from_ref(&sql)), Made::default());
+        assert_eq!(links.get(&sql.device).unwrap().index, link.index);
+        links.delete_link(&sql.device).unwrap();
+        let made = taps.make(&links, std::slice::from_ref(&sql));
+        assert!(made.changed && made.again[0].contains("made again"), "{made:?}");
+
+        // What a VM has open stays until it lets go.
+        let held = open(&links, &web);
+        taps.drop_unwanted(&links, &BTreeSet::from([sql.device.as_str()])).unwrap();
+        assert!(links.find(&web.device).unwrap().is_some());
+        drop(held);
+        taps.drop_unwanted(&links, &BTreeSet::from([sql.device.as_str()])).unwrap();
+        assert!(links.find(&web.device).unwrap().is_none());
+        assert!(links.find(&sql.device).unwrap().is_some());
+        assert_eq!(remove_all(&links).unwrap(), 1);
+        assert!(links.find(&sql.device).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_strange_device_of_the_name_is_left_alone() {
+        let Some(links) = host() else { return };
+        let sql = wish("contoso/sql/eth0", false);
+        let mut taps = Taps::default();
+        for alias in ["", "tenet:contoso/web/eth0", "somebody's"] {
+            links.add_tap(&sql.device, TapOptions::default()).unwrap();
+            links.set_alias(&sql.device, alias).unwrap();
+            let index = links.index(&sql.device).unwrap();
+            let made = taps.make(&links, std::slice::from_ref(&sql));
+            assert!(made.troubles[&sql.device].contains("not the tap"), "{made:?}");
+            taps.drop_unwanted(&links, &BTreeSet::new()).unwrap();
+            assert_eq!(remove_all(&links).unwrap(), 0);
+            assert_eq!(links.index(&sql.device).unwrap(), index, "{alias}");
+            links.delete_link(&sql.device).unwrap();
+        }
+        // Not even a bridge with our mark.
+        links.add_bridge(&sql.device).unwrap();
+        links.set_alias(&sql.device, "tenet:contoso/sql/eth0").unwrap();
+        assert!(taps.make(&links, std::slice::from_ref(&sql)).troubles.contains_key(&sql.device));
+        assert_eq!(remove_all(&links).unwrap(), 0);
+    }
+
+    #[test]
+    fn other_queues_make_another_tap_once_nobody_has_it_open() {
+        let Some(links) = host() else { return };
+        let (one, several) = (wish("contoso/sql/eth0", false), wish("contoso/sql/eth0", true));
+        let mut taps = Taps::default();
+        taps.make(&links, std::slice::from_ref(&one));
+        let held = open(&links, &one);
+        assert_eq!(taps.make(&links, std::slice::from_ref(&several)), Made::default());
+        assert!(!links.get(&one.device).unwrap().multi_queue, "a running VM keeps its own");
+        drop(held);
+        assert!(taps.make(&links, std::slice::from_ref(&several)).changed);
+        assert!(links.get(&one.device).unwrap().multi_queue);
+    }
+
+    #[test]
+    fn only_taps_of_our_own_get_the_ports_mtu() {
+        let Some(links) = host() else { return };
+        let sql = wish("contoso/sql/eth0", false);
+        Taps::default().make(&links, std::slice::from_ref(&sql));
+        links.add_tap("other", TapOptions::default()).unwrap();
+        let port = Port { mtu: 1450, device: DEVICE_TAP, ..Port::default() };
+        for (name, mtu) in [(sql.device.as_str(), 1450), ("other", 1500)] {
+            set_mtu(&links, links.index(name).unwrap(), &port).unwrap();
+            assert_eq!(links.get(name).unwrap().mtu, mtu, "{name}");
+        }
+        set_mtu(&links, 9999, &port).unwrap();
+    }
+}

@@ -5,8 +5,9 @@ mod common;
 
 use common::*;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::time::Duration;
-use tenet_compile::{PortState, RowKey, Rows, digests};
+use tenet_compile::{PortRow, PortState, Row, RowKey, Rows, digests};
 use tenet_host::{Ack, Input, Message, Proof, Role, Uplink, plan};
 use tenet_model::NetId;
 use tenet_tables::image::{Image, Operation};
@@ -549,4 +550,71 @@ fn a_destination_that_was_called_off_while_its_vm_spoke_says_so() {
         assert_eq!(superseded(&sim.said()).len(), usize::from(speaks));
         assert!(!sim.image.ports.contains_key(&11));
     }
+}
+
+/// The site with port 11 on a tap that the agent makes.
+fn on_tap(generation: u64, state: PortState, peer: Option<[u8; 4]>) -> Rows {
+    let mut rows = small(generation);
+    let Row::Port(row) = port(1, 11, state, peer) else { unreachable!() };
+    let row = Row::Port(PortRow { tap: true, ..row });
+    rows.0.insert(row.key(), (row, generation));
+    rows
+}
+
+fn details(sim: &mut Sim) -> Vec<(bool, bool, String)> {
+    let ports = sim.said().into_iter().rev().find_map(|m| match m {
+        Message::Ack(a) => Some(a.ports),
+        Message::Proof(p) => Some(p.ports),
+        _ => None,
+    });
+    ports.unwrap().into_iter().map(|p| (p.present, p.carrier, p.detail)).collect()
+}
+
+#[test]
+fn a_tap_that_is_somebody_elses_is_not_touched_and_said() {
+    let mut sim = Sim::new();
+    sim.feed(Input::Devices(devices(&[("eth0", 2), ("tap1-11", 11)])));
+    sim.look();
+    sim.feed(Input::Connected);
+    let why = "device tap1-11 of this host is not the tap that the agent makes";
+    sim.feed(Input::Taps([("tap1-11".to_owned(), why.to_owned())].into()));
+    sim.full(5, on_tap(5, PortState::Active, None));
+    assert_eq!(sim.core.taps().map(|p| p.device.as_str()).collect::<Vec<_>>(), ["tap1-11"]);
+    assert!(!sim.attached.contains_key(&11), "no program on it");
+    assert!(!sim.image.ports.contains_key(&11) && sim.image.records.values().all(|r| r.ifindex != 11));
+    assert_eq!(details(&mut sim), [(false, false, why.to_owned())]);
+
+    // Once it is out of the way, the port comes to life without being told again.
+    sim.feed(Input::Taps(BTreeMap::new()));
+    assert_eq!(sim.attached.get(&11), Some(&Role::Port));
+    assert!(sim.image.ports.contains_key(&11));
+    assert_eq!(details(&mut sim), [(true, true, String::new())]);
+}
+
+#[test]
+fn a_prepared_tap_that_nobody_has_open_yet_is_no_lost_vm() {
+    let mut sim = Sim::started();
+    sim.full(5, on_tap(5, PortState::Prepared, Some(OTHER)));
+    let mut all = devices(&[("eth0", 2), ("tap1-11", 11), ("tap1-12", 12)]);
+    all.get_mut("tap1-11").unwrap().carrier = false;
+    sim.said();
+    sim.feed(Input::Devices(all.clone()));
+    assert_eq!(sim.image.ports[&11].state, PORT_PREPARED, "nothing has begun");
+    assert!(!sim.said().iter().any(|m| matches!(m, Message::PortActivated(_))));
+    sim.full(6, on_tap(6, PortState::Prepared, Some(OTHER)));
+    assert_eq!(details(&mut sim), [(true, false, String::new())], "and nothing is wrong");
+
+    // The hypervisor opens it long before the VM runs here.
+    all.get_mut("tap1-11").unwrap().carrier = true;
+    sim.feed(Input::Devices(all.clone()));
+    assert_eq!(sim.image.ports[&11].state, PORT_PREPARED);
+    assert!(!sim.said().iter().any(|m| matches!(m, Message::PortActivated(_))));
+
+    // Live, it is missed.
+    all.get_mut("tap1-11").unwrap().carrier = false;
+    sim.full(7, on_tap(7, PortState::Active, None));
+    sim.said();
+    sim.feed(Input::Devices(all));
+    assert_eq!(details(&mut sim), [(true, false, "no VM has tap tap1-11 open".to_owned())]);
+    assert_ne!(sim.image.ports[&11].flags & PORT_FLAG_DOWN, 0);
 }

@@ -189,6 +189,43 @@ fn tap_has_carrier_while_somebody_holds_it() {
 }
 
 #[test]
+fn a_made_tap_is_marked_stays_and_opens_as_it_was_made() {
+    if !root() {
+        return;
+    }
+    let netns = Netns::anonymous().unwrap();
+    let links = Links::in_netns(&netns).unwrap();
+    let plain = TapOptions { vnet_hdr: true, multi_queue: false };
+    let several = TapOptions { vnet_hdr: true, multi_queue: true };
+    links.make_tap("tn0", plain, "tenet:a/b/c", 10_000).unwrap();
+    links.make_tap("tn1", several, "tenet:a/b/d", 10_000).unwrap();
+    let made = |name| {
+        let link = links.get(name).unwrap();
+        (link.kind, link.alias, link.queue_len, link.multi_queue)
+    };
+    assert_eq!(made("tn0"), (Kind::Tap, Some("tenet:a/b/c".into()), 10_000, false));
+    assert_eq!(made("tn1"), (Kind::Tap, Some("tenet:a/b/d".into()), 10_000, true));
+    assert!(matches!(links.make_tap("tn0", plain, "x", 1), Err(Error::Exists { .. })));
+
+    // With or without virtio headers is the user's choice, several queues is the maker's.
+    let bare = |o: TapOptions| TapOptions { vnet_hdr: false, ..o };
+    for (name, good, bad) in [("tn0", plain, several), ("tn1", several, plain)] {
+        drop(links.open_tap(name, good).unwrap());
+        drop(links.open_tap(name, bare(good)).unwrap());
+        assert_eq!(links.open_tap(name, bad).unwrap_err().errno(), Some(libc::EINVAL), "{name}");
+        assert_eq!(links.open_tap(name, bare(bad)).unwrap_err().errno(), Some(libc::EINVAL), "{name}");
+    }
+    let first = links.open_tap("tn1", several).unwrap();
+    let second = links.open_tap("tn1", several).unwrap();
+    drop((first, second));
+    let only = links.open_tap("tn0", plain).unwrap();
+    assert_eq!(links.open_tap("tn0", plain).unwrap_err().errno(), Some(libc::EBUSY));
+    drop(only);
+    links.set_alias("tn0", "other").unwrap();
+    assert_eq!(links.get("tn0").unwrap().alias.as_deref(), Some("other"));
+}
+
+#[test]
 fn a_quiet_link_gets_no_link_local_address() {
     if !root() {
         return;

@@ -137,6 +137,7 @@ pub(super) fn local_port(here: &Here) -> Option<LocalPort> {
         port: here.row.name.clone(),
         device: here.row.device.clone(),
         tap: here.row.tap,
+        queues: here.row.queues,
         mac: here.row.mac,
         mtu: here.status.mtu.into(),
         addresses: here.addresses.clone(),

@@ -9,9 +9,9 @@ mod role;
 
 pub use lab::{ExecArgs, LabCommand, LabTool};
 pub use libvirt::{DomainArgs, HookArgs, ImportArgs, InstallHookArgs, LibvirtCommand};
-pub use local::{AttachArgs, AttachedArgs, DetachArgs, Place};
+pub use local::{AttachArgs, AttachedArgs, DetachArgs, Place, Socket};
 pub use object::{
-    HostCommand, NetworkCommand, RouteCommand, SiteCommand, SubnetCommand, TenantCommand, VmCommand,
+    HostCommand, NetworkCommand, RouteCommand, RunArgs, SiteCommand, SubnetCommand, TenantCommand, VmCommand,
 };
 pub use role::{AgentArgs, ControllerArgs, Hook, Receive};
 

@@ -1,9 +1,10 @@
 //! Arguments of the commands on objects.
 
-use crate::cli::name;
+use crate::cli::{Socket, name};
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use tenet_model::{HostName, Mac, Method, Name, NetworkRef, SubnetRef, TenantName, VmRef};
 use uuid::Uuid;
 
@@ -202,6 +203,8 @@ pub enum VmCommand {
         #[arg(long, value_parser = name::subnet)]
         subnet: Option<SubnetRef>,
     },
+    /// Print the arguments with which QEMU opens a VM's ports, for a shell
+    RunArgs(RunArgs),
     /// Detach a VM's port from its host
     Detach {
         /// The VM
@@ -238,6 +241,26 @@ pub enum VmCommand {
         #[arg(value_parser = name::vm)]
         vm: VmRef,
     },
+}
+
+/// Arguments of `vm run-args`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The VM
+    #[arg(value_parser = name::vm)]
+    pub vm: VmRef,
+    /// The host where QEMU is to run: the VM's, or the one where it moves
+    #[arg(long)]
+    pub host: Option<HostName>,
+    /// One argument a line, not quoted
+    #[arg(long)]
+    pub lines: bool,
+    /// Where the agent looks for QEMU's monitors
+    #[arg(long, value_name = "DIR", default_value = "/run/tenet/qmp")]
+    pub qmp_dir: PathBuf,
+    /// This host's agent, which is asked where there is no controller's admin file
+    #[command(flatten)]
+    pub socket: Socket,
 }
 
 /// The first port of a new VM.

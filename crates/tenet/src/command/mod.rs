@@ -11,6 +11,7 @@ mod netns;
 mod object;
 mod paths;
 mod role;
+mod run_args;
 mod show;
 mod site;
 mod status;

@@ -1,7 +1,7 @@
 //! The commands on objects.
 
 use crate::cli::{HostCommand, NetworkCommand, RouteCommand, SubnetCommand, TenantCommand, VmCommand};
-use crate::command::{Context, change, migrate, status};
+use crate::command::{Context, change, migrate, run_args, status};
 use crate::failure::{Code, Failure, Outcome};
 use crate::print::{self, Table, or_dash, yes};
 use ipnet::IpNet;
@@ -232,6 +232,7 @@ pub async fn vm(context: &Context, command: VmCommand) -> Outcome {
             let attach = Attach { port, host, device, queues, subnet };
             change::report(context, &client.attach(&vm, &attach).await?)
         }
+        VmCommand::RunArgs(args) => run_args::run_args(context, args).await,
         VmCommand::Detach { vm, port } => {
             change::report(context, &client.detach(&vm, &Detach { port }).await?)
         }
