@@ -20,7 +20,7 @@ cargo xtask TASK
   demo [--keep] [--clsact]   build, then show on this machine what Tenet does (as root)
   test [ARGS]                every test, kernel ones included (as root); ARGS go to the tests
   ebpf [--check] [--out F]   rebuild the eBPF object in the repository, or check that it belongs to its sources
-  bench [PART] [OPTIONS]     measure (as root, `--help` tells more): methods, table, latency, scale
+  bench [PART] [OPTIONS]     measure (as root, `--help` tells more): methods, table, latency, scale, migration
   fuzz [TARGET] [--seconds N] look for inputs that make a parser panic, a minute each
   check-deps                 the pure crates name nothing impure
 ";

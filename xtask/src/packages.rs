@@ -39,6 +39,22 @@ pub const OPENVSWITCH: Package = Package {
     reason: "its userspace datapath is the other end of interop tests; started in namespaces, no service is used",
 };
 
+/// Real guests, emulated: they run on every machine.
+pub const QEMU: Package = Package {
+    name: "qemu-system-x86",
+    provides: "/usr/bin/qemu-system-x86_64",
+    reason: "the bench of migrations moves real guests",
+};
+/// OVN's databases and its controller's central part.
+pub const OVN_CENTRAL: Package = Package {
+    name: "ovn-central",
+    provides: "/usr/bin/ovn-northd",
+    reason: "the other network that real guests move on; started in namespaces, no service is used",
+};
+/// OVN's part on hosts.
+pub const OVN_HOST: Package =
+    Package { name: "ovn-host", provides: "/usr/bin/ovn-controller", reason: "see ovn-central" };
+
 /// Installs those that are missing, saying which and why.
 ///
 /// # Errors

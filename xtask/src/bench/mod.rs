@@ -9,6 +9,7 @@ mod checksum;
 mod latency;
 mod load;
 mod methods;
+mod migration;
 mod relay;
 mod report;
 mod scale;
@@ -36,6 +37,8 @@ cargo xtask bench [PART ...] [OPTIONS]: measure, as root, on an otherwise idle m
   checksum  vxlan devices that compute outer UDP checksums against such that do not (docs/adr/0006)
   slow      STT with and without agents while frames are lost (docs/stt.md)
 without PART: all of them
+
+  migration          live migrations of real guests; has options of its own: `migration --help`
 
   --quick            a short round, into target/bench instead of docs/bench
   --rounds N         rounds (5)
@@ -114,6 +117,9 @@ fn list(text: &str, known: &[&str]) -> Result<Vec<String>> {
 /// # Errors
 /// If something does not work at all; a missed target is printed, not an error.
 pub fn run(root: &Path, tenet: &Path, args: &[String]) -> Result<()> {
+    if args.first().is_some_and(|a| a == "migration") {
+        return migration::run(root, tenet, args.get(1..).unwrap_or_default());
+    }
     if args.iter().any(|a| a == "--help" || a == "-h") {
         print!("{USAGE}");
         return Ok(());

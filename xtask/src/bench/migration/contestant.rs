@@ -1,0 +1,281 @@
+//! One network's guests, and one migration measured.
+
+use super::clock::{self, Micros};
+use super::fabric::{Fabric, Settled};
+use super::machine::{ECHO, Image, Machine, shell};
+use super::probe::{Losses, Probe};
+use super::stream::{Flow, Stream};
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Probes before the migration begins, which show what the network is like at rest.
+const BEFORE: Duration = Duration::from_millis(150);
+/// How long after the guest's first moment on the destination is looked at.
+const AFTER: Duration = Duration::from_millis(400);
+/// A probe that was sent less than this before the guest stood still may have been under way then.
+const MARGIN: Micros = 3_000;
+/// How long a guest's memory may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How a guest is moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kind {
+    /// Its name in tables.
+    pub name: &'static str,
+    /// Whether the guest writes memory all the time.
+    pub dirtying: bool,
+    /// Whether it runs on the destination before its memory is there.
+    pub postcopy: bool,
+    /// How many guests move at once.
+    pub at_once: usize,
+}
+
+/// All ways.
+pub const KINDS: [Kind; 4] = [
+    Kind { name: "idle", dirtying: false, postcopy: false, at_once: 1 },
+    Kind { name: "dirtying", dirtying: true, postcopy: false, at_once: 1 },
+    Kind { name: "post-copy", dirtying: false, postcopy: true, at_once: 1 },
+    Kind { name: "ten at once", dirtying: false, postcopy: false, at_once: 10 },
+];
+
+/// What one migration cost; times in milliseconds.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Sample {
+    /// The network.
+    pub network: String,
+    /// How it was moved.
+    pub kind: String,
+    /// The host it went to, 0 or 1.
+    pub to: usize,
+    /// From STOP on the source to RESUME on the destination.
+    pub pause: f64,
+    /// From the request until QEMU was done.
+    pub total: f64,
+    /// Median round trip of the probes before it.
+    pub round_trip: Option<f64>,
+    /// Probes sent.
+    pub probes: usize,
+    /// Probes lost.
+    pub lost: usize,
+    /// Probes lost that the pause does not excuse.
+    pub beyond: usize,
+    /// From RESUME to the first answer.
+    pub first_reply: Option<f64>,
+    /// TCP bytes sent.
+    pub tcp_sent: u64,
+    /// TCP bytes that never came back.
+    pub tcp_lost: u64,
+    /// Longest time without TCP.
+    pub tcp_gap: f64,
+    /// Whether the TCP connection still stands.
+    pub tcp_intact: bool,
+    /// Frames that the old host sent on.
+    pub redirected: Option<u64>,
+    /// From the switch to the last acknowledgement.
+    pub last_ack: Option<f64>,
+    /// Records that point elsewhere after that, on all hosts together.
+    pub stale: Option<u64>,
+}
+
+/// A guest with the connection to it.
+#[derive(Default)]
+pub struct Guest {
+    machine: Option<Machine>,
+    stream: Option<Stream>,
+}
+
+/// A network and its guests.
+pub struct Contestant {
+    /// The network.
+    pub fabric: Box<dyn Fabric>,
+    guests: Vec<Guest>,
+    image: Image,
+    folder: PathBuf,
+}
+
+impl Contestant {
+    /// With no guest booted.
+    #[must_use]
+    pub fn new(fabric: Box<dyn Fabric>, image: &Image, folder: &Path) -> Self {
+        let guests = fabric.nics().iter().map(|_| Guest::default()).collect();
+        let folder = folder.join(fabric.name().replace(' ', "-"));
+        Self { fabric, guests, image: image.clone(), folder }
+    }
+
+    /// Boots those of the first `count` guests that do not run, and ends all others.
+    fn have(&mut self, count: usize) -> Result<()> {
+        for guest in self.guests.iter_mut().skip(count) {
+            *guest = Guest::default();
+        }
+        let (fabric, image, folder) = (&*self.fabric, &self.image, &self.folder);
+        let missing = self.guests.iter_mut().take(count).enumerate().filter(|(_, g)| g.machine.is_none());
+        std::thread::scope(|scope| {
+            let boots: Vec<_> = missing
+                .map(|(nic, guest)| {
+                    scope.spawn(move || {
+                        fabric.reset(nic)?;
+                        guest.machine = Some(Machine::boot(image, fabric, nic, &folder_of(folder, nic))?);
+                        anyhow::Ok(())
+                    })
+                })
+                .collect();
+            boots.into_iter().try_for_each(|boot| joined(boot.join()))
+        })
+    }
+
+    /// Moves as many guests as the kind says to the other host, all at once; what each cost.
+    pub fn migrate(&mut self, kind: Kind, step: Duration) -> Vec<Result<Sample>> {
+        let (fabric, image, folder) = (&*self.fabric, &self.image, &self.folder);
+        let samples: Vec<Result<Sample>> = std::thread::scope(|scope| {
+            let guests = self.guests.iter_mut().enumerate().take(kind.at_once);
+            let moves: Vec<_> = guests
+                .map(|(nic, guest)| {
+                    scope.spawn(move || {
+                        measure(fabric, image, nic, guest, kind, step, &folder_of(folder, nic))
+                    })
+                })
+                .collect();
+            moves.into_iter().map(|m| joined(m.join())).collect()
+        });
+        for (guest, sample) in self.guests.iter_mut().zip(&samples) {
+            if sample.is_err() {
+                // It is in nobody knows what state: the next round boots it anew.
+                *guest = Guest::default();
+            }
+        }
+        samples
+    }
+
+    /// Has the guests that a kind needs, in the state that it needs them in.
+    ///
+    /// # Errors
+    /// If one does not boot or cannot be told.
+    pub fn ready(&mut self, kind: Kind, round: usize) -> Result<()> {
+        let fresh = self.guests.iter().take(kind.at_once).any(|g| g.machine.is_none());
+        if fresh || round == 0 {
+            self.have(kind.at_once)?;
+            if kind.dirtying {
+                self.dirty(true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what a kind needed and others do not.
+    pub fn leave(&mut self, kind: Kind) {
+        if kind.dirtying && self.dirty(false).is_err() {
+            self.guests.iter_mut().for_each(|g| *g = Guest::default());
+        }
+    }
+
+    /// Has the first guest begin or end writing memory.
+    fn dirty(&self, on: bool) -> Result<()> {
+        let begin = "mount -t tmpfs t /tmp 2>/dev/null; (while :; do dd if=/dev/urandom of=/tmp/x bs=64k count=256 conv=notrunc; done) >/dev/null 2>&1 </dev/null & echo $! >/tmp/pid";
+        let end = "kill $(cat /tmp/pid); rm -f /tmp/x";
+        shell(&*self.fabric, 0, if on { begin } else { end })
+    }
+}
+
+fn folder_of(folder: &Path, nic: usize) -> PathBuf {
+    folder.join(format!("{nic}"))
+}
+
+fn joined<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
+    result.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread of the bench broke off")))
+}
+
+fn measure(
+    fabric: &dyn Fabric,
+    image: &Image,
+    nic: usize,
+    guest: &mut Guest,
+    kind: Kind,
+    step: Duration,
+    folder: &Path,
+) -> Result<Sample> {
+    let source = guest.machine.as_mut().context("the guest does not run")?;
+    let address = fabric.nics().get(nic).context("no such guest")?.address;
+    let to = 1 - source.at;
+    let begun = clock::now();
+    let mut target = Machine::incoming(image, fabric, nic, to, &folder.join(begun.to_string()))?;
+    source.agree(kind.postcopy)?;
+    target.agree(kind.postcopy)?;
+    let stream = match guest.stream.take() {
+        Some(stream) => stream,
+        None => Stream::connect(fabric.client(), address, ECHO)?,
+    };
+    let stream = &*guest.stream.insert(stream);
+    let probe = Probe::start(fabric.client(), address, step)?;
+    let sent = stream.sent();
+    stream.run();
+    std::thread::sleep(BEFORE);
+
+    let (marks, uri) = ((source.qmp.mark(), target.qmp.mark()), target.uri());
+    let asked = clock::now();
+    fabric.migrate(nic, to, &uri, &mut source.qmp)?;
+    if kind.postcopy {
+        source.qmp.wait(marks.0, PATIENCE, "MIGRATION", Some("active"))?;
+        source.qmp.command("migrate-start-postcopy", &json!({}))?;
+    }
+    let resume = target.qmp.wait(marks.1, PATIENCE, "RESUME", None)?;
+    let settled = fabric.settle(nic, to)?;
+    target.qmp.wait(marks.1, PATIENCE, "MIGRATION", Some("completed"))?;
+    let done = source.qmp.wait(marks.0, PATIENCE, "MIGRATION", Some("completed"))?;
+    let stop = source.qmp.wait(marks.0, PATIENCE, "STOP", None)?;
+    let over = resume.at + AFTER.as_micros() as Micros;
+    std::thread::sleep(Duration::from_micros((over - clock::now()).max(0) as u64));
+
+    let seen = probe.stop()?;
+    let flow = stream.pause(sent);
+    if !flow.intact {
+        guest.stream = None;
+    }
+    let times = Times { asked, stop: stop.at, resume: resume.at, done: done.at.max(resume.at) };
+    let losses = seen.losses(times.stop, times.resume, MARGIN);
+    // The old QEMU ends here.
+    guest.machine = Some(target);
+    let round_trip = seen.round_trip(asked).map(clock::millis);
+    Ok(sample(fabric.name(), kind, to, times, round_trip, losses, flow, settled))
+}
+
+struct Times {
+    asked: Micros,
+    stop: Micros,
+    resume: Micros,
+    done: Micros,
+}
+
+#[expect(clippy::too_many_arguments, reason = "a sample is made of just these")]
+fn sample(
+    network: &str,
+    kind: Kind,
+    to: usize,
+    times: Times,
+    round_trip: Option<f64>,
+    losses: Losses,
+    flow: Flow,
+    settled: Settled,
+) -> Sample {
+    Sample {
+        network: network.to_owned(),
+        kind: kind.name.to_owned(),
+        to,
+        pause: clock::millis(times.resume - times.stop),
+        total: clock::millis(times.done - times.asked),
+        round_trip,
+        probes: losses.sent,
+        lost: losses.lost,
+        beyond: losses.beyond,
+        first_reply: losses.first_reply.map(clock::millis),
+        tcp_sent: flow.sent,
+        tcp_lost: flow.lost,
+        tcp_gap: clock::millis(flow.gap),
+        tcp_intact: flow.intact,
+        redirected: settled.redirected,
+        last_ack: settled.last_ack.map(clock::millis),
+        stale: settled.stale,
+    }
+}

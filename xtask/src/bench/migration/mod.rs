@@ -1,0 +1,247 @@
+//! A real guest back and forth between two hosts, under a probe and a TCP stream from a third: what its migration
+//! costs on Tenet and on other networks.
+//!
+//! Contestants take turns round by round, so that a slow minute weighs on all alike.
+
+mod bridges;
+mod clock;
+mod contestant;
+mod fabric;
+mod machine;
+mod ovn;
+mod probe;
+mod qmp;
+mod result;
+mod stream;
+mod tenet;
+
+use crate::packages::{self, IPROUTE2, QEMU};
+use anyhow::{Context as _, Result, bail};
+use contestant::{Contestant, KINDS, Kind};
+use machine::Image;
+use result::Results;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How it is called.
+pub const USAGE: &str = "\
+cargo xtask bench migration [OPTIONS]: live migrations of a real guest, measured, as root, on an idle machine
+
+  --runs N           migrations of the idle guest per network (100); a tenth of it of each other kind
+  --methods A,B      Tenet's methods (nvgre,vxlan)
+  --kinds A,B        only these of idle,dirtying,post-copy,ten
+  --ovn              OVN from Debian's packages takes part; they are installed if they are not there
+  --minutes N        no new round is begun after that (13)
+  --quick            a handful of migrations, into target/bench instead of docs/
+  --binary FILE      measure this `tenet` instead of building one
+";
+
+/// Failures in a row after which a network takes no further part in a kind.
+const ENOUGH: usize = 3;
+
+/// What the command line asks for.
+#[derive(Clone, PartialEq, Debug)]
+struct Options {
+    runs: usize,
+    methods: Vec<String>,
+    kinds: Vec<Kind>,
+    ovn: bool,
+    time: Duration,
+    quick: bool,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Result<Self> {
+        let quick = args.iter().any(|a| a == "--quick");
+        let mut new = Self {
+            runs: if quick { 4 } else { 100 },
+            methods: vec!["nvgre".to_owned(), "vxlan".to_owned()],
+            kinds: if quick { vec![KINDS[0]] } else { KINDS.to_vec() },
+            ovn: false,
+            time: Duration::from_secs(13 * 60),
+            quick,
+        };
+        let mut rest = args.iter();
+        while let Some(arg) = rest.next() {
+            let mut value = || rest.next().with_context(|| format!("{arg} needs a value\n\n{USAGE}"));
+            match arg.as_str() {
+                "--quick" => {}
+                "--ovn" => new.ovn = true,
+                "--runs" => new.runs = value()?.parse().context("--runs needs a number")?,
+                "--minutes" => {
+                    let minutes: f64 = value()?.parse().context("--minutes needs a number")?;
+                    new.time =
+                        Duration::try_from_secs_f64(minutes * 60.0).context("--minutes needs a duration")?;
+                }
+                "--methods" => new.methods = super::list(value()?, &super::methods::METHODS)?,
+                "--kinds" => new.kinds = kinds(value()?)?,
+                other => bail!("`{other}` is unknown\n\n{USAGE}"),
+            }
+        }
+        anyhow::ensure!(new.runs > 0, "no run, no figure");
+        Ok(new)
+    }
+
+    /// Rounds of a kind, each one migration (or one of all at once) of every network.
+    fn rounds(&self, kind: Kind) -> usize {
+        match kind.at_once {
+            1 if !kind.dirtying && !kind.postcopy => self.runs,
+            1 => self.runs.div_ceil(10),
+            _ => self.runs.div_ceil(50).max(2),
+        }
+    }
+}
+
+fn kinds(text: &str) -> Result<Vec<Kind>> {
+    let find = |name: &str| KINDS.into_iter().find(|k| k.name.split(' ').next() == Some(name));
+    text.split(',').map(|n| find(n).with_context(|| format!("kind `{n}` is unknown\n\n{USAGE}"))).collect()
+}
+
+/// Measures and writes what came out, however far it got.
+///
+/// # Errors
+/// If nothing can be measured at all.
+pub fn run(root: &Path, tenet: &Path, args: &[String]) -> Result<()> {
+    if args.iter().any(|a| a == "--help" || a == "-h") {
+        print!("{USAGE}");
+        return Ok(());
+    }
+    let options = Options::parse(args)?;
+    let end = Instant::now() + options.time;
+    packages::ensure(&[IPROUTE2, QEMU])?;
+    let folder = Folder::new()?;
+    let image = image()?;
+    let mut results = Results::new(root, options.quick)?;
+    let guests = options.kinds.iter().map(|k| k.at_once).max().unwrap_or(1);
+    let mut all = contestants(tenet, &options, guests, &image, &folder.0, &mut results);
+    for kind in &options.kinds {
+        measure(*kind, &options, &mut all, end, &mut results);
+        results.write()?;
+    }
+    drop(all);
+    print!("{}", results.text());
+    results.write()?;
+    println!("written to {}", results.place());
+    results.verdict()
+}
+
+/// Those that can be built; the others are named with the reason.
+fn contestants(
+    tenet: &Path,
+    options: &Options,
+    guests: usize,
+    image: &Image,
+    folder: &Path,
+    results: &mut Results,
+) -> Vec<Contestant> {
+    let prefix = format!("tm{:x}", std::process::id());
+    let mut fabrics: Vec<(String, Result<Box<dyn fabric::Fabric>>)> = Vec::new();
+    println!("building the networks");
+    let bridges = bridges::Bridges::up(&prefix, guests).map(|b| Box::new(b) as Box<dyn fabric::Fabric>);
+    fabrics.push((result::BASELINE.to_owned(), bridges));
+    match tenet::Site::up(tenet, &options.methods, guests) {
+        Ok(site) => fabrics.extend(options.methods.iter().map(|method| {
+            let new = tenet::Tenet::new(&site, method, guests);
+            (format!("Tenet {method}"), new.map(|t| Box::new(t) as Box<dyn fabric::Fabric>))
+        })),
+        Err(e) => fabrics.push(("Tenet".to_owned(), Err(e))),
+    }
+    if options.ovn {
+        let ovn = ovn::Ovn::up(&prefix, folder, guests).map(|o| Box::new(o) as Box<dyn fabric::Fabric>);
+        fabrics.push((ovn::NAME.to_owned(), ovn));
+    }
+    let mut all = Vec::new();
+    for (name, fabric) in fabrics {
+        match fabric {
+            Ok(fabric) => all.push(Contestant::new(fabric, image, folder)),
+            Err(e) => results.refuse(&name, "all", &format!("{e:#}")),
+        }
+    }
+    all
+}
+
+/// All rounds of a kind.
+fn measure(kind: Kind, options: &Options, all: &mut [Contestant], end: Instant, results: &mut Results) {
+    let rounds = options.rounds(kind);
+    // Ten guests at once have a probe each; ten of them at full rate would be a load of their own.
+    let step = Duration::from_millis(if kind.at_once > 1 { 10 } else { 1 });
+    let mut failures = vec![0; all.len()];
+    for round in 0..rounds {
+        for (contestant, failures) in all.iter_mut().zip(&mut failures) {
+            let name = contestant.fabric.name().to_owned();
+            let rare = name == ovn::NAME && kind.at_once == 1 && round % 4 != 0 && options.runs > 20;
+            if *failures >= ENOUGH || rare {
+                continue;
+            }
+            if Instant::now() > end {
+                println!("time is up after {round} rounds of {}", kind.name);
+                return;
+            }
+            let samples = contestant.ready(kind, round).map(|()| contestant.migrate(kind, step));
+            let mut failed = false;
+            for sample in samples.unwrap_or_else(|e| vec![Err(e)]) {
+                let told = match sample {
+                    Ok(sample) => results.add(sample),
+                    Err(e) => {
+                        failed = true;
+                        results.failed(&name, kind.name, &format!("{e:#}"))
+                    }
+                };
+                println!("{} {}/{rounds}  {told}", kind.name, round + 1);
+            }
+            *failures = if failed { *failures + 1 } else { 0 };
+            if *failures == ENOUGH {
+                results.refuse(&name, kind.name, "it failed again and again");
+            }
+        }
+    }
+    for contestant in all.iter_mut() {
+        contestant.leave(kind);
+    }
+}
+
+/// Kernel and initramfs of the guests.
+fn image() -> Result<Image> {
+    let dir = PathBuf::from(std::env::var_os("TENET_BENCH_IMAGE").context("TENET_BENCH_IMAGE")?);
+    Ok(Image { kernel: dir.join("vmlinux"), initrd: dir.join("initrd.cpio") })
+}
+
+/// A folder that ends with its handle.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("tenet-bench-migration-{}", std::process::id()));
+        std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if std::env::var_os("TENET_BENCH_KEEP").is_none() {
+            std::fs::remove_dir_all(&self.0).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options> {
+        Options::parse(&args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_full_run_has_a_hundred_of_each_method_and_fewer_of_the_rest() {
+        let options = parse(&[]).unwrap();
+        assert_eq!(KINDS.map(|k| options.rounds(k)), [100, 10, 10, 2]);
+        let options = parse(&["--quick", "--kinds", "ten,idle", "--methods", "stt"]).unwrap();
+        assert_eq!(options.kinds.iter().map(|k| k.name).collect::<Vec<_>>(), ["ten at once", "idle"]);
+        assert_eq!((options.methods, options.runs), (vec!["stt".to_owned()], 4));
+        for wrong in [&["--kinds", "eleven"][..], &["--methods", "gre"], &["--runs", "0"], &["nvgre"]] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}
