@@ -45,6 +45,15 @@ pub const QEMU: Package = Package {
     provides: "/usr/bin/qemu-system-x86_64",
     reason: "the bench of migrations moves real guests",
 };
+/// What a guest's system is made of.
+pub const BUSYBOX: Package = Package {
+    name: "busybox-static",
+    provides: "/bin/busybox",
+    reason: "the system inside of real guests, as it needs no libraries",
+};
+/// Unpacks the guests' kernel.
+pub const XZ: Package =
+    Package { name: "xz-utils", provides: "/usr/bin/xz", reason: "unpacks the kernel of real guests" };
 /// OVN's databases and its controller's central part.
 pub const OVN_CENTRAL: Package = Package {
     name: "ovn-central",

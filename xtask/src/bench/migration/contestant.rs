@@ -2,7 +2,7 @@
 
 use super::clock::{self, Micros};
 use super::fabric::{Fabric, Settled};
-use super::machine::{ECHO, Image, Machine, shell};
+use super::machine::{ECHO, Machine};
 use super::probe::{Losses, Probe};
 use super::stream::{Flow, Stream};
 use anyhow::{Context as _, Result};
@@ -10,11 +10,14 @@ use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tenet_lab::guest::Image;
 
 /// Probes before the migration begins, which show what the network is like at rest.
 const BEFORE: Duration = Duration::from_millis(150);
 /// How long after the guest's first moment on the destination is looked at.
 const AFTER: Duration = Duration::from_millis(400);
+/// How long the guest may be silent after that.
+const SILENCE: Duration = Duration::from_secs(5);
 /// A probe that was sent less than this before the guest stood still may have been under way then.
 const MARGIN: Micros = 3_000;
 /// How long a guest's memory may take.
@@ -173,9 +176,10 @@ impl Contestant {
 
     /// Has the first guest begin or end writing memory.
     fn dirty(&self, on: bool) -> Result<()> {
-        let begin = "mount -t tmpfs t /tmp 2>/dev/null; (while :; do dd if=/dev/urandom of=/tmp/x bs=64k count=256 conv=notrunc; done) >/dev/null 2>&1 </dev/null & echo $! >/tmp/pid";
+        let begin = "(while :; do dd if=/dev/urandom of=/tmp/x bs=64k count=256 conv=notrunc; done) >/dev/null 2>&1 </dev/null & echo $! >/tmp/pid";
         let end = "kill $(cat /tmp/pid); rm -f /tmp/x";
-        shell(&*self.fabric, 0, if on { begin } else { end })
+        let guest = self.guests.first().and_then(|g| g.machine.as_ref()).context("the guest does not run")?;
+        guest.shell(if on { begin } else { end })
     }
 }
 
@@ -208,7 +212,7 @@ fn measure(
         None => Stream::connect(fabric.client(), address, ECHO)?,
     };
     let stream = &*guest.stream.insert(stream);
-    let probe = Probe::start(fabric.client(), address, step)?;
+    let probe = Probe::start(fabric.client(), (address, ECHO), step)?;
     let sent = stream.sent();
     stream.run();
     std::thread::sleep(BEFORE);
@@ -225,6 +229,7 @@ fn measure(
     target.qmp.wait(marks.1, PATIENCE, "MIGRATION", Some("completed"))?;
     let done = source.qmp.wait(marks.0, PATIENCE, "MIGRATION", Some("completed"))?;
     let stop = source.qmp.wait(marks.0, PATIENCE, "STOP", None)?;
+    probe.wait_heard(resume.at, SILENCE);
     let over = resume.at + AFTER.as_micros() as Micros;
     std::thread::sleep(Duration::from_micros((over - clock::now()).max(0) as u64));
 

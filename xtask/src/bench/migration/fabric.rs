@@ -50,9 +50,9 @@ pub trait Fabric: Send + Sync {
     /// The guests' NICs.
     fn nics(&self) -> &[Nic];
 
-    /// What the guest's network device needs besides.
-    fn device_options(&self) -> &'static str {
-        ""
+    /// What the guest's network card needs besides.
+    fn card_properties(&self) -> &'static [&'static str] {
+        &[]
     }
 
     /// Where the fabric wants a monitor of its own to the guest's QEMU.

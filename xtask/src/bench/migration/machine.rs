@@ -1,28 +1,17 @@
-//! A guest under QEMU. Never with KVM, which is not to be had on every machine and would not be the same on two.
+//! A guest under QEMU, and its monitor.
 
-use super::fabric::{Fabric, Nic};
+use super::fabric::{Fabric, PREFIX};
 use super::qmp::Qmp;
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tenet_lab::guest::{Guest, GuestOptions, Image, Nic};
 
 /// How long a guest may take to boot on a busy machine.
 const BOOT: Duration = Duration::from_secs(120);
-/// The guest's TCP echo.
+/// The guest's echo, UDP and TCP.
 pub const ECHO: u16 = 7;
-const SHELL: u16 = 23;
-
-/// Kernel and initramfs.
-#[derive(Clone, Debug)]
-pub struct Image {
-    /// The kernel, as an ELF file.
-    pub kernel: PathBuf,
-    /// The initramfs.
-    pub initrd: PathBuf,
-}
 
 /// A running QEMU; it ends with its handle.
 pub struct Machine {
@@ -30,7 +19,7 @@ pub struct Machine {
     pub qmp: Qmp,
     /// The host it is on.
     pub at: usize,
-    child: Child,
+    guest: Guest,
     folder: PathBuf,
 }
 
@@ -41,22 +30,8 @@ impl Machine {
     /// If it does not.
     pub fn boot(image: &Image, fabric: &dyn Fabric, nic: usize, folder: &Path) -> Result<Self> {
         let new = Self::start(image, fabric, nic, 0, folder, None)?;
-        let address = fabric.nics().get(nic).context("no such guest")?.address;
-        let begin = Instant::now();
-        loop {
-            let try_it =
-                || TcpStream::connect_timeout(&SocketAddr::from((address, ECHO)), Duration::from_secs(1));
-            match fabric.client().run(try_it)? {
-                Ok(_) => return Ok(new),
-                Err(e) if begin.elapsed() > BOOT => {
-                    let log = std::fs::read_to_string(new.folder.join("console")).unwrap_or_default();
-                    let tail: Vec<&str> = log.lines().rev().take(3).collect();
-                    return Err(e)
-                        .with_context(|| format!("guest {address} does not serve; it said: {tail:?}"));
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(50)),
-            }
-        }
+        new.guest.wait_up(BOOT)?;
+        Ok(new)
     }
 
     /// Starts a QEMU that waits for a guest from elsewhere.
@@ -70,8 +45,8 @@ impl Machine {
         at: usize,
         folder: &Path,
     ) -> Result<Self> {
-        let uri = format!("unix:{}", folder.join("memory").display());
-        Self::start(image, fabric, nic, at, folder, Some(&uri))
+        let uri = uri(folder);
+        Self::start(image, fabric, nic, at, folder, Some(uri))
     }
 
     fn start(
@@ -80,45 +55,28 @@ impl Machine {
         nic: usize,
         at: usize,
         folder: &Path,
-        incoming: Option<&str>,
+        incoming: Option<String>,
     ) -> Result<Self> {
-        std::fs::create_dir_all(folder)?;
         let card = fabric.nics().get(nic).context("no such guest")?;
-        let monitor = folder.join("qmp");
-        let console = folder.join("console");
-        _ = std::fs::remove_file(&monitor);
-        let mut command = fabric.host(at).command("qemu-system-x86_64");
-        command.args(["-M", "pc", "-accel", "tcg,thread=multi,tb-size=32", "-cpu", "qemu64", "-m", "96"]);
-        command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial"]);
-        command.arg(format!("file:{}", console.display()));
-        command.args(["-netdev", &format!("tap,id=n0,ifname={},script=no,downscript=no", card.device)]);
-        command.args(["-device", &device(card, fabric.device_options())]);
-        command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
-        command.args(["-append", &words(card)]);
-        command.args(["-qmp", &format!("unix:{},server,nowait", monitor.display())]);
-        if let Some(own) = fabric.monitor(nic, at) {
-            _ = std::fs::remove_file(&own);
-            command.args(["-qmp", &format!("unix:{},server,nowait", own.display())]);
+        let mac: Vec<String> = card.mac.iter().map(|b| format!("{b:02x}")).collect();
+        let mut link = Nic::new(&card.device, mac.join(":").parse()?, card.mtu);
+        link.addresses = vec![(card.address.into(), PREFIX)];
+        let mut options = GuestOptions::new(&format!("guest-{nic}"), folder);
+        options.nics.push(link);
+        options.incoming = incoming;
+        options.monitor = fabric.monitor(nic, at);
+        for property in fabric.card_properties() {
+            options.extra.extend(["-global".into(), format!("virtio-net-pci.{property}").into()]);
         }
-        command.args(incoming.map(|uri| ["-incoming", uri]).into_iter().flatten());
-        let log = std::fs::File::create(folder.join("log"))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let mut child = command.spawn().context("start qemu-system-x86_64")?;
-        match Qmp::connect(&monitor, Duration::from_secs(20)) {
-            Ok(qmp) => Ok(Self { qmp, at, child, folder: folder.to_owned() }),
-            Err(e) => {
-                _ = child.kill();
-                _ = child.wait();
-                let said = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
-                Err(e.context(format!("QEMU does not answer; it said: {}", said.trim())))
-            }
-        }
+        let guest = Guest::boot(image, fabric.host(at), options)?;
+        let qmp = Qmp::connect(&guest.qmp_path(), Duration::from_secs(20))?;
+        Ok(Self { qmp, at, guest, folder: folder.to_owned() })
     }
 
     /// Where this QEMU takes a guest's memory from.
     #[must_use]
     pub fn uri(&self) -> String {
-        format!("unix:{}", self.folder.join("memory").display())
+        uri(&self.folder)
     }
 
     /// Turns events, and post-copy or not, on for the next migration; both sides must agree.
@@ -130,41 +88,27 @@ impl Machine {
         let all = json!({ "capabilities": [set("events", true), set("postcopy-ram", postcopy)] });
         self.qmp.command("migrate-set-capabilities", &all).map(drop)
     }
+
+    /// Has a shell in the guest carry out a line.
+    ///
+    /// # Errors
+    /// If the guest does not answer or the line fails.
+    pub fn shell(&self, line: &str) -> Result<()> {
+        let output = self.guest.exec(["sh", "-c", line])?;
+        anyhow::ensure!(output.code == 0, "`{line}` in the guest: {}", output.stderr());
+        Ok(())
+    }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-        _ = std::fs::remove_dir_all(&self.folder);
+        // The guest is still to end, which removes what it made and leaves its logs.
+        if std::env::var_os("TENET_BENCH_KEEP").is_none() {
+            _ = std::fs::remove_file(self.folder.join("memory"));
+        }
     }
 }
 
-/// Has a shell in the guest run a line.
-///
-/// # Errors
-/// If the guest cannot be reached.
-pub fn shell(fabric: &dyn Fabric, nic: usize, line: &str) -> Result<()> {
-    use std::io::Write as _;
-    let address = fabric.nics().get(nic).context("no such guest")?.address;
-    let to = SocketAddr::from((address, SHELL));
-    let socket = fabric.client().run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)))?;
-    let mut socket = socket.with_context(|| format!("connect to {to}"))?;
-    writeln!(socket, "{line}; exit")?;
-    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
-    // The shell ends when it has carried the line out.
-    std::io::copy(&mut socket, &mut std::io::sink())?;
-    Ok(())
-}
-
-fn device(nic: &Nic, options: &str) -> String {
-    let mac: Vec<String> = nic.mac.iter().map(|b| format!("{b:02x}")).collect();
-    format!("virtio-net-pci,netdev=n0,mac={},romfile={options}", mac.join(":"))
-}
-
-fn words(nic: &Nic) -> String {
-    let (address, mtu, prefix) = (nic.address, nic.mtu, super::fabric::PREFIX);
-    format!(
-        "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check vm.ip={address}/{prefix} vm.mtu={mtu}"
-    )
+fn uri(folder: &Path) -> String {
+    format!("unix:{}", folder.join("memory").display())
 }

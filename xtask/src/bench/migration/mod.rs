@@ -15,13 +15,13 @@ mod result;
 mod stream;
 mod tenet;
 
-use crate::packages::{self, IPROUTE2, QEMU};
+use crate::packages::{self, BUSYBOX, IPROUTE2, QEMU, XZ};
 use anyhow::{Context as _, Result, bail};
 use contestant::{Contestant, KINDS, Kind};
-use machine::Image;
 use result::Results;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tenet_lab::guest::{self, Image};
 
 /// How it is called.
 pub const USAGE: &str = "\
@@ -30,6 +30,7 @@ cargo xtask bench migration [OPTIONS]: live migrations of a real guest, measured
   --runs N           migrations of the idle guest per network (100); a tenth of it of each other kind
   --methods A,B      Tenet's methods (nvgre,vxlan)
   --kinds A,B        only these of idle,dirtying,post-copy,ten
+  --switch-only      Tenet only prepares and switches; the bench moves the memory, as another tool would
   --ovn              OVN from Debian's packages takes part; they are installed if they are not there
   --minutes N        no new round is begun after that (13)
   --quick            a handful of migrations, into target/bench instead of docs/
@@ -45,6 +46,7 @@ struct Options {
     runs: usize,
     methods: Vec<String>,
     kinds: Vec<Kind>,
+    switch_only: bool,
     ovn: bool,
     time: Duration,
     quick: bool,
@@ -57,6 +59,7 @@ impl Options {
             runs: if quick { 4 } else { 100 },
             methods: vec!["nvgre".to_owned(), "vxlan".to_owned()],
             kinds: if quick { vec![KINDS[0]] } else { KINDS.to_vec() },
+            switch_only: args.iter().any(|a| a == "--switch-only"),
             ovn: false,
             time: Duration::from_secs(13 * 60),
             quick,
@@ -65,7 +68,7 @@ impl Options {
         while let Some(arg) = rest.next() {
             let mut value = || rest.next().with_context(|| format!("{arg} needs a value\n\n{USAGE}"));
             match arg.as_str() {
-                "--quick" => {}
+                "--quick" | "--switch-only" => {}
                 "--ovn" => new.ovn = true,
                 "--runs" => new.runs = value()?.parse().context("--runs needs a number")?,
                 "--minutes" => {
@@ -108,9 +111,12 @@ pub fn run(root: &Path, tenet: &Path, args: &[String]) -> Result<()> {
     }
     let options = Options::parse(args)?;
     let end = Instant::now() + options.time;
-    packages::ensure(&[IPROUTE2, QEMU])?;
+    packages::ensure(&[IPROUTE2, QEMU, BUSYBOX, XZ])?;
     let folder = Folder::new()?;
-    let image = image()?;
+    if let Some(why) = guest::missing() {
+        bail!("no guest can run here: {why}");
+    }
+    let image = Image::build()?;
     let mut results = Results::new(root, options.quick)?;
     let guests = options.kinds.iter().map(|k| k.at_once).max().unwrap_or(1);
     let mut all = contestants(tenet, &options, guests, &image, &folder.0, &mut results);
@@ -139,7 +145,7 @@ fn contestants(
     println!("building the networks");
     let bridges = bridges::Bridges::up(&prefix, guests).map(|b| Box::new(b) as Box<dyn fabric::Fabric>);
     fabrics.push((result::BASELINE.to_owned(), bridges));
-    match tenet::Site::up(tenet, &options.methods, guests) {
+    match tenet::Site::up(tenet, &options.methods, guests, !options.switch_only) {
         Ok(site) => fabrics.extend(options.methods.iter().map(|method| {
             let new = tenet::Tenet::new(&site, method, guests);
             (format!("Tenet {method}"), new.map(|t| Box::new(t) as Box<dyn fabric::Fabric>))
@@ -198,12 +204,6 @@ fn measure(kind: Kind, options: &Options, all: &mut [Contestant], end: Instant, 
     for contestant in all.iter_mut() {
         contestant.leave(kind);
     }
-}
-
-/// Kernel and initramfs of the guests.
-fn image() -> Result<Image> {
-    let dir = PathBuf::from(std::env::var_os("TENET_BENCH_IMAGE").context("TENET_BENCH_IMAGE")?);
-    Ok(Image { kernel: dir.join("vmlinux"), initrd: dir.join("initrd.cpio") })
 }
 
 /// A folder that ends with its handle.

@@ -170,9 +170,9 @@ impl Fabric for Ovn {
         &self.nics
     }
 
-    fn device_options(&self) -> &'static str {
+    fn card_properties(&self) -> &'static [&'static str] {
         // The userspace datapath cannot finish open checksums nor cut large frames, so the guest must.
-        ",csum=off,gso=off"
+        &["csum=off", "gso=off"]
     }
 
     fn migrate(&self, nic: usize, to: usize, uri: &str, source: &mut Qmp) -> Result<()> {

@@ -1,27 +1,24 @@
-//! A ping every millisecond, each with its number, and what became of each.
-//!
-//! The guest's kernel answers, so that the network is measured and no program in the guest.
+//! A datagram every millisecond to the guest's echo, each with its number, and what became of each.
 
 use super::clock::{self, Micros};
 use anyhow::{Context as _, Result};
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tenet_hostnet::Netns;
 
 /// How long answers are waited for after the last question.
 const LATE: Duration = Duration::from_millis(250);
-const ECHO_REQUEST: u8 = 8;
-const ECHO_REPLY: u8 = 0;
-/// ICMP's header, then the probe's number.
-const PING: usize = 16;
+/// Bytes of a datagram: which probe's it is, and its number.
+const SIZE: usize = 12;
 
 /// A running probe.
 pub struct Probe {
     stop: Arc<AtomicBool>,
+    /// When the last answer came.
+    heard: Arc<AtomicI64>,
     sender: JoinHandle<Vec<Micros>>,
     receiver: JoinHandle<Vec<(u32, Micros)>>,
 }
@@ -44,25 +41,40 @@ pub struct Losses {
 }
 
 impl Probe {
-    /// Asks `who` from a namespace once in `step`.
-    pub fn start(netns: &Netns, who: Ipv4Addr, step: Duration) -> Result<Self> {
+    /// Asks the echo at an address from a namespace once in `step`.
+    ///
+    /// # Errors
+    /// If that cannot be begun.
+    pub fn start(netns: &Netns, who: (Ipv4Addr, u16), step: Duration) -> Result<Self> {
         let open = || -> std::io::Result<(UdpSocket, UdpSocket)> {
-            let socket = raw_icmp()?;
-            socket.connect((who, 0))?;
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.connect(who)?;
             socket.set_read_timeout(Some(Duration::from_millis(20)))?;
             Ok((socket.try_clone()?, socket))
         };
-        let (tx, rx) = netns.run(open)?.with_context(|| format!("open a probe of {who}"))?;
+        let (tx, rx) = netns.run(open)?.with_context(|| format!("open a probe of {}", who.0))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (send_stop, receive_stop) = (stop.clone(), stop.clone());
-        let id = (clock::now() & 0xffff) as u16;
+        let (id, heard) = (clock::now() as u64, Arc::new(AtomicI64::new(0)));
+        let tell = heard.clone();
         let name = || std::thread::Builder::new().name("probe".to_owned());
-        let receiver = name().spawn(move || receive(&rx, id, &receive_stop))?;
+        let receiver = name().spawn(move || receive(&rx, id, &tell, &receive_stop))?;
         let sender = name().spawn(move || send(&tx, id, step, &send_stop))?;
-        Ok(Self { stop, sender, receiver })
+        Ok(Self { stop, heard, sender, receiver })
+    }
+
+    /// Waits until an answer comes after a moment, or patience is at its end.
+    pub fn wait_heard(&self, after: Micros, patience: Duration) {
+        let begin = Instant::now();
+        while self.heard.load(Ordering::Relaxed) <= after && begin.elapsed() < patience {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Stops asking, waits for late answers and tells.
+    ///
+    /// # Errors
+    /// If a thread broke off.
     pub fn stop(self) -> Result<Seen> {
         self.stop.store(true, Ordering::Relaxed);
         let broke = |_| anyhow::anyhow!("the probe broke off");
@@ -105,22 +117,22 @@ impl Seen {
 }
 
 /// Sends by the clock, so that a late wake-up is made good and the rate holds.
-fn send(socket: &UdpSocket, id: u16, step: Duration, stop: &AtomicBool) -> Vec<Micros> {
+fn send(socket: &UdpSocket, id: u64, step: Duration, stop: &AtomicBool) -> Vec<Micros> {
     clock::first_served();
     let mut sent = Vec::new();
     let mut due = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        let ping = request(id, sent.len() as u32);
+        let question = question(id, sent.len() as u32);
         sent.push(clock::now());
         // What cannot be sent is lost, and shows as that.
-        _ = socket.send(&ping);
+        _ = socket.send(&question);
         due += step;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     sent
 }
 
-fn receive(socket: &UdpSocket, id: u16, stop: &AtomicBool) -> Vec<(u32, Micros)> {
+fn receive(socket: &UdpSocket, id: u64, heard: &AtomicI64, stop: &AtomicBool) -> Vec<(u32, Micros)> {
     clock::first_served();
     let mut answers = Vec::new();
     let mut buffer = [0; 512];
@@ -128,7 +140,10 @@ fn receive(socket: &UdpSocket, id: u16, stop: &AtomicBool) -> Vec<(u32, Micros)>
     while end.is_none_or(|end| Instant::now() < end) {
         if let Ok(length) = socket.recv(&mut buffer) {
             let at = clock::now();
-            answers.extend(number(buffer.get(..length).unwrap_or_default(), id).map(|n| (n, at)));
+            if let Some(number) = number(buffer.get(..length).unwrap_or_default(), id) {
+                answers.push((number, at));
+                heard.store(at, Ordering::Relaxed);
+            }
         }
         if end.is_none() && stop.load(Ordering::Relaxed) {
             end = Some(Instant::now() + LATE);
@@ -137,38 +152,17 @@ fn receive(socket: &UdpSocket, id: u16, stop: &AtomicBool) -> Vec<(u32, Micros)>
     answers
 }
 
-/// An echo request (RFC 792) that carries its number twice: in 16 bits where everybody looks, and in full.
-fn request(id: u16, number: u32) -> [u8; PING] {
-    let mut ping = [0; PING];
-    ping[0] = ECHO_REQUEST;
-    ping[4..6].copy_from_slice(&id.to_be_bytes());
-    ping[6..8].copy_from_slice(&(number as u16).to_be_bytes());
-    ping[8..12].copy_from_slice(&number.to_be_bytes());
-    let mut sum: u32 = ping.chunks_exact(2).map(|c| u32::from(u16::from_be_bytes([c[0], c[1]]))).sum();
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    ping[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    ping
+fn question(id: u64, number: u32) -> [u8; SIZE] {
+    let mut bytes = [0; SIZE];
+    bytes[..8].copy_from_slice(&id.to_be_bytes());
+    bytes[8..].copy_from_slice(&number.to_be_bytes());
+    bytes
 }
 
-/// The number in an answer to us; raw sockets get the IP header, too.
-fn number(packet: &[u8], id: u16) -> Option<u32> {
-    let header = usize::from(packet.first()? & 0xf) * 4;
-    let icmp: &[u8; 12] = packet.get(header..)?.first_chunk()?;
-    let [ty, _, _, _, i0, i1, _, _, n @ ..] = *icmp;
-    (ty == ECHO_REPLY && u16::from_be_bytes([i0, i1]) == id).then(|| u32::from_be_bytes(n))
-}
-
-fn raw_icmp() -> std::io::Result<UdpSocket> {
-    // SAFETY: the call takes three numbers; a non-negative result is a new descriptor that nobody else owns.
-    let socket = unsafe {
-        match libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_ICMP) {
-            fd if fd >= 0 => OwnedFd::from_raw_fd(fd),
-            _ => return Err(std::io::Error::last_os_error()),
-        }
-    };
-    // Connecting, sending and receiving are the same system calls for every kind of datagram socket.
-    Ok(UdpSocket::from(socket))
+/// The number in an answer to us.
+fn number(bytes: &[u8], ours: u64) -> Option<u32> {
+    let (id, number) = bytes.split_first_chunk()?;
+    (u64::from_be_bytes(*id) == ours).then_some(u32::from_be_bytes(number.try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -195,23 +189,29 @@ mod tests {
 
     #[test]
     fn answers_of_others_are_not_ours() {
-        let mut packet = vec![0x45; 20];
-        packet.extend(request(7, 70_000));
-        assert_eq!(number(&packet, 7), None, "a request");
-        packet[20] = ECHO_REPLY;
-        assert_eq!((number(&packet, 7), number(&packet, 8)), (Some(70_000), None));
-        assert_eq!(number(&packet[..25], 7), None);
-        assert_eq!(number(&[], 7), None);
+        let bytes = question(7, 70_000);
+        assert_eq!(
+            (number(&bytes, 7), number(&bytes, 8), number(&bytes[..11], 7)),
+            (Some(70_000), None, None)
+        );
     }
 
     #[test]
-    fn loopback_answers_every_probe() {
+    fn an_echo_answers_every_probe() {
+        let echo = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = echo.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((length, from)) = echo.recv_from(&mut buffer) {
+                echo.send_to(&buffer[..length], from).unwrap();
+            }
+        });
         let netns = Netns::current().unwrap();
-        let Ok(probe) = Probe::start(&netns, Ipv4Addr::LOCALHOST, Duration::from_millis(1)) else {
-            println!("SKIPPED: raw sockets need root");
+        let Ok(probe) = Probe::start(&netns, (Ipv4Addr::LOCALHOST, port), Duration::from_millis(1)) else {
+            println!("SKIPPED: entering a namespace needs root");
             return;
         };
-        std::thread::sleep(Duration::from_millis(50));
+        probe.wait_heard(clock::now() + 50_000, Duration::from_secs(10));
         let seen = probe.stop().unwrap();
         let lost = seen.0.iter().filter(|(_, answer)| answer.is_none()).count();
         assert!(seen.0.len() > 10 && lost == 0, "{lost} of {} lost", seen.0.len());

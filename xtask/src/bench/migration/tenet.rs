@@ -27,6 +27,10 @@ pub struct Site {
     runtime: Runtime,
     client: Client,
     hosts: [Netns; 2],
+    /// Where the agents look for their guests' monitors.
+    monitors: [PathBuf; 2],
+    /// Whether the source's agent has QEMU move the memory, or we do.
+    driven: bool,
     pas: BTreeMap<String, IpAddr>,
     lab: Lab,
 }
@@ -47,7 +51,7 @@ impl Site {
     ///
     /// # Errors
     /// What is in the way.
-    pub fn up(tenet: &Path, methods: &[String], guests: usize) -> Result<Arc<Self>> {
+    pub fn up(tenet: &Path, methods: &[String], guests: usize, driven: bool) -> Result<Arc<Self>> {
         let runtime = Runtime::new().context("start the runtime")?;
         let mut options = LabOptions::new(&format!("benchm{}", std::process::id()), tenet)?;
         options.site = SiteFile { name: "the bench's site".to_owned(), text: text(methods) };
@@ -58,8 +62,12 @@ impl Site {
             anyhow::Ok((lab, client))
         })?;
         let hosts = [lab.host(HOSTS[0])?.netns().clone(), lab.host(HOSTS[1])?.netns().clone()];
+        let monitors = [lab.host(HOSTS[0])?, lab.host(HOSTS[1])?].map(|h| h.record().state_dir.join("qmp"));
+        for dir in &monitors {
+            std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        }
         let pas = lab.record().hosts.iter().map(|h| (h.name.to_string(), h.pa)).collect();
-        let site = Arc::new(Self { runtime, client, hosts, pas, lab });
+        let site = Arc::new(Self { runtime, client, hosts, monitors, driven, pas, lab });
         for method in methods {
             site.add_guests(method, guests)?;
         }
@@ -123,8 +131,12 @@ impl Tenet {
         format!("bench/{}-{nic}", self.method)
     }
 
-    fn ask(&self, vm: &str, to: usize) -> Result<String> {
+    fn ask(&self, vm: &str, to: usize, uri: &str) -> Result<String> {
         let (site, name, of) = (&self.site, HOSTS[to], vm.parse()?);
+        if site.driven {
+            let migrate = serde_json::from_value(json!({ "to": name, "through": "qmp", "uri": uri }))?;
+            return Ok(site.runtime.block_on(site.client.migrate(&of, &migrate))?.id.to_string());
+        }
         let migrate = serde_json::from_value(json!({ "to": name }))?;
         let mut view = site.runtime.block_on(site.client.migrate(&of, &migrate))?;
         let begin = Instant::now();
@@ -156,14 +168,15 @@ impl Fabric for Tenet {
         &self.nics
     }
 
-    fn monitor(&self, _nic: usize, _at: usize) -> Option<PathBuf> {
-        None
+    fn monitor(&self, nic: usize, at: usize) -> Option<PathBuf> {
+        let vm = self.vm(nic).replace('/', ".");
+        self.site.monitors.get(at).map(|dir| dir.join(format!("{vm}.sock")))
     }
 
     fn migrate(&self, nic: usize, to: usize, uri: &str, source: &mut Qmp) -> Result<()> {
-        let id = self.ask(&self.vm(nic), to)?;
+        let id = self.ask(&self.vm(nic), to, uri)?;
         self.moving.lock().unwrap_or_else(PoisonError::into_inner).insert(nic, id);
-        move_memory(source, uri)
+        if self.site.driven { Ok(()) } else { move_memory(source, uri) }
     }
 
     fn settle(&self, nic: usize, to: usize) -> Result<Settled> {
