@@ -316,7 +316,10 @@ impl Lab {
             note(process.end(PATIENCE));
         }
         let there: BTreeSet<String> = Netns::list().unwrap_or_default().into_iter().collect();
-        for name in self.record.namespaces().filter(|n| there.contains(*n)) {
+        // Agents that had ports on taps leave their hubs for the next agent, as the programs stay at work.
+        let hubs: Vec<String> = self.record.hosts.iter().map(HostRecord::hub).collect();
+        let all = self.record.namespaces().chain(hubs.iter().map(String::as_str));
+        for name in all.filter(|n| there.contains(*n)) {
             note(Netns::delete(name).map_err(Error::from));
         }
         note(bpffs::remove(&self.record.bpffs));

@@ -112,6 +112,12 @@ impl HostRecord {
     pub fn socket(&self) -> PathBuf {
         self.state_dir.join("agent.sock")
     }
+
+    /// The namespace that its agent makes for the way of large frames to taps; it is there if a port is on one.
+    pub(crate) fn hub(&self) -> String {
+        let path = self.bpffs.strip_prefix(crate::bpffs::BPFFS).unwrap_or(&self.bpffs);
+        format!("{}-hub", path.to_string_lossy().trim_matches('/').replace('/', "-"))
+    }
 }
 
 /// A VM.

@@ -65,6 +65,8 @@ pub struct Sample {
     pub lost: usize,
     /// Probes lost that the pause does not excuse.
     pub beyond: usize,
+    /// When the first of those were sent, counted from RESUME.
+    pub strays: Vec<f64>,
     /// From RESUME to the first answer.
     pub first_reply: Option<f64>,
     /// TCP bytes sent.
@@ -273,7 +275,8 @@ fn sample(
         round_trip,
         probes: losses.sent,
         lost: losses.lost,
-        beyond: losses.beyond,
+        beyond: losses.beyond.len(),
+        strays: losses.beyond.iter().take(20).map(|at| clock::millis(*at)).collect(),
         first_reply: losses.first_reply.map(clock::millis),
         tcp_sent: flow.sent,
         tcp_lost: flow.lost,

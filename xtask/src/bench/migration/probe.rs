@@ -28,14 +28,14 @@ pub struct Probe {
 pub struct Seen(pub Vec<(Micros, Option<Micros>)>);
 
 /// What a pause cost.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Losses {
     /// Probes sent.
     pub sent: usize,
     /// Probes without an answer.
     pub lost: usize,
-    /// Of these, those that the pause does not excuse.
-    pub beyond: usize,
+    /// Of these, those that the pause does not excuse, by when they were sent, counted from its end.
+    pub beyond: Vec<Micros>,
     /// From the guest's first moment on the destination to the first answer from there.
     pub first_reply: Option<Micros>,
 }
@@ -110,7 +110,7 @@ impl Seen {
         Losses {
             sent: self.0.len(),
             lost: lost().count(),
-            beyond: lost().filter(|at| *at < stop - margin || *at > resume).count(),
+            beyond: lost().filter(|at| *at < stop - margin || *at > resume).map(|at| at - resume).collect(),
             first_reply: first.map(|at| at - resume),
         }
     }
@@ -182,7 +182,10 @@ mod tests {
         };
         let seen = Seen((0..30).map(|n| (ms(n), answer(n))).collect());
         let found = seen.losses(ms(10), ms(20), 2000);
-        assert_eq!(found, Losses { sent: 30, lost: 8, beyond: 2, first_reply: Some(1015) });
+        assert_eq!(
+            found,
+            Losses { sent: 30, lost: 8, beyond: vec![-16_000, 2_000], first_reply: Some(1015) }
+        );
         assert_eq!(seen.round_trip(ms(9)), Some(300));
         assert_eq!(Seen::default().losses(0, 1, 0).first_reply, None);
     }

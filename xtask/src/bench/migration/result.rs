@@ -46,8 +46,12 @@ impl Results {
     pub fn add(&mut self, sample: Sample) -> String {
         let opt = |v: Option<f64>| v.map_or_else(|| "–".to_owned(), |v| format!("{v:.1}"));
         let count = |v: Option<u64>| v.map_or_else(|| "–".to_owned(), |v| v.to_string());
+        let strays = match (sample.strays.first(), sample.strays.last()) {
+            (Some(first), Some(last)) => format!(" (at {first:.1} to {last:.1} ms)"),
+            (Some(_) | None, _) => String::new(),
+        };
         let line = format!(
-            "{:<14} pause {:.1} ms, lost {} of {}, beyond {}, first reply {} ms, TCP lost {} of {} (gap {:.0} ms), redirected {}, last ack {} ms, stale {}; {:.0} ms in all, round trip {} ms",
+            "{:<14} pause {:.1} ms, lost {} of {}, beyond {}{strays}, first reply {} ms, TCP lost {} of {} (gap {:.0} ms), redirected {}, last ack {} ms, stale {}; {:.0} ms in all, round trip {} ms",
             sample.network,
             sample.pause,
             sample.lost,
@@ -248,6 +252,7 @@ mod tests {
             probes: 900,
             lost: lost.0,
             beyond: lost.1,
+            strays: vec![5.0; lost.1],
             first_reply: Some(first_reply),
             tcp_sent: 1000,
             tcp_lost: 0,
