@@ -5,7 +5,7 @@ use super::fabric::{Fabric, Settled};
 use super::machine::{ECHO, Machine};
 use super::probe::{Losses, Probe};
 use super::stream::{Flow, Stream};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,9 @@ const BEFORE: Duration = Duration::from_millis(150);
 const AFTER: Duration = Duration::from_millis(400);
 /// How long the guest may be silent after that.
 const SILENCE: Duration = Duration::from_secs(5);
-/// A probe that was sent less than this before the guest stood still may have been under way then.
-const MARGIN: Micros = 3_000;
+/// A probe that was sent less than this before the guest stood still may have been under way then: QEMU leaves frames
+/// unread for some milliseconds before it says STOP, on any network.
+const MARGIN: Micros = 5_000;
 /// How long a guest's memory may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -216,7 +217,8 @@ fn measure(
     let stream = &*guest.stream.insert(stream);
     let probe = Probe::start(fabric.client(), (address, ECHO), step)?;
     let sent = stream.sent();
-    stream.run();
+    // Ten guests at once share the processors with their streams.
+    stream.run(if kind.at_once > 1 { 10 } else { 1 });
     std::thread::sleep(BEFORE);
 
     let (marks, uri) = ((source.qmp.mark(), target.qmp.mark()), target.uri());
@@ -236,12 +238,15 @@ fn measure(
     std::thread::sleep(Duration::from_micros((over - clock::now()).max(0) as u64));
 
     let seen = probe.stop()?;
+    let times = Times { asked, stop: stop.at, resume: resume.at, done: done.at.max(resume.at) };
+    let losses = seen.losses(times.stop, times.resume, MARGIN);
+    if losses.first_reply.is_none() {
+        bail!("the guest is silent for {} s after RESUME; {}", SILENCE.as_secs(), target.last_words());
+    }
     let flow = stream.pause(sent);
     if !flow.intact {
         guest.stream = None;
     }
-    let times = Times { asked, stop: stop.at, resume: resume.at, done: done.at.max(resume.at) };
-    let losses = seen.losses(times.stop, times.resume, MARGIN);
     // The old QEMU ends here.
     guest.machine = Some(target);
     let round_trip = seen.round_trip(asked).map(clock::millis);

@@ -89,6 +89,16 @@ impl Machine {
         self.qmp.command("migrate-set-capabilities", &all).map(drop)
     }
 
+    /// What the guest's console and its QEMU say when nothing else does.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let console = self.guest.console_log();
+        let tail: Vec<&str> = console.lines().rev().take(8).collect();
+        let tail: Vec<&str> = tail.into_iter().rev().map(str::trim).filter(|l| !l.is_empty()).collect();
+        let runs = if self.guest.runs() { "QEMU runs" } else { "QEMU has ended" };
+        format!("{runs}; console: {}", tail.join(" / "))
+    }
+
     /// Has a shell in the guest carry out a line.
     ///
     /// # Errors

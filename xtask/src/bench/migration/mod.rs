@@ -30,7 +30,7 @@ cargo xtask bench migration [OPTIONS]: live migrations of a real guest, measured
   --runs N           migrations of the idle guest per network (100); a tenth of it of each other kind
   --methods A,B      Tenet's methods (nvgre,vxlan)
   --kinds A,B        only these of idle,dirtying,post-copy,ten
-  --switch-only      Tenet only prepares and switches; the bench moves the memory, as another tool would
+  --driven           Tenet's agent on the source has QEMU move the memory; else the bench does, as on all networks
   --ovn              OVN from Debian's packages takes part; they are installed if they are not there
   --minutes N        no new round is begun after that (13)
   --quick            a handful of migrations, into target/bench instead of docs/
@@ -46,7 +46,7 @@ struct Options {
     runs: usize,
     methods: Vec<String>,
     kinds: Vec<Kind>,
-    switch_only: bool,
+    driven: bool,
     ovn: bool,
     time: Duration,
     quick: bool,
@@ -59,7 +59,7 @@ impl Options {
             runs: if quick { 4 } else { 100 },
             methods: vec!["nvgre".to_owned(), "vxlan".to_owned()],
             kinds: if quick { vec![KINDS[0]] } else { KINDS.to_vec() },
-            switch_only: args.iter().any(|a| a == "--switch-only"),
+            driven: args.iter().any(|a| a == "--driven"),
             ovn: false,
             time: Duration::from_secs(13 * 60),
             quick,
@@ -68,7 +68,7 @@ impl Options {
         while let Some(arg) = rest.next() {
             let mut value = || rest.next().with_context(|| format!("{arg} needs a value\n\n{USAGE}"));
             match arg.as_str() {
-                "--quick" | "--switch-only" => {}
+                "--quick" | "--driven" => {}
                 "--ovn" => new.ovn = true,
                 "--runs" => new.runs = value()?.parse().context("--runs needs a number")?,
                 "--minutes" => {
@@ -145,7 +145,7 @@ fn contestants(
     println!("building the networks");
     let bridges = bridges::Bridges::up(&prefix, guests).map(|b| Box::new(b) as Box<dyn fabric::Fabric>);
     fabrics.push((result::BASELINE.to_owned(), bridges));
-    match tenet::Site::up(tenet, &options.methods, guests, !options.switch_only) {
+    match tenet::Site::up(tenet, &options.methods, guests, options.driven) {
         Ok(site) => fabrics.extend(options.methods.iter().map(|method| {
             let new = tenet::Tenet::new(&site, method, guests);
             (format!("Tenet {method}"), new.map(|t| Box::new(t) as Box<dyn fabric::Fabric>))

@@ -197,9 +197,10 @@ impl Results {
             let sum = |f: fn(&Sample) -> u64| all.clone().map(f).sum::<u64>();
             let (beyond, tcp) = (sum(|s| s.beyond as u64), sum(|s| s.tcp_lost));
             let (stale, broken) = (sum(|s| s.stale.unwrap_or(0)), sum(|s| u64::from(!s.tcp_intact)));
-            let good = beyond + tcp + stale + broken == 0;
+            let failed = self.failures.iter().filter(|f| f.network == network && !f.out).count();
+            let good = beyond + tcp + stale + broken == 0 && failed == 0;
             lines.push(format!(
-                "{network}: {beyond} probes lost beyond the pause, {tcp} TCP bytes lost, {broken} connections broken, {stale} stale records, wanted 0 in {} migrations: {}",
+                "{network}: {beyond} probes lost beyond the pause, {tcp} TCP bytes lost, {broken} connections broken, {stale} stale records, {failed} migrations failed, wanted 0 in {} migrations: {}",
                 all.count(),
                 word(good)
             ));

@@ -25,7 +25,8 @@ pub struct Stream {
 
 #[derive(Default)]
 struct Shared {
-    running: AtomicBool,
+    /// Chunks are sent this many times as seldom as usual; 0 is not at all.
+    running: AtomicU64,
     ended: AtomicBool,
     /// The connection is gone, or something else came back than was sent.
     broken: AtomicBool,
@@ -71,18 +72,18 @@ impl Stream {
         Ok(new)
     }
 
-    /// Begins to send.
-    pub fn run(&self) {
+    /// Begins to send, `slower` times as slow as at full rate.
+    pub fn run(&self, slower: u64) {
         self.shared.last.store(0, SeqCst);
         self.shared.gap.store(0, SeqCst);
-        self.shared.running.store(true, SeqCst);
+        self.shared.running.store(slower.max(1), SeqCst);
     }
 
     /// Stops sending and waits until all is back; `before` is what [`Stream::sent`] said before the run.
     #[must_use]
     pub fn pause(&self, before: u64) -> Flow {
         let s = &self.shared;
-        s.running.store(false, SeqCst);
+        s.running.store(0, SeqCst);
         let begin = Instant::now();
         // The writer may be in the midst of a chunk: it counts as sent when it is written.
         let mut sent = s.sent.load(SeqCst);
@@ -131,7 +132,8 @@ fn write(mut socket: TcpStream, s: &Shared) {
     let mut chunk = vec![0; CHUNK];
     let mut due = Instant::now();
     while !s.ended.load(SeqCst) && !s.broken.load(SeqCst) {
-        if s.running.load(SeqCst) {
+        let slower = s.running.load(SeqCst);
+        if slower > 0 {
             let sent = s.sent.load(SeqCst);
             fill(sent, &mut chunk);
             // Counted before it is written, as it may be back before this thread goes on.
@@ -140,7 +142,7 @@ fn write(mut socket: TcpStream, s: &Shared) {
                 s.broken.store(true, SeqCst);
             }
         }
-        due = (due + STEP).max(Instant::now());
+        due = (due + STEP * u32::try_from(slower.max(1)).unwrap_or(1)).max(Instant::now());
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
 }
@@ -196,7 +198,7 @@ mod tests {
 
     fn flow(stream: &Stream) -> Flow {
         let before = stream.sent();
-        stream.run();
+        stream.run(1);
         let begin = Instant::now();
         while stream.sent() < before + 10 * CHUNK as u64 && begin.elapsed() < Duration::from_secs(2) {
             std::thread::sleep(STEP);
