@@ -24,6 +24,8 @@ use uuid::Uuid;
 
 /// Attempts of a claim whose grounds change meanwhile.
 const ATTEMPTS: usize = 4;
+/// Most ports of one claim; no machine has more NICs.
+const PORTS: usize = 256;
 /// Longest wait for a migration that a claim asks for.
 const LONGEST: Duration = Duration::from_secs(300);
 /// Pause of a migration that was begun for a claim and has come to nothing.
@@ -212,6 +214,10 @@ fn optional<T: std::str::FromStr<Err = impl std::fmt::Display>>(
 }
 
 fn wanted(request: ClaimRequest) -> Result<Claim, Fault> {
+    if request.ports.len() > PORTS {
+        let message = format!("the claim names {} ports", request.ports.len());
+        return Err(Fault::bad_request(message, &format!("claim at most {PORTS} at a time")));
+    }
     let port = |p: &agent::ClaimPort| {
         Ok(ClaimPort {
             port: optional("port", &p.port)?,

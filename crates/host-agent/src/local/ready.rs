@@ -152,3 +152,112 @@ pub(super) fn local_port(here: &Here) -> Option<LocalPort> {
         detail: here.status.detail.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tenet_compile::{PortRow, SubnetRow};
+    use tenet_host::PortStatus;
+    use tenet_model::{NetId, SubnetPrefix, Vsid};
+
+    fn here(port: &str, state: &'static str, row: PortState) -> Here {
+        let name: tenet_model::PortRef = port.parse().unwrap();
+        let vsid = Vsid::new(5001).unwrap();
+        let prefix =
+            SubnetPrefix { prefix: "10.1.1.0/24".parse().unwrap(), gateway: "10.1.1.1".parse().unwrap() };
+        Here {
+            row: PortRow {
+                net: NetId(1),
+                name: name.clone(),
+                vsid,
+                mac: "52:54:00:00:00:01".parse().unwrap(),
+                device: "tap0".into(),
+                tap: false,
+                queues: 1,
+                state: row,
+                peer_pa: None,
+                security: true,
+            },
+            generation: 7,
+            status: PortStatus {
+                port: name,
+                present: true,
+                carrier: true,
+                ifindex: 3,
+                mtu: 1458,
+                state,
+                detail: String::new(),
+            },
+            addresses: vec!["10.1.1.7".parse().unwrap()],
+            subnet: Some(SubnetRow {
+                net: NetId(1),
+                vsid,
+                name: "a/blue/web".parse().unwrap(),
+                prefixes: vec![prefix],
+            }),
+        }
+    }
+
+    fn claimed(revision: u64) -> ClaimedPort {
+        ClaimedPort { port: "a/sql/eth0".into(), device: "tap0".into(), revision }
+    }
+
+    #[test]
+    fn a_port_is_ready_when_the_kernel_has_what_was_granted() {
+        let active = here("a/sql/eth0", "active", PortState::Active);
+        assert_eq!(missing(&claimed(7), std::slice::from_ref(&active), false), None);
+        // What stands there is of an earlier stay.
+        let late = missing(&claimed(8), std::slice::from_ref(&active), false).unwrap();
+        assert!(late.message.contains("has not sent the change"), "{late:?}");
+        let other = ClaimedPort { device: "tap1".into(), ..claimed(7) };
+        assert!(missing(&other, std::slice::from_ref(&active), false).is_some());
+        assert!(missing(&claimed(7), &[], false).unwrap().message.contains("has not sent port a/sql/eth0"));
+        let prepared = here("a/sql/eth0", "prepared", PortState::Prepared);
+        assert_eq!(missing(&claimed(0), std::slice::from_ref(&prepared), true), None);
+        assert!(missing(&claimed(0), &[prepared], false).is_some());
+        for (state, word) in [("blocked", "blocked"), ("moved", "moved")] {
+            let there = here("a/sql/eth0", state, PortState::Blocked);
+            assert!(missing(&claimed(0), &[there], true).unwrap().message.contains(word));
+        }
+        let mut absent = here("a/sql/eth0", "", PortState::Active);
+        absent.status.present = false;
+        absent.status.detail = "device tap0 does not exist on this host yet".into();
+        let said = unready(&absent, false).unwrap();
+        assert!(
+            said.message.contains("does not exist") && said.hint.contains("make device tap0"),
+            "{said:?}"
+        );
+        absent.row.tap = true;
+        assert!(unready(&absent, false).unwrap().hint.contains("log"));
+    }
+
+    #[test]
+    fn without_a_controller_only_what_was_here_is_given() {
+        let vm = "a/sql".parse().unwrap();
+        let ours = [here("a/sql/eth0", "active", PortState::Active)];
+        assert_eq!(fail_static(&vm, &[], &ours).unwrap().len(), 1);
+        assert!(fail_static(&vm, &[], &[]).is_err());
+        let moved = [here("a/sql/eth0", "moved", PortState::Moved)];
+        assert!(fail_static(&vm, &[], &moved).is_err());
+        let ask = |port: PreparePort| fail_static(&vm, &[port], &ours).map(|p| p.len());
+        assert_eq!(ask(PreparePort::default()), Ok(1));
+        let name = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(ask(PreparePort { port: name("eth0"), ..PreparePort::default() }), Ok(1));
+        assert!(ask(PreparePort { port: name("eth1"), ..PreparePort::default() }).is_err());
+        let mac = Some("52:54:00:00:00:02".parse().unwrap());
+        assert!(ask(PreparePort { mac, ..PreparePort::default() }).is_err());
+        assert!(ask(PreparePort { device: Some("tap9".into()), ..PreparePort::default() }).is_err());
+        let network = Some("a/blue".parse().unwrap());
+        assert_eq!(ask(PreparePort { network: network.clone(), ..PreparePort::default() }), Ok(1));
+        assert!(ask(PreparePort { network, subnet: name("db"), ..PreparePort::default() }).is_err());
+        let addresses = vec!["10.1.1.8".parse().unwrap()];
+        assert!(ask(PreparePort { addresses, ..PreparePort::default() }).is_err());
+    }
+
+    #[test]
+    fn a_port_is_told_with_its_subnet() {
+        let port = local_port(&here("a/sql/eth0", "active", PortState::Active)).unwrap();
+        assert_eq!((port.mtu, port.gateway), (1458, Some("10.1.1.1".parse().unwrap())));
+        assert_eq!(port.subnet.to_string(), "a/blue/web");
+    }
+}
