@@ -29,5 +29,7 @@ pub use world::{Fixture, Guard, Setup, World, binary, block_on, missing, skipped
 pub const SITE: &str = include_str!("site.yaml");
 /// The same with a third host.
 pub const THREE_HOSTS: &str = include_str!("three.yaml");
+/// The site of the basic matrix.
+pub const BASIC: &str = include_str!("basic.yaml");
 /// Two hosts, and VMs with addresses of both families in two subnets.
 pub const DUAL: &str = include_str!("dual.yaml");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
-use tenet_lab::tool::ask;
+use tenet_lab::{patience, tool::ask};
 
 use crate::World;
 
@@ -30,7 +30,7 @@ pub fn check_reach(world: &World) {
                 let mut wrong = Vec::new();
                 for address in addresses.iter().filter(|a| **a != own) {
                     let expected = owners.get(&(tenant(vm), *address)).cloned();
-                    let patience = if expected.is_some() { ANSWER } else { SILENCE };
+                    let patience = if expected.is_some() { patience(ANSWER) } else { SILENCE };
                     let got = ask(&netns, IpAddr::V4(*address), patience).unwrap();
                     if got != expected {
                         wrong.push(format!("{vm} asked {address}: {got:?} answered, not {expected:?}"));

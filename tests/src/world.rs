@@ -64,7 +64,7 @@ pub fn binary() -> PathBuf {
 /// # Panics
 /// If it gives none within `patience`.
 pub fn until<T>(what: &str, patience: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
-    let begin = Instant::now();
+    let (begin, patience) = (Instant::now(), tenet_lab::patience(patience));
     loop {
         if let Some(value) = condition() {
             return value;

@@ -7,6 +7,7 @@ mod demo;
 mod ebpf;
 mod elf;
 mod fuzz;
+mod kernel;
 mod packages;
 mod test;
 
@@ -21,6 +22,7 @@ cargo xtask TASK
   test [ARGS]                every test, kernel ones included (as root); ARGS go to the tests
   ebpf [--check] [--out F]   rebuild the eBPF object in the repository, or check that it belongs to its sources
   bench [PART] [OPTIONS]     measure (as root, `--help` tells more): methods, table, latency, scale, migration
+  kernel [--version V]       the basic matrix on a kernel that users have (Debian's 6.1), in an emulated machine
   fuzz [TARGET] [--seconds N] look for inputs that make a parser panic, a minute each
   check-deps                 the pure crates name nothing impure
 ";
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
             ebpf::run(&root, rest.iter().any(|a| a == "--check"), out.as_deref())
         }
         "bench" => run_bench(&root, rest),
+        "kernel" => kernel::run(&root, rest),
         "fuzz" => fuzz::run(&root, rest),
         "check-deps" => check_deps::run(&root),
         "help" | "-h" | "--help" => {

@@ -200,12 +200,12 @@ async fn prepare(client: &Client, vm: &VmRef, to: &HostName, legs: &[Legs]) -> R
     let begin = Instant::now();
     let mut view = client.migrate(vm, &migrate).await.map_err(|e| refused(&action, e))?;
     while view.phase == "preparing" {
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > crate::patience(PATIENCE) {
             _ = client.migrate_cancel(vm).await;
             let waiting = view.waiting_for.join(", ");
             return Err(Error::Plan(format!(
                 "{action}: not prepared after {} s, waiting for {waiting}",
-                PATIENCE.as_secs()
+                crate::patience(PATIENCE).as_secs()
             )));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -237,16 +237,16 @@ async fn done(client: &Client, vm: &VmRef, migration: &MigrationView) -> Result<
     loop {
         // A controller that is away for a moment finishes the move when it is back.
         let receipts = match client.receipts().await {
-            Err(e) if begin.elapsed() > PATIENCE => return Err(refused(&action, e)),
+            Err(e) if begin.elapsed() > crate::patience(PATIENCE) => return Err(refused(&action, e)),
             receipts => receipts.unwrap_or_default(),
         };
         if let Some(receipt) = receipts.into_iter().rev().find(|r| r.id == migration.id) {
             return Ok(receipt);
         }
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > crate::patience(PATIENCE) {
             return Err(Error::Plan(format!(
                 "{action}: no receipt after {} s; look at `tenet migrations`",
-                PATIENCE.as_secs()
+                crate::patience(PATIENCE).as_secs()
             )));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -258,7 +258,7 @@ async fn wait<T>(
     process: Option<Process>,
     mut check: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let begin = Instant::now();
+    let (begin, patience) = (Instant::now(), crate::patience(patience));
     loop {
         if let Some(done) = check().await? {
             return Ok(done);
