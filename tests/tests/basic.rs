@@ -130,8 +130,8 @@ fn carries(world: &World, method: Method) {
         let crosses = home != there;
         let address = IpAddr::V4(world.ip(to));
         let (mine, theirs, wires) = (world.vm_counters(FROM), world.vm_counters(to), uplinks());
-        let device = &world.lab.host(&*home).unwrap().record().router_device;
-        let watch = Watch::start(&world.lab.router().unwrap(), device, None);
+        let device = world.lab.host(&*home).unwrap().record().router_device.clone();
+        let watch = Watch::start(&world.lab.router().unwrap(), &device, None);
         for _ in 0..QUESTIONS {
             let answer = ask(from.netns(), address, tenet_lab::patience(PATIENCE)).unwrap();
             assert_eq!(answer.as_deref(), Some(to), "{method}, {kind}: {FROM} asked {address}");
