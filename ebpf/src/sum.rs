@@ -40,14 +40,20 @@ pub extern "C" fn frame_sum(skb: *mut __sk_buff, at: u32, len: u32) -> u32 {
     }
     let rest = left & (CHUNK as u32 - 1);
     if rest != 0 {
+        // Kernels before 6.8 learn nothing from a comparison with zero: that `rest` is from 1 to the chunk's length is
+        // to be seen from how it is made, and the compiler must not see it.
+        let before = rest - 1;
+        // SAFETY: a local number.
+        let last = unsafe { core::ptr::read_volatile(&raw const before) } & (CHUNK as u32 - 1);
+        let rest = last + 1;
         // What follows the last byte in its word counts as zero.
-        // SAFETY: `rest` is less than the chunk.
-        unsafe { words.add((rest as usize - 1) / 4).write(0) };
-        // SAFETY: `rest` is less than the chunk.
+        // SAFETY: `last` is less than the chunk.
+        unsafe { words.add(last as usize / 4).write(0) };
+        // SAFETY: `rest` is the chunk at most.
         if unsafe { bpf_skb_load_bytes(skb.cast(), at, chunk.cast(), rest) } < 0 {
             return FAILED;
         }
-        sum = add(words, (rest + 3) & !3, sum);
+        sum = add(words, (last & !3) + 4, sum);
     }
     u32::from(checksum::fold(sum))
 }

@@ -92,7 +92,8 @@ impl Options {
 
 /// Builds the tests with what they start; where each is.
 fn build(root: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
-    crate::cargo(root, &["build", "--package", "tenet"])?;
+    // With the features of the workspace, as the tests have been built.
+    crate::cargo(root, &["build", "--workspace", "--bin", "tenet"])?;
     let mut command = Command::new(env!("CARGO"));
     command.args(["test", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"]);
     for (suite, _) in SUITES {
