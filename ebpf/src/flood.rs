@@ -22,18 +22,17 @@ pub fn flood_out(frame: Skb, work: &PortWork) -> i32 {
     flood_to_ports(&frame, vsid, meta.ifindex);
     let end = flood_end_of_local(vsid);
     if end != 0 {
-        tell::dropped(meta.ifindex, end);
+        tell::dropped(frame.meta().ifindex, end);
         return SHOT;
     }
     if let Some(reason) = DropReason::from_number(flood_encapsulate(frame.again(), work, vsid)) {
-        return drop(&meta, reason);
+        return drop(&frame.meta(), reason);
     }
-    let Some(uplink) = Maps.config().map(|c| c.uplink) else { return SHOT };
     let mut index = 0;
-    while index < FLOOD_LIMIT && flood_remote_step(frame.raw(), vsid, index, uplink) != 0 {
+    while index < FLOOD_LIMIT && flood_remote_step(frame.raw(), vsid, index) != 0 {
         index += 1;
     }
-    drop(&meta, DropReason::Replicated)
+    drop(&frame.meta(), DropReason::Replicated)
 }
 
 #[inline(always)]
@@ -72,7 +71,8 @@ pub extern "C" fn flood_local_step(skb: *mut __sk_buff, vsid: u32, index: u32, s
 /// One receiver of a broadcast on another host; see [`flood_local_step`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn flood_remote_step(skb: *mut __sk_buff, vsid: u32, index: u32, uplink: u32) -> u32 {
+pub extern "C" fn flood_remote_step(skb: *mut __sk_buff, vsid: u32, index: u32) -> u32 {
+    let Some(uplink) = Maps.config().map(|c| c.uplink) else { return 0 };
     u32::from(flood::remote_step(&mut Skb::from_raw(skb), &Maps, vsid, index, uplink))
 }
 
