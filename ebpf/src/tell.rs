@@ -21,7 +21,7 @@ fn counters(ifindex: u32) -> Option<&'static mut Counters> {
     COUNTERS.get_ptr_mut(&ifindex).map(|c| unsafe { &mut *c })
 }
 
-/// Counters at first. Not on the stack, of which kernels before 6.8 have little: they count it in steps of 32 bytes.
+/// Counters at first. Not on the stack, of which older kernels have little: they count it in steps of 32 bytes.
 // SAFETY: plain numbers.
 static NOTHING: Counters = unsafe { core::mem::zeroed() };
 
