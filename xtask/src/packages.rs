@@ -63,6 +63,15 @@ pub const OVN_CENTRAL: Package = Package {
 /// OVN's part on hosts.
 pub const OVN_HOST: Package =
     Package { name: "ovn-host", provides: "/usr/bin/ovn-controller", reason: "see ovn-central" };
+/// Domains on the hosts of a lab: the daemon, started in namespaces; no service is used.
+pub const LIBVIRTD: Package = Package {
+    name: "libvirt-daemon-system",
+    provides: "/usr/sbin/libvirtd",
+    reason: "real domains in end-to-end tests; its daemon is started in namespaces, no service is used",
+};
+/// Drives it.
+pub const VIRSH: Package =
+    Package { name: "libvirt-clients", provides: "/usr/bin/virsh", reason: "`virsh` drives the tests' domains" };
 
 /// Installs those that are missing, saying which and why.
 ///
