@@ -2,7 +2,7 @@
 
 use crate::{
     check_deps,
-    packages::{self, ETHTOOL, IPROUTE2, LIBVIRTD, OPENVSWITCH, PING, TSHARK, VIRSH},
+    packages::{self, BUSYBOX, ETHTOOL, IPROUTE2, LIBVIRTD, OPENVSWITCH, PING, QEMU, TSHARK, VIRSH, XZ},
 };
 use anyhow::{Context as _, Result, bail};
 use std::{path::Path, process::Command};
@@ -13,7 +13,7 @@ use std::{path::Path, process::Command};
 /// # Errors
 /// The first thing that failed.
 pub fn run(root: &Path, args: &[String]) -> Result<()> {
-    packages::ensure(&[IPROUTE2, PING, TSHARK, ETHTOOL, OPENVSWITCH, LIBVIRTD, VIRSH])?;
+    packages::ensure(&[IPROUTE2, PING, TSHARK, ETHTOOL, OPENVSWITCH, QEMU, BUSYBOX, XZ, LIBVIRTD, VIRSH])?;
     crate::ebpf::check(root)?;
     check_deps::run(root)?;
     // The end-to-end tests start the real binary, which `cargo test` alone would not build.

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 /// Larger than any domain's description.
 const LONGEST: u64 = 16 << 20;
 /// Beyond what the agent is given, so that it is the agent that says what is missing.
-const SLACK: Duration = Duration::from_secs(1);
+const SLACK: Duration = Duration::from_secs(3);
 
 /// `libvirt hook`; what goes wrong is one line on standard error, which virsh shows.
 pub fn hook(args: &HookArgs) -> ExitCode {
