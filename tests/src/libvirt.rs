@@ -66,7 +66,8 @@ impl Libvirt {
              mount --bind {at}/etc /etc/libvirt; mount --bind {at}/lib /var/lib/libvirt\n\
              mkdir -p /var/cache/libvirt /var/log/libvirt\n\
              mount --bind {at}/cache /var/cache/libvirt; mount --bind {at}/log /var/log/libvirt\n\
-             mount --bind {at}/run /run\n\
+             mkdir -p {at}/run/tenet-lab; mount --bind /run/tenet-lab {at}/run/tenet-lab\n\
+             mount --rbind {at}/run /run\n\
              exec libvirtd --pid-file {at}/run/libvirtd.pid",
             std::process::id()
         );
