@@ -70,8 +70,11 @@ pub const LIBVIRTD: Package = Package {
     reason: "real domains in end-to-end tests; its daemon is started in namespaces, no service is used",
 };
 /// Drives it.
-pub const VIRSH: Package =
-    Package { name: "libvirt-clients", provides: "/usr/bin/virsh", reason: "`virsh` drives the tests' domains" };
+pub const VIRSH: Package = Package {
+    name: "libvirt-clients",
+    provides: "/usr/bin/virsh",
+    reason: "`virsh` drives the tests' domains",
+};
 
 /// Installs those that are missing, saying which and why.
 ///
