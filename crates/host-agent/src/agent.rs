@@ -220,12 +220,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Makes taps before anybody is told of their ports; whether there is a new device.
-    fn make_taps(&mut self, wishes: &[TapWish]) -> bool {
+    /// Makes taps before anybody is told of their ports.
+    fn make_taps(&mut self, wishes: &[TapWish]) {
         if wishes.is_empty() {
-            return false;
+            return;
         }
         let made = self.kernel.make_taps(wishes);
+        let mut either = self.taps.clone();
         for wish in wishes {
             let trouble = made.troubles.get(&wish.device);
             if let Some(trouble) = trouble.filter(|t| self.taps.get(&wish.device) != Some(t)) {
@@ -236,11 +237,16 @@ impl Agent {
                 None => self.taps.remove(&wish.device),
             };
         }
+        // A strange device is never taken for a port: it is told of before it is seen, and forgotten once it is gone.
+        either.extend(self.taps.clone());
+        self.feed(Input::Taps(either));
+        if made.changed {
+            self.look_at_devices();
+        }
         self.feed(Input::Taps(self.taps.clone()));
         if !made.again.is_empty() {
             self.feed(Input::Restored(made.again));
         }
-        made.changed
     }
 
     /// Taps that were removed are made again; those of ports that left this host go.
@@ -413,7 +419,8 @@ impl Agent {
     fn foresee(&mut self, rows: &mut dyn Iterator<Item = &Row>) {
         let rows: Vec<&Row> = rows.collect();
         let foreseen = self.kernel.foresee(&mut device_names(rows.iter().copied()));
-        if self.make_taps(&wishes(rows.into_iter())) || foreseen {
+        self.make_taps(&wishes(rows.into_iter()));
+        if foreseen {
             self.look_at_devices();
         }
     }

@@ -43,8 +43,10 @@ pub struct Made {
 /// The taps of one agent's run.
 #[derive(Debug, Default)]
 pub(crate) struct Taps {
-    /// Made or taken over.
+    /// Made or taken over, or left behind by a port while a VM has it open.
     known: BTreeSet<String>,
+    /// Whether what an earlier run left behind is among them.
+    looked: bool,
 }
 
 impl Taps {
@@ -105,15 +107,22 @@ impl Taps {
     /// Removes the own taps that nobody wants. One that a VM still has open stays until it lets go, as the source's
     /// does after a migration: its port is in no table, so that nothing passes, and an attached port finds it again.
     pub(crate) fn drop_unwanted(&mut self, links: &Links, wanted: &BTreeSet<&str>) -> Result<(), Error> {
+        if self.looked && self.known.iter().all(|name| wanted.contains(name.as_str())) {
+            return Ok(());
+        }
         let list = links.list()?;
+        let mut left = BTreeSet::new();
         for link in list.iter().filter(|l| is_ours(l) && !wanted.contains(l.name.as_str())) {
-            self.known.remove(&link.name);
             if link.carrier {
+                left.insert(link.name.clone());
                 continue;
             }
             delete(links, &link.name)?;
             tracing::info!(tap = link.name, port = link.alias, "tap removed");
         }
+        self.known.retain(|name| wanted.contains(name.as_str()));
+        self.known.extend(left);
+        self.looked = true;
         Ok(())
     }
 }

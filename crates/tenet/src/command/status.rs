@@ -187,7 +187,9 @@ fn problems(hosts: &[HostStatus]) -> Outcome {
         lines.extend(h.error.iter().map(|e| format!("host {name}: refused its last state: {e}")));
         for p in &h.ports {
             let state = p.state.as_deref().filter(|s| !s.is_empty()).unwrap_or("not there");
-            if !as_desired(p) || !p.detail.is_empty() {
+            if as_desired(p) && !p.detail.is_empty() {
+                lines.push(format!("host {name}: port {} ({}): {}", p.port, p.device, p.detail));
+            } else if !as_desired(p) {
                 let detail = if p.detail.is_empty() { "no detail" } else { &p.detail };
                 lines.push(format!(
                     "host {name}: port {} ({}) is {state}, should be {}: {detail}",
