@@ -156,9 +156,9 @@ pub enum Denied {
         /// In what.
         what: &'static str,
         /// What the site says.
-        has: String,
+        has: Box<str>,
         /// What the claim says.
-        asked: String,
+        asked: Box<str>,
     },
 }
 
@@ -294,8 +294,12 @@ fn find<'a>(
 
 /// Whether a port that is there is what is asked for.
 fn agrees(port: &Port, asked: &ClaimPort, subnet: Option<&SubnetRef>) -> Result<(), Denied> {
-    let differs =
-        |what, has: String, asked: String| Denied::Differs { port: port.name.clone(), what, has, asked };
+    let differs = |what, has: String, asked: String| Denied::Differs {
+        port: port.name.clone(),
+        what,
+        has: has.into(),
+        asked: asked.into(),
+    };
     if let Some(mac) = asked.mac.filter(|mac| *mac != port.mac) {
         return Err(differs("MAC", port.mac.to_string(), mac.to_string()));
     }

@@ -117,7 +117,7 @@ pub enum HookError {
         /// Its type.
         found: String,
         /// The port.
-        port: PortRef,
+        port: Box<PortRef>,
         /// The tap that it should open.
         device: String,
     },
@@ -239,7 +239,13 @@ fn wanted(domain: &Domain, mark: &Mark) -> Result<Vec<Wanted>, HookError> {
                 Source::Other(other) => Some(other.clone()),
             };
             if let Some(found) = found {
-                return Err(HookError::Type { domain, mac: port.mac, found, port: name, device: tap });
+                return Err(HookError::Type {
+                    domain,
+                    mac: port.mac,
+                    found,
+                    port: Box::new(name),
+                    device: tap,
+                });
             }
             let Some(device) = interface.device.clone().filter(|_| !interface.managed) else {
                 return Err(HookError::Managed { domain, mac: port.mac, device: tap });

@@ -69,7 +69,7 @@ async fn of_controller(client: &Client, args: &RunArgs) -> Outcome<Vec<Nic>> {
             continue;
         };
         let ports = status.hosts.iter().filter(|h| h.name == *host).flat_map(|h| &h.ports);
-        let mtu = ports.filter(|p| p.port == port.name && p.present).map(|p| p.mtu.into()).next();
+        let mtu = ports.filter(|p| p.port == port.name && p.present).map(|p| p.mtu).next();
         nics.push(Nic {
             port: port.name.port.clone(),
             tap: device.clone(),
