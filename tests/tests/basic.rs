@@ -130,7 +130,7 @@ fn carries(world: &World, method: Method) {
         let crosses = home != there;
         let address = IpAddr::V4(world.ip(to));
         let (mine, theirs, wires) = (world.vm_counters(FROM), world.vm_counters(to), uplinks());
-        let device = world.lab.host(&*home).unwrap().record().router_device.clone();
+        let device = world.lab.host(&home).unwrap().record().router_device.clone();
         let watch = Watch::start(&world.lab.router().unwrap(), &device, None);
         for _ in 0..QUESTIONS {
             let answer = ask(from.netns(), address, tenet_lab::patience(PATIENCE)).unwrap();
@@ -142,7 +142,7 @@ fn carries(world: &World, method: Method) {
         let (bytes, back) = (stream(world, FROM, to), stream(world, to, FROM));
         // The tunnel between the two hosts, and no other.
         let (a, b) =
-            (world.lab.host(&*home).unwrap().record().pa, world.lab.host(&*there).unwrap().record().pa);
+            (world.lab.host(&home).unwrap().record().pa, world.lab.host(&there).unwrap().record().pa);
         let between = frames.iter().filter_map(|f| outer(f)).filter(|o| o.method == method);
         let tunnelled =
             between.filter(|o| crosses && [(a, b), (b, a)].contains(&(o.src, o.dst))).count() as u64;

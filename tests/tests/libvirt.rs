@@ -325,7 +325,7 @@ fn import_proposes_what_apply_takes(site: &Hosts, world: &World) {
     let file = std::env::temp_dir().join(format!("tenet-import-{}.yaml", std::process::id()));
     std::fs::write(&file, &proposed).unwrap();
     let lab = world.lab.record().name.clone();
-    let said = tenet(&["--lab", &lab, "apply", "--yes", "-f", file.to_str().unwrap()]);
+    let said = tenet(&["--lab", lab.as_str(), "apply", "--yes", "-f", file.to_str().unwrap()]);
     println!("{said}");
     std::fs::remove_file(&file).unwrap();
     let vm = block_on(world.client.vm(&"old/old-server".parse().unwrap())).unwrap();

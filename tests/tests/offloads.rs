@@ -1,5 +1,4 @@
 //! An uplink whose offload is broken: the agent's self-test finds it, turns it off, and says so.
-#![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
 use std::time::Duration;
 use tenet_hostnet::Links;
