@@ -8,12 +8,12 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_compile::{PortState, Row, Rows, compile, digests};
 use tenet_control::{
-    Ack, Control, Frames, Hello, Message, Micros, NetworkProof, Output, PortReport, Proof, STALE, SessionId,
-    Stage, state_name,
+    Ack, Control, Frames, Hello, Message, Micros, NetworkProof, Output, PortReport, Progress, Proof, STALE,
+    SessionId, Stage, Word, state_name,
 };
 use tenet_model::{
     Allocator, Change, Desired, Host, HostName, Key, Method, Migration, Name, Network, Object, Operation,
-    Phase, Port, PortRef, Receipt, Subnet, Tenant, Vm, VmRef,
+    Phase, Port, PortRef, Receipt, Subnet, Tenant, Through, Vm, VmRef,
 };
 use uuid::Uuid;
 
@@ -304,7 +304,9 @@ impl World {
                     phase: Phase::Preparing,
                     started_ms: self.now / 1000,
                     switched_ms: None,
-                    through: Default::default(),
+                    through: *[Through::SwitchOnly, Through::Qmp, Through::Libvirt, Through::Other]
+                        .choose(&mut self.rng)
+                        .unwrap(),
                     uri: None,
                 };
                 self.commit(&Change::put(Object::Migration(migration)));
@@ -320,6 +322,35 @@ impl World {
         let method = *Method::ALL.choose(&mut self.rng).unwrap();
         let network = self.store.with_method(&network.name, method).unwrap();
         self.commit(&Change::put(Object::Network(network)));
+    }
+
+    /// Whatever a hypervisor may say, true or not, from any host.
+    fn hypervisor(&mut self) {
+        let vms: Vec<_> = self.store.vms.keys().cloned().collect();
+        let open: Vec<_> = self.agents.values().filter_map(|a| a.session).collect();
+        let (Some(vm), Some(session)) =
+            (vms.choose(&mut self.rng).cloned(), open.choose(&mut self.rng).copied())
+        else {
+            return;
+        };
+        let statuses = ["setup", "active", "completed", "failed", "cancelled", "nonsense"];
+        let word = match self.rng.random_range(0..5) {
+            0 => Word::Stopped,
+            1 => Word::Resumed,
+            2 => Word::FirstFrame { after_us: 7 },
+            _ => Word::Migration {
+                progress: Progress {
+                    transferred: 1,
+                    total: 2,
+                    status: (*statuses.choose(&mut self.rng).unwrap()).into(),
+                },
+                downtime_us: self.rng.random_bool(0.5).then_some(5),
+                error: String::new(),
+            },
+        };
+        let outputs = self.control.hypervisor(self.now, session, &vm, word);
+        self.queue.extend(outputs);
+        self.outputs();
     }
 
     /// First frames of prepared ports; sometimes claims of foreign ones.
@@ -353,7 +384,8 @@ impl World {
             15..60 => self.deliver(&host),
             60..70 => self.connect(&host),
             70..74 => self.disconnect(&host),
-            74..84 => self.activate(),
+            74..80 => self.activate(),
+            80..84 => self.hypervisor(),
             84..85 => self.restart(),
             85..88 => {
                 let vms: Vec<_> = self.store.migrations.keys().cloned().collect();

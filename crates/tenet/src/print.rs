@@ -127,6 +127,54 @@ pub async fn progress<T>(what: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
+/// A line that grows at a terminal; elsewhere one line for each new word.
+#[derive(Debug, Default)]
+pub struct Bar {
+    said: String,
+    shown: bool,
+}
+
+impl Bar {
+    /// Shows what is done at the moment, and how much of how much of it.
+    pub fn show(&mut self, what: &str, (done, total): (u64, u64)) {
+        if !io::stderr().is_terminal() {
+            if self.said != what {
+                what.clone_into(&mut self.said);
+                note(what);
+            }
+            return;
+        }
+        self.shown = true;
+        _ = write!(io::stderr(), "\r\x1b[K{}", bar(what, done, total));
+        _ = io::stderr().flush();
+    }
+
+    /// Leaves the line.
+    pub fn end(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// `[######..............]  32 %   31.0 of   96.0 MiB  active`
+fn bar(what: &str, done: u64, total: u64) -> String {
+    if total == 0 {
+        return what.to_owned();
+    }
+    let done = done.min(total);
+    let part = |of: u64| u64::try_from(u128::from(done) * u128::from(of) / u128::from(total)).unwrap_or(of);
+    let full = usize::try_from(part(20)).unwrap_or(20);
+    let (done_text, total_text) = (mib(done), mib(total));
+    format!("[{:.<20}] {:>3} %  {done_text} of {total_text} MiB  {what}", "#".repeat(full), part(100))
+}
+
+/// Bytes as MiB.
+#[must_use]
+pub fn mib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / f64::from(1 << 20))
+}
+
 /// `yes` or `no`.
 #[must_use]
 pub fn yes(b: bool) -> String {
@@ -152,6 +200,16 @@ pub fn micros(us: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bar_is_as_long_as_what_is_done() {
+        assert_eq!(
+            bar("active", 24 << 20, 96 << 20),
+            "[#####...............]  25 %  24.0 of 96.0 MiB  active"
+        );
+        assert_eq!(bar("active", 200, 100), "[####################] 100 %  0.0 of 0.0 MiB  active");
+        assert_eq!(bar("prepared", 0, 0), "prepared");
+    }
 
     #[test]
     fn columns_line_up_and_lines_have_no_trailing_space() {

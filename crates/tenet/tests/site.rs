@@ -206,8 +206,8 @@ fn objects_come_and_go_by_commands() {
 }
 
 #[test]
-fn a_move_that_is_given_up_is_never_said_to_be_ready() {
-    let controller = Controller::start("given-up");
+fn a_move_to_a_host_without_agent_is_refused_before_anything_moves() {
+    let controller = Controller::start("refused");
     let run = |args: &[&str]| controller.ok(args, "");
     run(&["network", "create", "blue"]);
     run(&["subnet", "create", "blue/web", "--prefix", "10.0.0.0/24"]);
@@ -215,22 +215,18 @@ fn a_move_that_is_given_up_is_never_said_to_be_ready() {
     run(&["host", "add", "h1", "--pa", "192.168.1.10"]);
     run(&["host", "add", "h2", "--pa", "192.168.2.20"]);
     run(&["vm", "attach", "one", "--host", "h1", "--device", "tap1"]);
-    // Nobody answers for h2, so that the move stays in its first phase until it is cancelled.
-    let asked = ["--wait", "0", "vm", "migrate", "one", "--to", "h2", "--no-wait"];
-    std::thread::scope(|scope| {
-        let moving = scope.spawn(|| controller.tenet(&asked, ""));
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !run(&["migrations"]).contains("preparing") {
-            assert!(std::time::Instant::now() < deadline, "the migration does not begin");
-        }
-        run(&["vm", "cancel", "one"]);
-        let output = moving.join().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(text.contains("stays on host h1") && !text.contains("may move"), "{text}");
-    });
-    let receipts = run(&["receipts"]);
-    assert!(receipts.contains("rolled back  -           -"), "nothing was counted: {receipts}");
+    for through in [&["--switch-only"][..], &["--qmp", "tcp:192.168.2.20:49152"], &["--libvirt"], &[]] {
+        let asked = [&["vm", "migrate", "one", "--to", "h2"], through].concat();
+        let output = controller.tenet(&asked, "");
+        let text = String::from_utf8(output.stderr).unwrap() + &String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(4), "{text}");
+        assert!(text.contains("host h2 is not connected") && !text.contains("may move"), "{text}");
+    }
+    let text = run(&["migrations"]);
+    assert!(
+        text.contains("no migration is running") && text.contains("no migration has ended yet"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 mod line;
 mod monitor;
+#[cfg(test)]
+mod real;
 
 pub(crate) use line::{Migrate, under_way};
 

@@ -125,7 +125,7 @@ pub enum Command {
     Events(EventsArgs),
     /// Show the counters of ports and uplinks
     Counters(CountersArgs),
-    /// Show running migrations
+    /// Show running migrations, and what past ones cost
     Migrations,
     /// Show what past migrations cost
     Receipts,

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use tenet_model::{HostName, Mac, Method, Name, NetworkRef, SubnetRef, TenantName, VmRef};
+use tenet_model::{HostName, Mac, Method, Name, NetworkRef, SubnetRef, TenantName, Through, VmRef};
 use uuid::Uuid;
 
 /// Hosts.
@@ -214,7 +214,7 @@ pub enum VmCommand {
         #[arg(long)]
         port: Option<Name>,
     },
-    /// Prepare the network for a live migration and follow it to its end; the hypervisor moves the VM
+    /// Move a VM to another host while it runs: prepare the network, move it, follow it to its end; Ctrl-C gives it up
     Migrate {
         /// The VM
         #[arg(value_parser = name::vm)]
@@ -225,6 +225,9 @@ pub enum VmCommand {
         /// The device there, or PORT=DEVICE for each port; the same name as on the source if left out
         #[arg(long = "device", value_name = "DEVICE", value_parser = name::device)]
         devices: Vec<(Option<Name>, String)>,
+        /// Who moves the VM's memory
+        #[command(flatten)]
+        through: MoveThrough,
         /// Return once the VM may move
         #[arg(long)]
         no_wait: bool,
@@ -261,6 +264,36 @@ pub struct RunArgs {
     /// This host's agent, which is asked where there is no controller's admin file
     #[command(flatten)]
     pub socket: Socket,
+}
+
+/// Who moves a VM's memory.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct MoveThrough {
+    /// Another tool moves the VM once it may move; only the network is switched (this is so if nothing else is said)
+    #[arg(long)]
+    pub switch_only: bool,
+    /// The source's agent moves it by QEMU's monitor to where an incoming QEMU waits, as tcp:10.0.0.2:49152
+    #[arg(long, value_name = "URI")]
+    pub qmp: Option<String>,
+    /// The source's agent moves it by libvirt, to qemu+ssh://HOST/system of the destination if no URI is given
+    #[arg(long, value_name = "URI", num_args = 0..=1, default_missing_value = "")]
+    pub libvirt: Option<String>,
+}
+
+impl MoveThrough {
+    /// Through what, and where to.
+    #[must_use]
+    pub fn chosen(self, to: &HostName) -> (Through, Option<String>) {
+        match (self.qmp, self.libvirt) {
+            (Some(uri), _) => (Through::Qmp, Some(uri)),
+            (None, Some(uri)) if uri.is_empty() => {
+                (Through::Libvirt, Some(format!("qemu+ssh://{to}/system")))
+            }
+            (None, Some(uri)) => (Through::Libvirt, Some(uri)),
+            (None, None) => (Through::SwitchOnly, None),
+        }
+    }
 }
 
 /// The first port of a new VM.

@@ -6,8 +6,9 @@ use crate::print::{self, Table, micros, or_dash};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tenet_api::client::Client;
-use tenet_api::rest::{Migrate, MigrationView, ReceiptOrMigration, ReceiptView};
-use tenet_model::{HostName, Name, VmRef};
+use tenet_api::rest::{Migrate, MigrationView, Progress, ReceiptOrMigration, ReceiptView, Wait};
+use tenet_model::{ActivatedBy, HostName, Name, Through, VmRef};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Time between two looks at a running migration.
 const LOOK: Duration = Duration::from_millis(20);
@@ -18,6 +19,7 @@ pub async fn migrate(
     vm: &VmRef,
     to: HostName,
     given: Vec<(Option<Name>, String)>,
+    (through, uri): (Through, Option<String>),
     no_wait: bool,
 ) -> Outcome {
     let client = context.client()?;
@@ -33,28 +35,66 @@ pub async fn migrate(
         })?;
         devices.insert(port, device);
     }
-    let request = Migrate { to: to.clone(), devices, through: Default::default(), uri: None };
-    let waiting = format!("telling all hosts that VM {vm} moves to host {to}");
-    let begun = print::progress(&waiting, client.migrate(vm, &request)).await?;
-    let ready = if begun.phase == "preparing" {
-        print::progress(&waiting, until(&client, &begun, |m| m.phase != "preparing")).await?
-    } else {
-        Some(begun.clone())
+    let request = Migrate { to: to.clone(), devices, through, uri };
+    // Known before it is prepared, so that Ctrl-C has something to give up.
+    let begun = client.clone().with_wait(Wait::Stored, None).migrate(vm, &request).await?;
+    let mut interrupted = signal(SignalKind::interrupt())
+        .map_err(|e| Failure::of(&e, "check the limits on open files and processes"))?;
+    let followed = async {
+        let waiting = format!("telling all hosts that VM {vm} moves to host {to}");
+        let prepared = until(&client, &begun, |m| m.phase != "preparing");
+        // It may have ended before it was seen prepared: then only the receipt says where the VM belongs.
+        let Some(migration) = print::progress(&waiting, prepared).await? else { return Ok(None) };
+        if no_wait {
+            return Ok(Some(migration));
+        }
+        if !through.driven() {
+            print::note(&format!("VM {vm} may move to host {to} now; its first frame there switches it"));
+        }
+        moving(&client, &migration).await.map(|()| None)
     };
-    // It may have ended before it was seen prepared: then only the receipt says where the VM belongs.
-    let Some(migration) = ready else { return ended(context, &client, &begun).await };
-    if no_wait {
-        return context.show(&migration, |m| {
-            print::line(&format!(
-                "{}: VM {vm} may move to host {} now; its first frame there switches it",
-                m.phase, m.to
-            ))
-        });
+    tokio::select! {
+        followed = followed => match followed? {
+            None => ended(context, &client, &begun).await,
+            Some(migration) => context.show(&migration, |m| {
+                let next = if m.through.driven() { "is being moved" } else { "may move" };
+                print::line(&format!("{}: VM {vm} {next} to host {} now; its first frame there switches it", m.phase, m.to))
+            }),
+        },
+        _ = interrupted.recv() => {
+            print::note("\ngiving it up");
+            match client.migrate_cancel(vm).await {
+                Ok(receipt) => finished(context, &receipt),
+                // It was switched in this very moment: there is no way back, and none is needed.
+                Err(refused) => {
+                    print::note(&format!("{refused}"));
+                    until(&client, &begun, |_| false).await?;
+                    ended(context, &client, &begun).await
+                }
+            }
+        }
     }
-    print::note(&format!("VM {vm} may move to host {to} now; its first frame there switches it"));
-    let waiting = format!("waiting until VM {vm} runs on host {to}");
-    print::progress(&waiting, until(&client, &migration, |_| false)).await?;
-    ended(context, &client, &migration).await
+}
+
+/// Shows how far a migration is, until it is over.
+async fn moving(client: &Client, migration: &MigrationView) -> Outcome {
+    let mut bar = print::Bar::default();
+    let gone = until(client, migration, |m| {
+        bar.show(&stage(m), m.progress.as_ref().map_or((0, 0), |p| (p.transferred, p.total)));
+        false
+    })
+    .await;
+    bar.end();
+    gone.map(drop)
+}
+
+/// What a migration does at the moment.
+fn stage(m: &MigrationView) -> String {
+    match (m.phase.as_str(), &m.progress) {
+        ("switched", _) => format!("runs on {}, waiting for {}", m.to, waiting_for(m)),
+        (_, Some(p)) => p.status.clone(),
+        (phase, None) => phase.to_owned(),
+    }
 }
 
 /// Shows the receipt of a migration that is over.
@@ -81,50 +121,84 @@ pub async fn switch(context: &Context, vm: &VmRef) -> Outcome {
 
 /// `migrations`
 pub async fn migrations(context: &Context) -> Outcome {
-    context.show(&context.client()?.migrations().await?, |all| {
-        print::table(&table(all), "no migration is running")
-    })
+    let client = context.client()?;
+    let (running, receipts) = (client.migrations().await?, client.receipts().await?);
+    if context.json() {
+        return print::json(&serde_json::json!({ "running": running, "receipts": receipts }));
+    }
+    print::table(&table(&running), "no migration is running")?;
+    print::line("")?;
+    print::table(&receipt_table(&receipts), "no migration has ended yet")
 }
 
 /// `receipts`
 pub async fn receipts(context: &Context) -> Outcome {
     context.show(&context.client()?.receipts().await?, |all| {
-        let mut table = Table::new([
-            "VM",
-            "FROM",
-            "TO",
-            "RESULT",
-            "REDIRECTED",
-            "LOST",
-            "PREPARED IN",
-            "LAST HOST AFTER",
-            "REASON",
-        ]);
-        for r in all {
-            table.row([
-                r.vm.to_string(),
-                r.from.to_string(),
-                r.to.to_string(),
-                if r.moved { "moved" } else { "rolled back" }.to_owned(),
-                frames(r, r.redirected),
-                frames(r, r.lost),
-                micros(r.prepare_us),
-                micros(r.last_ack_us),
-                or_dash(r.reason.as_ref()),
-            ]);
-        }
-        print::table(&table, "no migration has ended yet")
+        print::table(&receipt_table(all), "no migration has ended yet")
     })
+}
+
+fn receipt_table(all: &[ReceiptView]) -> Table {
+    let mut table = Table::new([
+        "VM",
+        "FROM",
+        "TO",
+        "RESULT",
+        "THROUGH",
+        "PAUSE",
+        "FIRST FRAME",
+        "REDIRECTED",
+        "LOST",
+        "PREPARED IN",
+        "LAST HOST AFTER",
+        "REASON",
+    ]);
+    for r in all {
+        table.row([
+            r.vm.to_string(),
+            r.from.to_string(),
+            r.to.to_string(),
+            if r.moved { "moved" } else { "rolled back" }.to_owned(),
+            r.through.name().to_owned(),
+            or_dash(r.pause_us.map(micros)),
+            or_dash(r.first_frame_us.map(micros)),
+            frames(r, r.redirected),
+            frames(r, r.lost),
+            micros(r.prepare_us),
+            micros(r.last_ack_us),
+            or_dash(r.reason.as_ref()),
+        ]);
+    }
+    table
 }
 
 /// Running migrations as a table.
 pub fn table(all: &[MigrationView]) -> Table {
-    let mut table = Table::new(["VM", "FROM", "TO", "PHASE", "WAITING FOR"]);
+    let mut table = Table::new(["VM", "FROM", "TO", "PHASE", "THROUGH", "MOVED", "WAITING FOR"]);
     for m in all {
-        let waiting = if m.waiting_for.is_empty() { "-".to_owned() } else { m.waiting_for.join(" ") };
-        table.row([m.vm.to_string(), m.from.to_string(), m.to.to_string(), m.phase.clone(), waiting]);
+        table.row([
+            m.vm.to_string(),
+            m.from.to_string(),
+            m.to.to_string(),
+            m.phase.clone(),
+            m.through.name().to_owned(),
+            or_dash(m.progress.as_ref().map(progress)),
+            waiting_for(m),
+        ]);
     }
     table
+}
+
+/// `active, 12.0 of 96.0 MiB`
+fn progress(p: &Progress) -> String {
+    if p.total == 0 {
+        return p.status.clone();
+    }
+    format!("{}, {} of {} MiB", p.status, print::mib(p.transferred), print::mib(p.total))
+}
+
+fn waiting_for(m: &MigrationView) -> String {
+    if m.waiting_for.is_empty() { "-".to_owned() } else { m.waiting_for.join(" ") }
 }
 
 /// A receipt in words.
@@ -134,6 +208,27 @@ pub fn receipt(r: &ReceiptView) -> Outcome {
     } else {
         let reason = or_dash(r.reason.as_ref());
         print::line(&format!("VM {} stays on host {}: {reason}", r.vm, r.from))?;
+    }
+    let activated = match r.activated_by {
+        Some(ActivatedBy::Frame) => ", switched by its first frame",
+        Some(ActivatedBy::Resume) => ", switched by its hypervisor's word",
+        Some(ActivatedBy::Operator) => ", switched by an operator",
+        None => "",
+    };
+    let through = match r.through {
+        Through::SwitchOnly | Through::Other => "another tool",
+        Through::Qmp => "the agent, by QMP",
+        Through::Libvirt => "the agent, by libvirt",
+    };
+    print::line(&format!("  moved by                     {through}{activated}"))?;
+    for (name, us) in [
+        ("VM paused                  ", r.pause_us),
+        ("  by QEMU's own clock      ", r.downtime_us),
+        ("first frame after RESUME   ", r.first_frame_us),
+    ] {
+        if let Some(us) = us {
+            print::line(&format!("  {name}  {}", micros(us)))?;
+        }
     }
     print::line(&format!("  prepared on all hosts in     {}", micros(r.prepare_us)))?;
     if r.moved {
@@ -174,7 +269,7 @@ fn finished(context: &Context, found: &ReceiptView) -> Outcome {
 async fn until(
     client: &Client,
     migration: &MigrationView,
-    wanted: impl Fn(&MigrationView) -> bool,
+    mut wanted: impl FnMut(&MigrationView) -> bool,
 ) -> Outcome<Option<MigrationView>> {
     loop {
         match client.vm(&migration.vm).await?.migration.filter(|m| m.id == migration.id) {

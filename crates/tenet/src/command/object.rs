@@ -236,8 +236,9 @@ pub async fn vm(context: &Context, command: VmCommand) -> Outcome {
         VmCommand::Detach { vm, port } => {
             change::report(context, &client.detach(&vm, &Detach { port }).await?)
         }
-        VmCommand::Migrate { vm, to, devices, no_wait } => {
-            migrate::migrate(context, &vm, to, devices, no_wait).await
+        VmCommand::Migrate { vm, to, devices, through, no_wait } => {
+            let through = through.chosen(&to);
+            migrate::migrate(context, &vm, to, devices, through, no_wait).await
         }
         VmCommand::Switch { vm } => migrate::switch(context, &vm).await,
         VmCommand::Cancel { vm } => {

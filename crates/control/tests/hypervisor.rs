@@ -1,0 +1,379 @@
+//! What hypervisors say of a VM that moves, and what the controller makes of it.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
+use std::collections::BTreeMap;
+use tenet_control::{
+    Ack, Control, Frames, Hello, Measured, Output, PathReport, PathState, PortReport, Progress, SessionId,
+    Word,
+};
+use tenet_model::{
+    ActivatedBy, Change, Desired, Host, HostName, Method, Migration, Name, NetId, Network, Object, Operation,
+    Phase, Port, Receipt, Subnet, SubnetPrefix, Tenant, Through, Vm, VmRef, Vsid,
+};
+use uuid::Uuid;
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn vm() -> VmRef {
+    "t/sql".parse().unwrap()
+}
+
+/// A controller whose store takes everything and whose hosts acknowledge at once.
+struct Site {
+    store: Desired,
+    control: Control,
+    now: u64,
+    sessions: BTreeMap<HostName, SessionId>,
+    receipts: Vec<Receipt>,
+    drives: Vec<(bool, String)>,
+    told: Vec<String>,
+}
+
+impl Site {
+    fn new(connected: &[&str]) -> Self {
+        let mut store = Desired::default();
+        let mut objects = vec![
+            Object::Tenant(Tenant { name: name("t") }),
+            Object::Network(Network {
+                name: "t/blue".parse().unwrap(),
+                rdid: Uuid::from_u128(1),
+                id: NetId(1),
+                method: Method::Nvgre,
+                switching: None,
+            }),
+            Object::Subnet(Subnet {
+                name: "t/blue/web".parse().unwrap(),
+                vsid: Vsid::new(5000).unwrap(),
+                prefixes: vec![SubnetPrefix {
+                    prefix: "10.0.0.0/24".parse().unwrap(),
+                    gateway: "10.0.0.1".parse().unwrap(),
+                }],
+            }),
+            Object::Vm(Vm { name: vm() }),
+        ];
+        for n in 1..=3 {
+            let pa = format!("192.168.1.{n}").parse().unwrap();
+            objects.push(Object::Host(Host { name: name(&format!("h{n}")), pa, rewrite_pool: vec![] }));
+        }
+        let checked = store.check(&objects.into_iter().map(Operation::Put).collect()).unwrap();
+        store.apply(checked.operations(), 2);
+        let port = Port {
+            name: "t/sql/eth0".parse().unwrap(),
+            subnet: "t/blue/web".parse().unwrap(),
+            mac: "02:00:00:00:00:11".parse().unwrap(),
+            addresses: vec!["10.0.0.11".parse().unwrap()],
+            host: Some(name("h1")),
+            device: Some("tap0".into()),
+            tap: false,
+            queues: 1,
+            security: true,
+            rewrite: BTreeMap::new(),
+        };
+        let checked = store.check(&Change::put(Object::Port(port))).unwrap();
+        store.apply(checked.operations(), 3);
+        let control = Control::new(store.clone(), 1);
+        let mut site = Self {
+            store,
+            control,
+            now: 1_000_000,
+            sessions: BTreeMap::new(),
+            receipts: vec![],
+            drives: vec![],
+            told: vec![],
+        };
+        for host in connected {
+            site.connect(host);
+        }
+        site
+    }
+
+    fn connect(&mut self, host: &str) {
+        let hello = Hello { uplink_mtu: 1500, ..Hello::default() };
+        let (session, outputs) = self.control.opened(self.now, &name(host), hello).unwrap();
+        self.sessions.insert(name(host), session);
+        self.carry_out(outputs);
+    }
+
+    fn disconnect(&mut self, host: &str) {
+        let session = self.sessions.remove(&name(host)).unwrap();
+        let outputs = self.control.closed(self.now, session);
+        self.carry_out(outputs);
+    }
+
+    fn carry_out(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            let more = match output {
+                Output::Wake(session) => match self.control.next_message(self.now, session) {
+                    Some(message) => {
+                        let generation = match message {
+                            tenet_control::Message::Full { generation, .. } => generation,
+                            tenet_control::Message::Delta(d) => d.generation,
+                        };
+                        let port = PortReport {
+                            port: "t/sql/eth0".parse().unwrap(),
+                            present: true,
+                            carrier: true,
+                            ifindex: 1,
+                            mtu: 1458,
+                            state: "active".into(),
+                            detail: String::new(),
+                        };
+                        let ack = Ack { generation, ports: vec![port], ..Ack::default() };
+                        self.control.acked(self.now, session, ack)
+                    }
+                    None => vec![],
+                },
+                Output::Commit { operations, receipt, .. } => {
+                    self.receipts.extend(receipt);
+                    self.commit(&operations.into_iter().collect())
+                }
+                Output::Count { migration, vm, host, stage, .. } => {
+                    self.control.counted(self.now, migration, &vm, &host, stage, Some(Frames::default()))
+                }
+                Output::Drive { uri, cancel, .. } => {
+                    self.drives.push((cancel, uri));
+                    vec![]
+                }
+                Output::Happened(h) => {
+                    self.told.push(format!("{}: {}", h.kind, h.text));
+                    vec![]
+                }
+                Output::Switch { .. } | Output::Close { .. } => vec![],
+            };
+            self.carry_out(more);
+        }
+    }
+
+    fn commit(&mut self, change: &Change) -> Vec<Output> {
+        let checked = self.store.check(change).expect("a legal change");
+        let revision = self.store.revision + 1;
+        self.store.apply(checked.operations(), revision);
+        self.control.changed(self.now, revision, checked.operations())
+    }
+
+    fn migrate(&mut self, through: Through) {
+        let migration = Migration {
+            vm: vm(),
+            id: Uuid::from_u128(9),
+            from: name("h1"),
+            to: name("h2"),
+            devices: [(name("eth0"), "tap0".to_owned())].into(),
+            rewrite: BTreeMap::new(),
+            phase: Phase::Preparing,
+            started_ms: self.now / 1000,
+            switched_ms: None,
+            through,
+            uri: through.driven().then(|| "tcp:h2:1".to_owned()),
+        };
+        let outputs = self.commit(&Change::put(Object::Migration(migration)));
+        self.carry_out(outputs);
+    }
+
+    fn say(&mut self, host: &str, word: Word) {
+        let outputs = self.control.hypervisor(self.now, self.sessions[&name(host)], &vm(), word);
+        self.carry_out(outputs);
+    }
+
+    fn status(&mut self, host: &str, status: &str) {
+        let progress = Progress { transferred: 10, total: 100, status: status.into() };
+        self.say(host, Word::Migration { progress, downtime_us: None, error: "no room".into() });
+    }
+
+    fn pass(&mut self, us: u64) {
+        let end = self.now + us;
+        while self.now < end {
+            self.now += 100_000.min(end - self.now);
+            let outputs = self.control.tick(self.now);
+            self.carry_out(outputs);
+        }
+    }
+
+    fn phase(&self) -> Option<Phase> {
+        self.store.migrations.get(&vm()).map(|m| m.value.phase)
+    }
+
+    fn home(&self) -> String {
+        self.store.ports.values().next().unwrap().value.host.as_ref().unwrap().to_string()
+    }
+}
+
+#[test]
+fn a_driven_migration_has_all_figures_in_its_receipt() {
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::Qmp);
+    site.pass(100_000);
+    assert_eq!(site.phase(), Some(Phase::Prepared));
+    assert_eq!(site.drives, [(false, "tcp:h2:1".to_owned())], "told once");
+    site.status("h1", "active");
+    assert_eq!(site.control.migration_progress(&vm()).unwrap().total, 100);
+    site.now += 1000;
+    site.say("h1", Word::Stopped);
+    assert_eq!(site.phase(), Some(Phase::Prepared), "the stop alone is no switch");
+    site.now += 70_000;
+    site.say("h2", Word::Resumed);
+    assert!(site.receipts.is_empty(), "the first frame is waited for");
+    site.say("h2", Word::FirstFrame { after_us: 1200 });
+    let progress = Progress { status: "completed".into(), ..Progress::default() };
+    site.say("h1", Word::Migration { progress, downtime_us: Some(60_000), error: String::new() });
+    site.pass(200_000);
+    let receipt = &site.receipts[0];
+    assert!(receipt.moved && receipt.exact, "{receipt:?}");
+    assert_eq!(
+        (receipt.pause_us, receipt.downtime_us, receipt.first_frame_us),
+        (Some(70_000), Some(60_000), Some(1200))
+    );
+    assert_eq!((receipt.activated_by, receipt.through), (Some(ActivatedBy::Resume), Through::Qmp));
+    assert_eq!((site.phase(), site.home()), (None, "h2".to_owned()));
+}
+
+#[test]
+fn a_receipt_does_not_wait_for_ever_for_words() {
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::SwitchOnly);
+    site.pass(100_000);
+    site.say("h2", Word::Resumed);
+    site.pass(1_500_000);
+    let receipt = &site.receipts[0];
+    assert_eq!((receipt.moved, receipt.pause_us, receipt.first_frame_us), (true, None, None));
+    assert!(site.drives.is_empty());
+}
+
+#[test]
+fn a_failed_or_cancelled_move_is_rolled_back_at_once() {
+    for status in ["failed", "cancelled"] {
+        for through in [Through::Qmp, Through::SwitchOnly, Through::Other] {
+            let mut site = Site::new(&["h1", "h2", "h3"]);
+            site.migrate(through);
+            site.pass(100_000);
+            site.say("h1", Word::Stopped);
+            site.say("h1", Word::Resumed);
+            // The destination has no say in it.
+            site.status("h2", status);
+            assert!(site.receipts.is_empty());
+            site.status("h1", status);
+            let receipt = &site.receipts[0];
+            assert!(!receipt.moved && receipt.pause_us.is_none(), "{receipt:?}");
+            assert!(receipt.reason.as_ref().unwrap().contains("no room"), "{receipt:?}");
+            assert_eq!((site.phase(), site.home()), (None, "h1".to_owned()));
+        }
+    }
+}
+
+#[test]
+fn a_failure_after_the_switch_is_none() {
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::Qmp);
+    site.pass(100_000);
+    site.say("h2", Word::Resumed);
+    site.status("h1", "failed");
+    site.say("h1", Word::Resumed);
+    assert!(site.told.iter().any(|t| t.contains("end one of the two")), "{:?}", site.told);
+    site.pass(2_000_000);
+    assert!(site.receipts[0].moved);
+    // Later, each claim of the host that has it no more is told, and changes nothing.
+    site.told.clear();
+    site.say("h1", Word::Resumed);
+    assert!(site.told[0].starts_with("problem: t/sql runs on h1"), "{:?}", site.told);
+    assert_eq!(site.home(), "h2");
+}
+
+#[test]
+fn giving_up_stops_the_hypervisor_before_the_network_lets_go() {
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::Qmp);
+    site.pass(100_000);
+    let outputs = site.control.cancel(site.now, &vm(), "it was cancelled").unwrap();
+    site.carry_out(outputs);
+    assert!(site.drives[1].0 && site.receipts.is_empty());
+    site.status("h1", "cancelled");
+    assert_eq!(site.receipts[0].reason.as_deref(), Some("it was cancelled"));
+
+    // The move was quicker.
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::Qmp);
+    site.pass(100_000);
+    let outputs = site.control.cancel(site.now, &vm(), "it was cancelled").unwrap();
+    site.carry_out(outputs);
+    site.say("h2", Word::Resumed);
+    site.pass(8_000_000);
+    assert!(site.receipts[0].moved);
+
+    // Nobody confirms it.
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::Qmp);
+    site.pass(100_000);
+    let outputs = site.control.cancel(site.now, &vm(), "it was cancelled").unwrap();
+    site.carry_out(outputs);
+    site.pass(6_000_000);
+    assert!(site.receipts[0].reason.as_ref().unwrap().contains("did not confirm"));
+}
+
+#[test]
+fn a_source_that_comes_back_is_told_again_and_one_that_does_not_ends_it() {
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::Libvirt);
+    site.pass(100_000);
+    site.disconnect("h1");
+    site.pass(1_000_000);
+    site.connect("h1");
+    site.pass(100_000);
+    assert_eq!(site.drives.len(), 2);
+
+    let mut site = Site::new(&["h2", "h3"]);
+    site.migrate(Through::Qmp);
+    site.pass(12_000_000);
+    assert!(site.drives.is_empty());
+    assert!(site.receipts[0].reason.as_ref().unwrap().contains("host h1"), "{:?}", site.receipts);
+}
+
+#[test]
+fn a_paused_vm_that_was_moved_is_on_its_new_host() {
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::Qmp);
+    site.pass(100_000);
+    site.status("h1", "completed");
+    site.pass(4_000_000);
+    assert_eq!((site.receipts[0].moved, site.home().as_str()), (true, "h2"));
+}
+
+#[test]
+fn a_host_that_cannot_take_the_vm_is_refused_with_the_reason() {
+    let mut site = Site::new(&["h1", "h3"]);
+    let why = site.control.ready_for(&vm(), &name("h2")).unwrap_err();
+    assert!(why.text.contains("h2 is not connected"), "{why:?}");
+    site.connect("h2");
+    assert_eq!(site.control.ready_for(&vm(), &name("h2")), Ok(()));
+    // A path that is too narrow counts if it leads to a host of the network.
+    let path = |peer: &str, pa: &str, mtu| PathReport {
+        peer: name(peer),
+        pa: pa.parse().unwrap(),
+        mtu: Some(mtu),
+        state: PathState::Measured,
+        rtt_us: 1,
+        age_ms: 0,
+        method: "nvgre".into(),
+        limited_by: None,
+        detail: String::new(),
+    };
+    let session = site.sessions[&name("h2")];
+    let mut measured = |paths| {
+        let outputs = site.control.measured(site.now, session, Measured { paths, uplinks: vec![] });
+        drop(outputs);
+        site.control.ready_for(&vm(), &name("h2"))
+    };
+    assert_eq!(measured(vec![path("h3", "192.168.1.3", 1300)]), Ok(()), "h3 has no port of the network");
+    let why = measured(vec![path("h1", "192.168.1.1", 1400)]).unwrap_err();
+    assert!(
+        why.text.contains("1358") && why.text.contains("1458") && why.text.contains("path to host h1"),
+        "{why:?}"
+    );
+    assert_eq!(measured(vec![path("h1", "192.168.1.1", 1500)]), Ok(()));
+    let (_, outputs) =
+        site.control.opened(site.now, &name("h2"), Hello { uplink_mtu: 1450, ..Hello::default() }).unwrap();
+    drop(outputs);
+    let why = site.control.ready_for(&vm(), &name("h2")).unwrap_err();
+    assert!(why.text.contains("uplink's MTU is 1450"), "{why:?}");
+}

@@ -1,0 +1,173 @@
+//! With real QEMUs, which need no guest: an idle BIOS moves like any VM.
+
+use super::{Order, watch};
+use crate::vms::{Said, What};
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use tenet_model::VmRef;
+use tokio::sync::mpsc;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("tenet-qmp-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Qemu(Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn there() -> bool {
+    let found = Command::new("qemu-system-x86_64").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !found {
+        println!("SKIPPED: qemu-system-x86_64 is not installed");
+    }
+    found
+}
+
+fn qemu(monitor: &Path, incoming: Option<&str>) -> Qemu {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-M", "pc", "-accel", "tcg,tb-size=16", "-nodefaults", "-display", "none", "-m", "16"]);
+    command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+    if let Some(uri) = incoming {
+        command.args(["-incoming", uri]);
+    }
+    Qemu(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+/// A host's folder that is watched.
+struct Host {
+    folder: Folder,
+    orders: mpsc::Sender<Order>,
+    heard: mpsc::Receiver<Said>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Host {
+    fn new(name: &str) -> Self {
+        let folder = Folder::new(name);
+        let (orders, taken) = mpsc::channel(4);
+        let (said, heard) = mpsc::channel(64);
+        let task = tokio::spawn(watch(folder.0.clone(), said, taken));
+        Self { folder, orders, heard, task }
+    }
+
+    fn monitor(&self) -> PathBuf {
+        self.folder.0.join("contoso.sql.sock")
+    }
+
+    /// Words until the one that is waited for.
+    async fn until(&mut self, what: &str, wanted: impl Fn(&What) -> bool) -> (Vec<What>, Said) {
+        let mut before = Vec::new();
+        let waited = async {
+            loop {
+                let said = self.heard.recv().await.unwrap();
+                if wanted(&said.what) {
+                    return said;
+                }
+                before.push(said.what);
+            }
+        };
+        let found = tokio::time::timeout(PATIENCE, waited).await;
+        let found = found.unwrap_or_else(|_| panic!("{what} is not told, but {before:?}"));
+        (before, found)
+    }
+}
+
+fn is(status: &'static str) -> impl Fn(&What) -> bool {
+    move |what| matches!(what, What::Migration(m) if m.status == status)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_is_moved_and_both_sides_tell_of_it() {
+    if !there() {
+        return;
+    }
+    let vm: VmRef = "contoso/sql".parse().unwrap();
+    let (mut from, mut to) = (Host::new("from"), Host::new("to"));
+    let uri = format!("unix:{}", to.folder.0.join("memory").display());
+    let old = qemu(&from.monitor(), None);
+    from.until("that it runs", |w| *w == What::Resumed).await;
+    let _new = qemu(&to.monitor(), Some(&uri));
+    while !to.folder.0.join("memory").exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    from.orders.send(Order::Drive { vm: vm.clone(), uri, cancel: false }).await.unwrap();
+    let (_, stopped) = from.until("STOP", |w| *w == What::Stopped).await;
+    let (_, done) = from.until("the end", is("completed")).await;
+    let What::Migration(figures) = &done.what else { panic!("{done:?}") };
+    assert!(figures.downtime_ms.is_some() && figures.total >= 16 << 20, "{figures:?}");
+    let (_, resumed) = to.until("RESUME", |w| *w == What::Resumed).await;
+    assert!(resumed.time_us > stopped.time_us, "{stopped:?} {resumed:?}");
+    println!("STOP to RESUME {} us, {figures:?}", resumed.time_us - stopped.time_us);
+    // The order again, as after a break of the session: it is over, and said to be.
+    from.orders.send(Order::Drive { vm, uri: "unix:/nowhere".into(), cancel: false }).await.unwrap();
+    from.until("that it is over", is("completed")).await;
+    drop(old);
+    from.until("that QEMU has ended", |w| *w == What::Silent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_to_nowhere_fails_with_qemu_s_reason_and_the_vm_runs_on() {
+    if !there() {
+        return;
+    }
+    let vm: VmRef = "contoso/sql".parse().unwrap();
+    let mut host = Host::new("nowhere");
+    host.orders.send(Order::Drive { vm: vm.clone(), uri: "unix:/x".into(), cancel: false }).await.unwrap();
+    let (_, missing) = host.until("that no QEMU is there", is("failed")).await;
+    assert!(format!("{missing:?}").contains("contoso.sql.sock"), "{missing:?}");
+    let _qemu = qemu(&host.monitor(), None);
+    host.until("that it runs", |w| *w == What::Resumed).await;
+    let uri = format!("unix:{}", host.folder.0.join("nobody").display());
+    host.orders.send(Order::Drive { vm: vm.clone(), uri, cancel: false }).await.unwrap();
+    let (before, failed) = host.until("the failure", is("failed")).await;
+    let What::Migration(m) = &failed.what else { panic!("{failed:?}") };
+    assert!(!m.error.is_empty() && !before.contains(&What::Stopped), "{failed:?} {before:?}");
+    host.orders.send(Order::Drive { vm, uri: String::new(), cancel: true }).await.unwrap();
+    host.until("that nothing is left to give up", is("cancelled")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_under_way_is_given_up() {
+    if !there() {
+        return;
+    }
+    let vm: VmRef = "contoso/sql".parse().unwrap();
+    let mut host = Host::new("given-up");
+    let uri = format!("unix:{}", host.folder.0.join("silent").display());
+    // It takes the connection and nothing more, so that the move stays under way.
+    let _silent = std::os::unix::net::UnixListener::bind(host.folder.0.join("silent")).unwrap();
+    let _qemu = qemu(&host.monitor(), None);
+    host.until("that it runs", |w| *w == What::Resumed).await;
+    host.orders.send(Order::Drive { vm: vm.clone(), uri, cancel: false }).await.unwrap();
+    host.until("that it moves", |w| is("active")(w) || is("setup")(w)).await;
+    host.orders.send(Order::Drive { vm, uri: String::new(), cancel: true }).await.unwrap();
+    host.until("that it is given up", is("cancelled")).await;
+}

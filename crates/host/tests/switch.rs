@@ -1,0 +1,159 @@
+//! What a hypervisor says of a VM that moves, in every order with the controller's rows.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use common::{OTHER, OWN, Sim, devices, port, port_ref, record, small};
+use tenet_compile::{PortState, Rows};
+use tenet_host::{Input, Message};
+use tenet_tables::{PORT_ACTIVE, PORT_MOVED, PORT_PREPARED};
+
+/// This host's VM `sql` (11) as the rows have it.
+fn source(generation: u64, state: PortState, peer: Option<[u8; 4]>) -> Rows {
+    let mut rows = small(generation);
+    for row in [record(1, 11, OWN, peer), port(1, 11, state, peer)] {
+        rows.0.insert(row.key(), (row, generation));
+    }
+    rows
+}
+
+/// The other host's VM `web` (12) comes here.
+fn destination(generation: u64, state: PortState, peer: Option<[u8; 4]>) -> Rows {
+    let mut rows = small(generation);
+    for row in [record(1, 12, OTHER, Some(OWN)), port(1, 12, state, peer)] {
+        rows.0.insert(row.key(), (row, generation));
+    }
+    rows
+}
+
+fn state(sim: &Sim, ifindex: u32) -> u8 {
+    sim.image.ports[&ifindex].state
+}
+
+fn activations(sim: &mut Sim) -> usize {
+    sim.said().iter().filter(|m| matches!(m, Message::PortActivated(_))).count()
+}
+
+fn restarted(sim: &Sim, rows: Rows, generation: u64) -> Sim {
+    let mut again = Sim::new();
+    (again.image, again.attached) = (sim.image.clone(), sim.attached.clone());
+    again.feed(Input::Devices(devices(&[("eth0", 2), ("tap1-11", 11), ("tap1-12", 12)])));
+    again.feed(Input::Cached { generation, rows });
+    again.look();
+    again.feed(Input::Connected);
+    again
+}
+
+#[test]
+fn a_source_redirects_from_the_stop_on_and_takes_it_back_when_the_vm_goes_on() {
+    let sql = port_ref(1, 11).vm_ref();
+    let mut sim = Sim::started();
+    sim.full(7, small(7));
+    // Nothing moves: a word on the VM changes nothing.
+    sim.applied.clear();
+    sim.feed(Input::VmStopped(sql.clone()));
+    sim.feed(Input::VmResumed(sql.clone()));
+    assert!(sim.applied.is_empty());
+    sim.full(8, source(8, PortState::Active, Some(OTHER)));
+    assert_eq!(state(&sim, 11), PORT_ACTIVE);
+    sim.feed(Input::VmStopped(sql.clone()));
+    assert_eq!(state(&sim, 11), PORT_MOVED);
+    sim.said();
+    // Looks, the same rows again and newer ones of the same migration leave it so, and none of it is a repair.
+    sim.look();
+    sim.full(8, source(8, PortState::Active, Some(OTHER)));
+    sim.full(9, source(9, PortState::Active, Some(OTHER)));
+    sim.feed(Input::VmForgotten(sql.clone()));
+    sim.look();
+    assert_eq!(state(&sim, 11), PORT_MOVED);
+    assert_eq!(sim.core.stats().repairs, 0);
+    sim.feed(Input::VmResumed(sql.clone()));
+    assert_eq!(state(&sim, 11), PORT_ACTIVE);
+    sim.feed(Input::VmStopped(sql.clone()));
+    sim.full(10, source(10, PortState::Moved, Some(OTHER)));
+    assert_eq!(state(&sim, 11), PORT_MOVED);
+    // What the controller says stays.
+    sim.feed(Input::VmResumed(sql));
+    assert_eq!(state(&sim, 11), PORT_MOVED);
+}
+
+#[test]
+fn a_rollback_ends_the_redirect_even_if_nobody_says_that_the_vm_goes_on() {
+    let sql = port_ref(1, 11).vm_ref();
+    let mut sim = Sim::started();
+    sim.full(8, source(8, PortState::Active, Some(OTHER)));
+    sim.feed(Input::VmStopped(sql.clone()));
+    sim.full(9, small(9));
+    assert_eq!(state(&sim, 11), PORT_ACTIVE);
+    sim.feed(Input::VmForgotten(sql));
+    // A new migration begins with a VM that runs.
+    sim.full(10, source(10, PortState::Active, Some(OTHER)));
+    assert_eq!(state(&sim, 11), PORT_ACTIVE);
+}
+
+#[test]
+fn a_restarted_agent_finds_the_redirect_and_the_end_of_it() {
+    let sql = port_ref(1, 11).vm_ref();
+    let mut sim = Sim::started();
+    let rows = || source(8, PortState::Active, Some(OTHER));
+    sim.full(8, rows());
+    sim.feed(Input::VmStopped(sql.clone()));
+    let mut again = restarted(&sim, rows(), 8);
+    assert_eq!((state(&again, 11), again.core.stats().repairs), (PORT_MOVED, 0));
+    again.feed(Input::VmResumed(sql));
+    assert_eq!(state(&again, 11), PORT_ACTIVE);
+    // What an earlier migration to the same host left is none of this one's.
+    let late = restarted(&sim, source(20, PortState::Active, Some(OTHER)), 20);
+    assert_eq!(state(&late, 11), PORT_ACTIVE);
+}
+
+#[test]
+fn a_destination_is_active_from_the_resume_on_whichever_comes_first() {
+    let web = port_ref(1, 12).vm_ref();
+    for resumed_first in [false, true] {
+        let mut sim = Sim::started();
+        sim.full(7, small(7));
+        if resumed_first {
+            sim.feed(Input::VmResumed(web.clone()));
+        }
+        sim.full(8, destination(8, PortState::Prepared, Some(OTHER)));
+        if !resumed_first {
+            assert_eq!(state(&sim, 12), PORT_PREPARED);
+            sim.said();
+            sim.feed(Input::VmResumed(web.clone()));
+        }
+        assert_eq!(state(&sim, 12), PORT_ACTIVE);
+        assert_eq!(activations(&mut sim), 1);
+        // Told once; looks and the controller's slower rows do not undo it.
+        sim.look();
+        sim.full(9, destination(9, PortState::Prepared, Some(OTHER)));
+        sim.feed(Input::VmResumed(web.clone()));
+        assert_eq!((state(&sim, 12), activations(&mut sim)), (PORT_ACTIVE, 0));
+        sim.full(10, destination(10, PortState::Active, Some(OTHER)));
+        // Its rows look like a source's now: a pause is no reason to send its frames back.
+        sim.feed(Input::VmStopped(web.clone()));
+        assert_eq!(state(&sim, 12), PORT_ACTIVE);
+        assert_eq!(sim.core.stats().repairs, 0);
+    }
+}
+
+#[test]
+fn a_vm_that_went_and_comes_back_waits_for_its_resume() {
+    let sql = port_ref(1, 11).vm_ref();
+    let mut sim = Sim::started();
+    sim.full(7, small(7));
+    sim.feed(Input::VmResumed(sql.clone()));
+    sim.full(8, source(8, PortState::Active, Some(OTHER)));
+    sim.feed(Input::VmStopped(sql.clone()));
+    sim.full(9, source(9, PortState::Moved, Some(OTHER)));
+    let mut gone = small(10);
+    gone.0.remove(&port(1, 11, PortState::Active, None).key()).unwrap();
+    sim.full(10, gone);
+    sim.full(11, source(11, PortState::Prepared, Some(OTHER)));
+    assert_eq!(state(&sim, 11), PORT_PREPARED, "the old QEMU, stopped, is no reason to activate");
+    sim.feed(Input::VmForgotten(sql.clone()));
+    assert_eq!(state(&sim, 11), PORT_PREPARED);
+    sim.feed(Input::VmResumed(sql));
+    assert_eq!(state(&sim, 11), PORT_ACTIVE);
+}
