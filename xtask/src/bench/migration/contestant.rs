@@ -68,8 +68,16 @@ pub struct Sample {
     pub beyond: usize,
     /// When the first of those were sent, counted from RESUME.
     pub strays: Vec<f64>,
-    /// From RESUME to the first answer.
+    /// From RESUME to the first answer of the guest's kernel, to a ping.
     pub first_reply: Option<f64>,
+    /// From RESUME to the first answer of the guest's program, to a probe.
+    pub first_answer: Option<f64>,
+    /// Pings sent.
+    pub pings: usize,
+    /// Pings lost.
+    pub pings_lost: usize,
+    /// Pings lost that the pause does not excuse.
+    pub pings_beyond: usize,
     /// TCP bytes sent.
     pub tcp_sent: u64,
     /// TCP bytes that never came back.
@@ -215,7 +223,8 @@ fn measure(
         None => Stream::connect(fabric.client(), address, ECHO)?,
     };
     let stream = &*guest.stream.insert(stream);
-    let probe = Probe::start(fabric.client(), (address, ECHO), step)?;
+    let probe = Probe::start(fabric.client(), address, Some(ECHO), step)?;
+    let ping = Probe::start(fabric.client(), address, None, step)?;
     let sent = stream.sent();
     // Ten guests at once share the processors with their streams.
     stream.run(if kind.at_once > 1 { 10 } else { 1 });
@@ -237,9 +246,10 @@ fn measure(
     let over = resume.at + AFTER.as_micros() as Micros;
     std::thread::sleep(Duration::from_micros((over - clock::now()).max(0) as u64));
 
-    let seen = probe.stop()?;
+    let (seen, pings) = (probe.stop()?, ping.stop()?);
     let times = Times { asked, stop: stop.at, resume: resume.at, done: done.at.max(resume.at) };
     let losses = seen.losses(times.stop, times.resume, MARGIN);
+    let pings = pings.losses(times.stop, times.resume, MARGIN);
     if losses.first_reply.is_none() {
         bail!("the guest is silent for {} s after RESUME; {}", SILENCE.as_secs(), target.last_words());
     }
@@ -250,7 +260,7 @@ fn measure(
     // The old QEMU ends here.
     guest.machine = Some(target);
     let round_trip = seen.round_trip(asked).map(clock::millis);
-    Ok(sample(fabric.name(), kind, to, times, round_trip, losses, flow, settled))
+    Ok(sample(fabric.name(), kind, to, times, round_trip, (losses, pings), flow, settled))
 }
 
 struct Times {
@@ -267,7 +277,7 @@ fn sample(
     to: usize,
     times: Times,
     round_trip: Option<f64>,
-    losses: Losses,
+    (losses, pings): (Losses, Losses),
     flow: Flow,
     settled: Settled,
 ) -> Sample {
@@ -282,7 +292,11 @@ fn sample(
         lost: losses.lost,
         beyond: losses.beyond.len(),
         strays: losses.beyond.iter().take(20).map(|at| clock::millis(*at)).collect(),
-        first_reply: losses.first_reply.map(clock::millis),
+        first_reply: pings.first_reply.map(clock::millis),
+        first_answer: losses.first_reply.map(clock::millis),
+        pings: pings.sent,
+        pings_lost: pings.lost,
+        pings_beyond: pings.beyond.len(),
         tcp_sent: flow.sent,
         tcp_lost: flow.lost,
         tcp_gap: clock::millis(flow.gap),

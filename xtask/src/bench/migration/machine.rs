@@ -93,8 +93,11 @@ impl Machine {
     #[must_use]
     pub fn last_words(&self) -> String {
         let console = self.guest.console_log();
-        let tail: Vec<&str> = console.lines().rev().take(8).collect();
-        let tail: Vec<&str> = tail.into_iter().rev().map(str::trim).filter(|l| !l.is_empty()).collect();
+        let bad = ["BUG", "Oops", "panic", "fault", "RIP:", "Call Trace"];
+        let lines: Vec<&str> = console.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        let ill = lines.iter().position(|l| bad.iter().any(|b| l.contains(b)));
+        let from = ill.unwrap_or(lines.len().saturating_sub(4));
+        let tail: Vec<&str> = lines.get(from..).unwrap_or_default().iter().take(4).copied().collect();
         let runs = if self.guest.runs() { "QEMU runs" } else { "QEMU has ended" };
         format!("{runs}; console: {}", tail.join(" / "))
     }

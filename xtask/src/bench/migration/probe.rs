@@ -1,8 +1,10 @@
-//! A datagram every millisecond to the guest's echo, each with its number, and what became of each.
+//! A question every millisecond, each with its number, and what became of each: datagrams to the guest's echo, which a
+//! program answers, or pings, which its kernel answers.
 
 use super::clock::{self, Micros};
 use anyhow::{Context as _, Result};
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::JoinHandle;
@@ -11,8 +13,10 @@ use tenet_hostnet::Netns;
 
 /// How long answers are waited for after the last question.
 const LATE: Duration = Duration::from_millis(250);
-/// Bytes of a datagram: which probe's it is, and its number.
-const SIZE: usize = 12;
+const ECHO_REQUEST: u8 = 8;
+const ECHO_REPLY: u8 = 0;
+/// ICMP's header (RFC 792), then which probe's it is, and its number. Datagrams have the same bytes.
+const SIZE: usize = 20;
 
 /// A running probe.
 pub struct Probe {
@@ -41,24 +45,27 @@ pub struct Losses {
 }
 
 impl Probe {
-    /// Asks the echo at an address from a namespace once in `step`.
+    /// Asks an address from a namespace once in `step`: the echo at a port, or the kernel by pings.
     ///
     /// # Errors
     /// If that cannot be begun.
-    pub fn start(netns: &Netns, who: (Ipv4Addr, u16), step: Duration) -> Result<Self> {
+    pub fn start(netns: &Netns, who: Ipv4Addr, port: Option<u16>, step: Duration) -> Result<Self> {
         let open = || -> std::io::Result<(UdpSocket, UdpSocket)> {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-            socket.connect(who)?;
+            let socket = match port {
+                Some(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?,
+                None => raw_icmp()?,
+            };
+            socket.connect((who, port.unwrap_or(0)))?;
             socket.set_read_timeout(Some(Duration::from_millis(20)))?;
             Ok((socket.try_clone()?, socket))
         };
-        let (tx, rx) = netns.run(open)?.with_context(|| format!("open a probe of {}", who.0))?;
+        let (tx, rx) = netns.run(open)?.with_context(|| format!("open a probe of {who}"))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (send_stop, receive_stop) = (stop.clone(), stop.clone());
         let (id, heard) = (clock::now() as u64, Arc::new(AtomicI64::new(0)));
         let tell = heard.clone();
         let name = || std::thread::Builder::new().name("probe".to_owned());
-        let receiver = name().spawn(move || receive(&rx, id, &tell, &receive_stop))?;
+        let receiver = name().spawn(move || receive(&rx, id, port.is_none(), &tell, &receive_stop))?;
         let sender = name().spawn(move || send(&tx, id, step, &send_stop))?;
         Ok(Self { stop, heard, sender, receiver })
     }
@@ -132,7 +139,13 @@ fn send(socket: &UdpSocket, id: u64, step: Duration, stop: &AtomicBool) -> Vec<M
     sent
 }
 
-fn receive(socket: &UdpSocket, id: u64, heard: &AtomicI64, stop: &AtomicBool) -> Vec<(u32, Micros)> {
+fn receive(
+    socket: &UdpSocket,
+    id: u64,
+    raw: bool,
+    heard: &AtomicI64,
+    stop: &AtomicBool,
+) -> Vec<(u32, Micros)> {
     clock::first_served();
     let mut answers = Vec::new();
     let mut buffer = [0; 512];
@@ -140,7 +153,7 @@ fn receive(socket: &UdpSocket, id: u64, heard: &AtomicI64, stop: &AtomicBool) ->
     while end.is_none_or(|end| Instant::now() < end) {
         if let Ok(length) = socket.recv(&mut buffer) {
             let at = clock::now();
-            if let Some(number) = number(buffer.get(..length).unwrap_or_default(), id) {
+            if let Some(number) = number(buffer.get(..length).unwrap_or_default(), id, raw) {
                 answers.push((number, at));
                 heard.store(at, Ordering::Relaxed);
             }
@@ -154,15 +167,35 @@ fn receive(socket: &UdpSocket, id: u64, heard: &AtomicI64, stop: &AtomicBool) ->
 
 fn question(id: u64, number: u32) -> [u8; SIZE] {
     let mut bytes = [0; SIZE];
-    bytes[..8].copy_from_slice(&id.to_be_bytes());
-    bytes[8..].copy_from_slice(&number.to_be_bytes());
+    bytes[0] = ECHO_REQUEST;
+    bytes[8..16].copy_from_slice(&id.to_be_bytes());
+    bytes[16..].copy_from_slice(&number.to_be_bytes());
+    let mut sum: u32 = bytes.chunks_exact(2).map(|c| u32::from(u16::from_be_bytes([c[0], c[1]]))).sum();
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    bytes[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
     bytes
 }
 
-/// The number in an answer to us.
-fn number(bytes: &[u8], ours: u64) -> Option<u32> {
-    let (id, number) = bytes.split_first_chunk()?;
-    (u64::from_be_bytes(*id) == ours).then_some(u32::from_be_bytes(number.try_into().ok()?))
+/// The number in an answer to us. Raw sockets get the IP header, too, and everybody's messages.
+fn number(packet: &[u8], ours: u64, raw: bool) -> Option<u32> {
+    let header = if raw { usize::from(packet.first()? & 0xf) * 4 } else { 0 };
+    let bytes: &[u8; SIZE] = packet.get(header..)?.first_chunk()?;
+    let (id, number) = bytes.get(8..)?.split_first_chunk()?;
+    let answer = !raw || bytes[0] == ECHO_REPLY;
+    (answer && u64::from_be_bytes(*id) == ours).then_some(u32::from_be_bytes(number.try_into().ok()?))
+}
+
+fn raw_icmp() -> std::io::Result<UdpSocket> {
+    // SAFETY: the call takes three numbers; a non-negative result is a new descriptor that nobody else owns.
+    let socket = unsafe {
+        match libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_ICMP) {
+            fd if fd >= 0 => OwnedFd::from_raw_fd(fd),
+            _ => return Err(std::io::Error::last_os_error()),
+        }
+    };
+    // Connecting, sending and receiving are the same system calls for every kind of datagram socket.
+    Ok(UdpSocket::from(socket))
 }
 
 #[cfg(test)]
@@ -193,10 +226,14 @@ mod tests {
     #[test]
     fn answers_of_others_are_not_ours() {
         let bytes = question(7, 70_000);
-        assert_eq!(
-            (number(&bytes, 7), number(&bytes, 8), number(&bytes[..11], 7)),
-            (Some(70_000), None, None)
-        );
+        assert_eq!((number(&bytes, 7, false), number(&bytes, 8, false)), (Some(70_000), None));
+        assert_eq!(number(&bytes[..19], 7, false), None);
+        let mut packet = vec![0x45; 20];
+        packet.extend(bytes);
+        assert_eq!(number(&packet, 7, true), None, "a request");
+        packet[20] = ECHO_REPLY;
+        assert_eq!((number(&packet, 7, true), number(&packet, 8, true)), (Some(70_000), None));
+        assert_eq!(number(&[], 7, true), None);
     }
 
     #[test]
@@ -210,13 +247,15 @@ mod tests {
             }
         });
         let netns = Netns::current().unwrap();
-        let Ok(probe) = Probe::start(&netns, (Ipv4Addr::LOCALHOST, port), Duration::from_millis(1)) else {
-            println!("SKIPPED: entering a namespace needs root");
-            return;
-        };
-        probe.wait_heard(clock::now() + 50_000, Duration::from_secs(10));
-        let seen = probe.stop().unwrap();
-        let lost = seen.0.iter().filter(|(_, answer)| answer.is_none()).count();
-        assert!(seen.0.len() > 10 && lost == 0, "{lost} of {} lost", seen.0.len());
+        for port in [Some(port), None] {
+            let Ok(probe) = Probe::start(&netns, Ipv4Addr::LOCALHOST, port, Duration::from_millis(1)) else {
+                println!("SKIPPED: entering a namespace and raw sockets need root");
+                return;
+            };
+            probe.wait_heard(clock::now() + 50_000, Duration::from_secs(10));
+            let seen = probe.stop().unwrap();
+            let lost = seen.0.iter().filter(|(_, answer)| answer.is_none()).count();
+            assert!(seen.0.len() > 10 && lost == 0, "{port:?}: {lost} of {} lost", seen.0.len());
+        }
     }
 }

@@ -51,13 +51,16 @@ impl Results {
             (Some(_) | None, _) => String::new(),
         };
         let line = format!(
-            "{:<14} pause {:.1} ms, lost {} of {}, beyond {}{strays}, first reply {} ms, TCP lost {} of {} (gap {:.0} ms), redirected {}, last ack {} ms, stale {}; {:.0} ms in all, round trip {} ms",
+            "{:<14} pause {:.1} ms, lost {} of {}, beyond {}{strays}, pings lost {} beyond {}, first reply {} ms (program's {}), TCP lost {} of {} (gap {:.0} ms), redirected {}, last ack {} ms, stale {}; {:.0} ms in all, round trip {} ms",
             sample.network,
             sample.pause,
             sample.lost,
             sample.probes,
             sample.beyond,
+            sample.pings_lost,
+            sample.pings_beyond,
             opt(sample.first_reply),
+            opt(sample.first_answer),
             sample.tcp_lost,
             sample.tcp_sent,
             sample.tcp_gap,
@@ -141,8 +144,8 @@ impl Results {
             if rows.is_empty() {
                 continue;
             }
-            let head = "runs | pause | probes lost | beyond the pause | TCP bytes lost | first reply after RESUME | frames redirected | last ack | stale records";
-            _ = writeln!(out, "\n| {} | {head} |\n|{}", kind.name, " --- |".repeat(10));
+            let head = "runs | pause | probes lost | beyond the pause | TCP bytes lost | first reply after RESUME | program's first answer | frames redirected | last ack | stale records";
+            _ = writeln!(out, "\n| {} | {head} |\n|{}", kind.name, " --- |".repeat(11));
             out.push_str(&rows.concat());
         }
         for f in &self.failures {
@@ -176,12 +179,13 @@ impl Results {
             if values.is_empty() { "–".to_owned() } else { values.iter().sum::<u64>().to_string() }
         };
         Some(format!(
-            "| {network} | {runs} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            "| {network} | {runs} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
             of(|s| Some(s.pause)),
             of(|s| Some(s.lost as f64)),
-            sum(|s| Some(s.beyond as u64)),
+            sum(|s| Some((s.beyond + s.pings_beyond) as u64)),
             sum(|s| Some(s.tcp_lost)),
             of(|s| s.first_reply),
+            of(|s| s.first_answer),
             of(|s| s.redirected.map(|r| r as f64)),
             of(|s| s.last_ack),
             sum(|s| s.stale),
@@ -195,12 +199,12 @@ impl Results {
         for network in self.networks().into_iter().filter(|n| n.starts_with("Tenet")) {
             let all = self.samples.iter().filter(|s| s.network == network);
             let sum = |f: fn(&Sample) -> u64| all.clone().map(f).sum::<u64>();
-            let (beyond, tcp) = (sum(|s| s.beyond as u64), sum(|s| s.tcp_lost));
+            let (beyond, tcp) = (sum(|s| (s.beyond + s.pings_beyond) as u64), sum(|s| s.tcp_lost));
             let (stale, broken) = (sum(|s| s.stale.unwrap_or(0)), sum(|s| u64::from(!s.tcp_intact)));
             let failed = self.failures.iter().filter(|f| f.network == network && !f.out).count();
             let good = beyond + tcp + stale + broken == 0 && failed == 0;
             lines.push(format!(
-                "{network}: {beyond} probes lost beyond the pause, {tcp} TCP bytes lost, {broken} connections broken, {stale} stale records, {failed} migrations failed, wanted 0 in {} migrations: {}",
+                "{network}: {beyond} probes and pings lost beyond the pause, {tcp} TCP bytes lost, {broken} connections broken, {stale} stale records, {failed} migrations failed, wanted 0 in {} migrations: {}",
                 all.count(),
                 word(good)
             ));
@@ -255,6 +259,10 @@ mod tests {
             beyond: lost.1,
             strays: vec![5.0; lost.1],
             first_reply: Some(first_reply),
+            first_answer: None,
+            pings: 900,
+            pings_lost: 0,
+            pings_beyond: 0,
             tcp_sent: 1000,
             tcp_lost: 0,
             tcp_gap: 120.0,
@@ -276,7 +284,7 @@ mod tests {
         }
         results.failed("OVN", "idle", "no memory");
         let text = results.text();
-        assert!(text.contains("| Linux bridges | 3 | 100.5 (100.5 to 100.5) | 100 (100 to 100) | 60 | 0 | 30 (20 to 40) | – | – | – |"), "{text}");
+        assert!(text.contains("| Linux bridges | 3 | 100.5 (100.5 to 100.5) | 100 (100 to 100) | 60 | 0 | 30 (20 to 40) | – | – | – | – |"), "{text}");
         assert!(text.contains("OVN failed once (idle): no memory."), "{text}");
         let missed: Vec<&str> = text.lines().filter(|l| l.contains("MISSED")).collect();
         assert!(missed.len() == 2 && missed.iter().all(|l| l.contains("vxlan")), "{text}");
