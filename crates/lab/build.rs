@@ -8,6 +8,8 @@ use std::process::Command;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=src/guest/inside");
     println!("cargo::rerun-if-changed=src/tool/serve.rs");
+    println!("cargo::rerun-if-changed=src/tool/measure.rs");
+    println!("cargo::rustc-check-cfg=cfg(inside_guest)");
     let out = Path::new(&env::var("OUT_DIR")?).join("tenet-guest");
     let target = env::var("TARGET")?;
     let mut rustc = Command::new(env::var("RUSTC")?);
@@ -23,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             &target,
         ])
         .args(["-C", "target-feature=+crt-static", "-C", "opt-level=s", "-C", "panic=abort"])
-        .args(["-C", "strip=symbols", "-C", "codegen-units=1", "-D", "warnings"])
+        .args(["-C", "strip=symbols", "-C", "codegen-units=1", "-D", "warnings", "--cfg", "inside_guest"])
         .arg("-o")
         .arg(&out)
         .arg("src/guest/inside/main.rs");

@@ -18,7 +18,7 @@ use std::process::{Command, ExitCode};
 const USAGE: &str = "\
 cargo xtask TASK
 
-  demo [--keep] [--clsact]   build, then show on this machine what Tenet does (as root)
+  demo [--keep] [--clsact] [--vms qemu]   build, then show on this machine what Tenet does (as root)
   test [ARGS]                every test, kernel ones included (as root); ARGS go to the tests
   ebpf [--check] [--out F]   rebuild the eBPF object in the repository, or check that it belongs to its sources
   bench [PART] [OPTIONS]     measure (as root, `--help` tells more): methods, table, latency, scale, migration

@@ -1,6 +1,7 @@
 //! A running lab as others use it.
 
 use crate::forward::{Forwarder, rest};
+use crate::guest::Guest;
 use crate::record::{HostRecord, LABS, Record, VmRecord};
 use crate::{Error, Result, bpffs, up};
 use std::collections::BTreeSet;
@@ -27,6 +28,30 @@ pub struct SiteFile {
     pub text: String,
 }
 
+/// Which VMs are real guests ([`crate::guest`]) instead of namespaces.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Guests {
+    /// None.
+    #[default]
+    None,
+    /// All.
+    All,
+    /// These.
+    These(Vec<VmRef>),
+}
+
+impl Guests {
+    /// Whether a VM is one.
+    #[must_use]
+    pub fn has(&self, vm: &VmRef) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::These(these) => these.contains(vm),
+        }
+    }
+}
+
 /// How a lab shall be.
 #[derive(Clone)]
 pub struct LabOptions {
@@ -48,7 +73,9 @@ pub struct LabOptions {
     pub rewrite_pools: bool,
     /// Largest packet of all VMs, instead of what their network's method leaves of the provider network's.
     pub vm_mtu: Option<u32>,
-    /// Whether each VM answers with its own name ([`crate::tool`]).
+    /// Which VMs are real guests.
+    pub guests: Guests,
+    /// Whether each VM answers with its own name ([`crate::tool`]); guests always do.
     pub responder: bool,
     /// Told each step in plain words.
     pub progress: Arc<dyn Fn(&str) + Send + Sync>,
@@ -71,6 +98,7 @@ impl LabOptions {
             method: None,
             rewrite_pools: false,
             vm_mtu: None,
+            guests: Guests::None,
             responder: true,
             progress: Arc::new(|_| ()),
         })
@@ -167,10 +195,32 @@ impl Lab {
         Ok(Host { record, netns: Netns::open(&record.netns)? })
     }
 
-    /// A VM by name; one without tenant is tenant `default`'s.
+    /// A VM that is a namespace, by name; one without tenant is tenant `default`'s.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] if it is a real guest: that has no namespace ([`Lab::guest`], [`Lab::vm_record`]).
     pub fn vm(&self, name: &str) -> Result<VmHandle<'_>> {
         let record = self.vm_record(name)?;
+        if record.real {
+            return Err(Error::Plan(format!(
+                "VM {} is a real guest, not a namespace: use `tenet lab exec` or `tenet lab console`",
+                record.name
+            )));
+        }
         Ok(VmHandle { record, netns: Netns::open(&record.netns)? })
+    }
+
+    /// The running guest that a VM is; dropping the handle does it no harm.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] if the VM is a namespace, or a guest that is not started.
+    pub fn guest(&self, name: &str) -> Result<Guest> {
+        let record = self.vm_record(name)?;
+        let guest = record.guest.clone().ok_or_else(|| {
+            let why = if record.real { "was not started" } else { "is a namespace, not a guest" };
+            Error::Plan(format!("VM {} {why}", record.name))
+        })?;
+        Ok(Guest::open(guest))
     }
 
     /// The namespace of the physical network's router.
@@ -275,7 +325,11 @@ impl Lab {
         })
     }
 
-    pub(crate) fn vm_record(&self, name: &str) -> Result<&VmRecord> {
+    /// What a VM is made of; one without tenant is tenant `default`'s.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if there is none of this name.
+    pub fn vm_record(&self, name: &str) -> Result<&VmRecord> {
         let full = if name.contains('/') {
             name.to_owned()
         } else {
@@ -389,19 +443,19 @@ impl VmHandle<'_> {
     /// Its first address.
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
-        self.record.ports.iter().flat_map(|p| &p.addresses).next().copied()
+        self.record.address()
     }
 
     /// Its first address of a family.
     #[must_use]
     pub fn address_of(&self, family: Family) -> Option<IpAddr> {
-        self.record.ports.iter().find_map(|p| p.address(family))
+        self.record.address_of(family)
     }
 
     /// The host that its first port lives on.
     #[must_use]
     pub fn host(&self) -> Option<&HostName> {
-        self.record.ports.first().and_then(|p| p.host.as_ref())
+        self.record.host()
     }
 }
 

@@ -28,13 +28,15 @@ mod patience;
 mod plan;
 mod prepare;
 mod process;
+mod real;
 mod record;
+mod talk;
 pub mod tool;
 mod up;
 
 pub use capture::{Capture, Captured};
 pub use error::{Error, Result, Tail};
-pub use lab::{Host, Lab, LabOptions, SiteFile, VmHandle};
+pub use lab::{Guests, Host, Lab, LabOptions, SiteFile, VmHandle};
 pub use migrate::{Move, Moved};
 pub use patience::{VARIABLE as PATIENCE_VARIABLE, patience};
 pub use plan::{PROVIDER_MTU, PlanOptions, plan};

@@ -8,14 +8,14 @@ use crate::lab::Lab;
 use crate::packet::{PacketSocket, gratuitous_arp, unsolicited_advertisement};
 use crate::record::{PortRecord, Record};
 use crate::up::refused;
-use crate::{Error, Result, network};
+use crate::{Error, Result, network, real};
 use std::fs::File;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use tenet_api::client::Client;
 use tenet_api::rest::{Migrate, MigrationView, ReceiptView};
 use tenet_hostnet::{Links, Netns};
-use tenet_model::{HostName, VmRef};
+use tenet_model::VmRef;
 
 /// How long a step of the controller may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -27,7 +27,8 @@ pub struct Moved {
     pub receipt: ReceiptView,
     /// From the request until the VM was allowed to move.
     pub prepare: Duration,
-    /// How long the VM took to change legs: the namespace's counterpart of a guest's pause.
+    /// How long the guest stood still, from STOP on the source to RESUME on the destination; a namespace: how long it
+    /// took to change legs.
     pub pause: Duration,
     /// From the VM's first frame on the destination until the controller called it done.
     pub settle: Duration,
@@ -92,6 +93,9 @@ impl Lab {
     /// # Errors
     /// The controller's refusal; in that case the VM stays where it is.
     pub async fn migrate(&mut self, vm: &str, to: &str) -> Result<Moved> {
+        if self.vm_record(vm)?.real {
+            return real::migrate(self, vm, to).await;
+        }
         let prepared = self.prepare_move(vm, to).await?;
         match prepared.switch() {
             Ok(pause) => self.finish_move(prepared, pause).await,
@@ -111,7 +115,8 @@ impl Lab {
         let lock = Record::lock(&self.record.dir)?;
         self.record = Record::load(&self.record.dir, self.record.name.as_str())?;
         let to = self.host_record(to)?.name.clone();
-        let record = self.vm_record(vm)?.clone();
+        // A guest has no legs that could be switched by hand.
+        let record = self.vm(vm)?.record().clone();
         let attached = || record.ports.iter().filter_map(|p| p.host.clone().map(|h| (p, h)));
         let Some((_, from)) = attached().next() else {
             return Err(Error::Plan(format!("VM {} is on no host: attach it first", record.name)));
@@ -131,7 +136,12 @@ impl Lab {
         }
         let begin = Instant::now();
         let prepared = match build(&mut legs, &target, &vm_netns, &vm_links) {
-            Ok(()) => prepare(&client, &record.name, &to, &legs).await,
+            Ok(()) => {
+                let device = |l: &Legs| (l.port.name.port.clone(), l.port.device.clone());
+                let devices = legs.iter().map(device).collect();
+                let migrate = Migrate { to: to.clone(), devices, through: Default::default(), uri: None };
+                prepare(&client, &record.name, &migrate).await
+            }
             Err(e) => Err(e),
         };
         match prepared {
@@ -193,12 +203,12 @@ fn build(legs: &mut [Legs], target: &Links, vm: &Netns, links: &Links) -> Result
     Ok(())
 }
 
-async fn prepare(client: &Client, vm: &VmRef, to: &HostName, legs: &[Legs]) -> Result<MigrationView> {
-    let devices = legs.iter().map(|l| (l.port.name.port.clone(), l.port.device.clone())).collect();
-    let migrate = Migrate { to: to.clone(), devices, through: Default::default(), uri: None };
+/// Asks the controller for a move and waits until the VM may go.
+pub async fn prepare(client: &Client, vm: &VmRef, migrate: &Migrate) -> Result<MigrationView> {
+    let to = &migrate.to;
     let action = format!("move VM {vm} to host {to}");
     let begin = Instant::now();
-    let mut view = client.migrate(vm, &migrate).await.map_err(|e| refused(&action, e))?;
+    let mut view = client.migrate(vm, migrate).await.map_err(|e| refused(&action, e))?;
     while view.phase == "preparing" {
         if begin.elapsed() > crate::patience(PATIENCE) {
             _ = client.migrate_cancel(vm).await;
@@ -231,7 +241,8 @@ fn switch(legs: &[Legs], vm: &Links) -> Result<Duration> {
     Ok(begin.elapsed())
 }
 
-async fn done(client: &Client, vm: &VmRef, migration: &MigrationView) -> Result<ReceiptView> {
+/// Waits for a move's receipt.
+pub async fn done(client: &Client, vm: &VmRef, migration: &MigrationView) -> Result<ReceiptView> {
     let action = format!("finish moving VM {vm}");
     let begin = Instant::now();
     loop {

@@ -112,6 +112,7 @@ pub fn plan(options: &PlanOptions, site: &Site) -> Result<Record> {
         controller,
         hosts: hosts.collect(),
         vms: vms(&prefix, site, outer, options.vm_mtu),
+        image: None,
         responder: None,
     })
 }
@@ -145,7 +146,14 @@ fn vms(prefix: &str, site: &Site, outer: Family, vm_mtu: Option<u32>) -> Vec<VmR
                 }
             });
         let ports = ports.collect();
-        VmRecord { netns: format!("{prefix}-{}.{}", name.tenant, name.vm), name, ports }
+        VmRecord {
+            netns: format!("{prefix}-{}.{}", name.tenant, name.vm),
+            name,
+            real: false,
+            guest: None,
+            arriving: None,
+            ports,
+        }
     });
     vms.collect()
 }

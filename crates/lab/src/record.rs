@@ -1,6 +1,7 @@
 //! The record of a lab: everything that it makes, written before it is made, so that another process can use the
 //! lab or remove what a crashed one left.
 
+use crate::guest::{GuestRecord, Image};
 use crate::process::Process;
 use crate::{Error, Result};
 use ipnet::IpNet;
@@ -43,7 +44,10 @@ pub struct Record {
     pub hosts: Vec<HostRecord>,
     /// The VMs.
     pub vms: Vec<VmRecord>,
-    /// The process that answers for all VMs.
+    /// What its guests run, if it has any.
+    #[serde(default)]
+    pub image: Option<Image>,
+    /// The process that answers for all VMs that are namespaces.
     pub responder: Option<Process>,
 }
 
@@ -125,10 +129,39 @@ impl HostRecord {
 pub struct VmRecord {
     /// Its name.
     pub name: VmRef,
-    /// Its namespace.
+    /// Its namespace; a guest has none.
     pub netns: String,
+    /// Whether it is a real guest instead of a namespace.
+    #[serde(default)]
+    pub real: bool,
+    /// The guest, once it was started.
+    #[serde(default)]
+    pub guest: Option<GuestRecord>,
+    /// The guest on the destination while it moves.
+    #[serde(default)]
+    pub arriving: Option<GuestRecord>,
     /// Its ports.
     pub ports: Vec<PortRecord>,
+}
+
+impl VmRecord {
+    /// Its first address.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.ports.iter().flat_map(|p| &p.addresses).next().copied()
+    }
+
+    /// Its first address of a family.
+    #[must_use]
+    pub fn address_of(&self, family: Family) -> Option<IpAddr> {
+        self.ports.iter().find_map(|p| p.address(family))
+    }
+
+    /// The host that its first port lives on.
+    #[must_use]
+    pub fn host(&self) -> Option<&HostName> {
+        self.ports.first().and_then(|p| p.host.as_ref())
+    }
 }
 
 /// A port of a VM; what the site leaves open is filled in once the controller has decided.
@@ -269,13 +302,14 @@ impl Record {
     /// All namespaces of the lab.
     pub fn namespaces(&self) -> impl Iterator<Item = &str> {
         let hosts = self.hosts.iter().map(|h| h.netns.as_str());
-        let vms = self.vms.iter().map(|v| v.netns.as_str());
+        let vms = self.vms.iter().filter(|v| !v.real).map(|v| v.netns.as_str());
         vms.chain(hosts).chain([self.controller.netns.as_str(), self.router.as_str()])
     }
 
     /// All processes of the lab, those first that must end first.
     pub fn processes(&self) -> impl Iterator<Item = Process> {
         let agents = self.hosts.iter().filter_map(|h| h.process);
-        self.responder.into_iter().chain(agents).chain(self.controller.process)
+        let guests = self.vms.iter().flat_map(|v| [&v.guest, &v.arriving]).flatten().map(|g| g.process);
+        guests.chain(self.responder).chain(agents).chain(self.controller.process)
     }
 }

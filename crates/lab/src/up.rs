@@ -4,7 +4,7 @@ use crate::lab::{Lab, LabOptions, chain};
 use crate::plan::{PlanOptions, plan};
 use crate::process::Process;
 use crate::record::{PortRecord, PrefixRecord, Record};
-use crate::{Error, Result, bpffs, network, prepare};
+use crate::{Error, Result, bpffs, network, prepare, real};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -33,12 +33,26 @@ pub async fn up(options: LabOptions) -> Result<Lab> {
         file: options.site.name.clone(),
         vm_mtu: options.vm_mtu,
     };
-    let record = plan(&plan_options, &site)?;
+    let mut record = plan(&plan_options, &site)?;
+    for vm in &mut record.vms {
+        vm.real = options.guests.has(&vm.name);
+    }
+    // Before anything is made, as it may have to be fetched.
+    record.image = real::image(&record, &options.progress).await?;
     bpffs::mount()?;
     record.create()?;
     // From here on dropping the handle removes what was made.
     let mut lab = Lab::new(record, true, options.progress.clone());
-    say(&lab, &format!("{} hosts, {} VMs as namespaces", lab.record.hosts.len(), lab.record.vms.len()));
+    let guests = lab.record.vms.iter().filter(|v| v.real).count();
+    let (hosts, others) = (lab.record.hosts.len(), lab.record.vms.len() - guests);
+    say(
+        &lab,
+        &match (guests, others) {
+            (0, _) => format!("{hosts} hosts, {others} VMs as namespaces"),
+            (_, 0) => format!("{hosts} hosts, {guests} VMs as real guests"),
+            _ => format!("{hosts} hosts, {others} VMs as namespaces, {guests} as real guests"),
+        },
+    );
     network::physical(&lab.record)?;
     vms(&lab.record)?;
     say(&lab, "controller");
@@ -53,12 +67,14 @@ pub async fn up(options: LabOptions) -> Result<Lab> {
     let request = ChangesRequest { changes: site.puts(), ..ChangesRequest::default() };
     client.changes(&request).await.map_err(|e| refused("take the site", e))?;
     addresses(&mut lab, &client).await?;
+    real::boot_all(&mut lab)?;
     if options.responder {
         start_responder(&mut lab.record)?;
     }
     lab.record.save()?;
     say(&lab, "every host's kernel to hold it");
     in_sync(&lab, START).await?;
+    real::all_up(&lab).await?;
     lab.record.complete = true;
     lab.record.save()?;
     Ok(lab)
@@ -76,6 +92,14 @@ fn vms(record: &Record) -> Result<()> {
         .map(|h| Ok((&h.name, Links::in_netns(&Netns::open(&h.netns)?)?)))
         .collect::<Result<_>>()?;
     for vm in &record.vms {
+        if vm.real {
+            for port in &vm.ports {
+                if let Some(host) = port.host.as_ref().and_then(|h| hosts.get(h)) {
+                    real::tap(host, port)?;
+                }
+            }
+            continue;
+        }
         let (netns, _) = network::namespace(&vm.netns)?;
         for port in &vm.ports {
             if let Some(host) = port.host.as_ref().and_then(|h| hosts.get(h)) {
@@ -104,7 +128,7 @@ async fn addresses(lab: &mut Lab, client: &tenet_api::client::Client) -> Result<
     let ports: BTreeMap<_, _> =
         views.into_iter().flat_map(|v| v.ports).map(|p| (p.name.clone(), p)).collect();
     for vm in &mut lab.record.vms {
-        let links = Links::in_netns(&Netns::open(&vm.netns)?)?;
+        let links = if vm.real { None } else { Some(Links::in_netns(&Netns::open(&vm.netns)?)?) };
         for (at, port) in vm.ports.iter_mut().enumerate() {
             let Some(view) = ports.get(&port.name) else { continue };
             port.mac = Some(view.mac);
@@ -116,7 +140,9 @@ async fn addresses(lab: &mut Lab, client: &tenet_api::client::Client) -> Result<
                 };
                 port.prefixes = subnet.prefixes.iter().map(record).collect();
             }
-            bring_up(&links, port, at == 0)?;
+            if let Some(links) = &links {
+                bring_up(links, port, at == 0)?;
+            }
         }
     }
     Ok(())
@@ -291,7 +317,7 @@ fn spawn(mut command: Command, log: &Path) -> Result<Process> {
     Process::of(child.id())
 }
 
-fn private_dir(path: &Path) -> Result<()> {
+pub fn private_dir(path: &Path) -> Result<()> {
     let make = || DirBuilder::new().recursive(true).mode(0o700).create(path);
     make().map_err(Error::io(format!("make {}", path.display())))
 }

@@ -3,6 +3,7 @@
 use crate::guest::cpio::Archive;
 use crate::guest::kernel::{self, Kernel};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ const PROFILE: &str =
 const KEPT: Duration = Duration::from_secs(7 * 86_400);
 
 /// A kernel and an initial file system for guests.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Image {
     kernel: PathBuf,
     initrd: PathBuf,

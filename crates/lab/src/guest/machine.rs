@@ -15,6 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tenet_hostnet::Netns;
 
@@ -147,6 +148,27 @@ impl Guest {
         Ok(all)
     }
 
+    /// Starts a command that works until its input ends ([`Running::finish`]).
+    ///
+    /// # Errors
+    /// As [`Guest::exec`]; what the command itself meets shows at its end.
+    pub fn spawn<W: Into<String>>(&self, words: impl IntoIterator<Item = W>) -> Result<Running> {
+        let words: Vec<String> = words.into_iter().map(Into::into).collect();
+        let (input, end) = UnixStream::pair().map_err(Error::io("make a socket"))?;
+        let mut channel = Channel::open(&self.record, COMMAND)?;
+        let record = self.record.clone();
+        let work = move || {
+            let mut all = Output::default();
+            all.code = channel.run(&record, &words, Some(Box::new(input)), None, |said| match said {
+                Said::Output(bytes) => all.out.write_all(bytes),
+                Said::Error(bytes) => all.err.write_all(bytes),
+            })?;
+            Ok(all)
+        };
+        let thread = std::thread::Builder::new().name("guest-command".to_owned()).spawn(work);
+        Ok(Running { end, thread: thread.map_err(Error::io("start a thread"))? })
+    }
+
     /// Runs a command in the guest with what this process reads and writes as its own streams, for as long as it takes.
     /// Returns its exit code.
     ///
@@ -189,6 +211,22 @@ impl Guest {
     pub fn stop(mut self) -> Result<()> {
         self.owned = false;
         self.record.end()
+    }
+}
+
+/// A command that runs in a guest. Dropped, its input ends and nobody hears what it says.
+#[derive(Debug)]
+pub struct Running {
+    end: UnixStream,
+    thread: JoinHandle<Result<Output>>,
+}
+
+impl Running {
+    /// Ends the command's input and waits for what it says to that.
+    pub fn finish(self) -> Result<Output> {
+        drop(self.end);
+        let broke = |_| Error::io("run a command in a guest")(io::Error::other("the thread broke off"));
+        self.thread.join().map_err(broke)?
     }
 }
 

@@ -30,6 +30,7 @@
 //! ```
 
 mod arguments;
+mod console;
 mod cpio;
 mod exec;
 #[path = "inside/frame.rs"]
@@ -40,9 +41,10 @@ mod machine;
 mod qmp;
 
 pub use arguments::{GuestOptions, Nic};
+pub use console::attach;
 pub use exec::Output;
 pub use image::{CACHE, Image};
-pub use machine::{Guest, GuestRecord};
+pub use machine::{Guest, GuestRecord, Running};
 pub use qmp::{Migrated, Qmp};
 
 use std::path::Path;

@@ -96,10 +96,23 @@ impl Qmp {
     /// # Errors
     /// [`Error::Io`] with QEMU's reason if it failed: the guest then runs on here; after `patience` it is cancelled.
     pub fn migrate(&mut self, uri: &str, patience: Duration) -> Result<Migrated> {
-        let action = format!("move the guest at {} to {uri}", self.path.display());
-        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
-        self.execute("migrate-set-capabilities", events)?;
+        self.migration_events()?;
         self.execute("migrate", json!({ "uri": uri }))?;
+        self.wait_migrated(patience)
+    }
+
+    /// Asks for an event at each step of a migration.
+    pub fn migration_events(&mut self) -> Result<()> {
+        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+        self.execute("migrate-set-capabilities", events).map(drop)
+    }
+
+    /// Waits for the end of a migration that somebody began or will begin.
+    ///
+    /// # Errors
+    /// As [`Qmp::migrate`].
+    pub fn wait_migrated(&mut self, patience: Duration) -> Result<Migrated> {
+        let action = format!("move the guest at {}", self.path.display());
         let begin = Instant::now();
         loop {
             let state = self.execute("query-migrate", json!({}))?;
@@ -124,6 +137,14 @@ impl Qmp {
                 _ => std::thread::sleep(Duration::from_millis(5)),
             }
         }
+    }
+
+    /// When an event took place, by the clock of the machine that QEMU runs on, since 1970.
+    #[must_use]
+    pub fn time_of(event: &Value) -> Duration {
+        let part = |name: &str| event.pointer(name).and_then(Value::as_u64).unwrap_or_default();
+        Duration::from_secs(part("/timestamp/seconds"))
+            + Duration::from_micros(part("/timestamp/microseconds"))
     }
 
     /// The next message; none, if it does not come in time.

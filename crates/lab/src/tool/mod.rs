@@ -2,12 +2,15 @@
 //!
 //! As tenants' addresses overlap, an answer alone proves nothing; only its content says who gave it.
 
+mod measure;
 mod probe;
+mod remote;
 mod respond;
 mod serve;
 mod stream;
 
-pub use probe::{Probe, ProbeReport};
+pub use measure::ProbeReport;
+pub use probe::Probe;
 pub use respond::{ask, respond};
 pub use serve::PORT;
 pub use stream::{Stream, StreamReport, Verdict};

@@ -1,19 +1,17 @@
 //! A TCP stream of numbered words, checked word for word by the receiver.
 
-use crate::tool::PORT;
+use crate::guest::Guest;
+use crate::tool::remote::Remote;
+use crate::tool::{PORT, measure};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tenet_hostnet::Netns;
-
-/// Bytes written at a time.
-const CHUNK: usize = 64 << 10;
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the receiver of a stream found.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -44,6 +42,7 @@ pub struct StreamReport {
 pub struct Stream {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<io::Result<StreamReport>>>,
+    remote: Option<Remote>,
 }
 
 impl Stream {
@@ -57,11 +56,20 @@ impl Stream {
         let thread = std::thread::Builder::new().name("stream".to_owned());
         let thread =
             thread.spawn(move || send(stream, pace, &stopped)).map_err(Error::io("start a thread"))?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, thread: Some(thread), remote: None })
+    }
+
+    /// The same from inside of a guest.
+    pub fn start_in(guest: &Guest, who: IpAddr, pace: Duration) -> Result<Self> {
+        let words = ["tenet-guest", "stream", &who.to_string(), &pace.as_micros().to_string()];
+        Ok(Self { stop: Arc::default(), thread: None, remote: Some(Remote::start(guest, &words)?) })
     }
 
     /// Stops sending and asks the receiver what it found.
     pub fn stop(mut self) -> Result<StreamReport> {
+        if let Some(remote) = self.remote.take() {
+            return remote.stop();
+        }
         self.stop.store(true, Ordering::Relaxed);
         let report = self.thread.take().map(JoinHandle::join);
         let broke = || io::Error::other("the thread broke off");
@@ -78,39 +86,18 @@ impl Drop for Stream {
     }
 }
 
-fn send(mut stream: TcpStream, pace: Duration, stop: &AtomicBool) -> io::Result<StreamReport> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut lines = BufReader::new(stream.try_clone()?);
-    let mut peer = String::new();
-    lines.read_line(&mut peer)?;
-    let begin = Instant::now();
-    let mut due = begin;
-    let mut next = 0_u64;
-    let mut chunk = vec![0; CHUNK];
-    while !stop.load(Ordering::Relaxed) {
-        for word in chunk.chunks_exact_mut(8) {
-            word.copy_from_slice(&next.to_be_bytes());
-            next += 1;
-        }
-        stream.write_all(&chunk)?;
-        due = (due + pace).max(begin);
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-    }
-    stream.shutdown(Shutdown::Write)?;
-    let mut verdict = String::new();
-    lines.read_line(&mut verdict)?;
+fn send(stream: TcpStream, pace: Duration, stop: &AtomicBool) -> io::Result<StreamReport> {
+    let (peer, sent, verdict, took) = measure::stream(stream, pace, stop)?;
     let received = serde_json::from_str(&verdict).map_err(io::Error::other)?;
-    let millis = begin.elapsed().as_millis() as u64;
-    Ok(StreamReport { peer: peer.trim_end().to_owned(), sent: next * 8, received, millis })
+    Ok(StreamReport { peer, sent, received, millis: took.as_millis() as u64 })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tool::serve::check as serve;
-    use std::io::Read as _;
-    use std::net::TcpListener;
+    use std::io::{Read as _, Write as _};
+    use std::net::{Shutdown, TcpListener};
 
     #[test]
     fn an_intact_stream_is_called_so_and_a_torn_one_is_not() {

@@ -1,6 +1,6 @@
 //! Arguments of the lab's commands.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use tenet_model::{Family, Method};
@@ -25,6 +25,9 @@ pub enum LabCommand {
         /// Attach programs by clsact, as on kernels before 6.6
         #[arg(long)]
         clsact: bool,
+        /// What VMs are: namespaces, or real guests under QEMU
+        #[arg(long, value_enum, value_name = "KIND", default_value_t = Vms::Namespaces)]
+        vms: Vms,
     },
     /// End a lab and remove all that it made, also what a crashed `up` left
     Down {
@@ -42,6 +45,11 @@ pub enum LabCommand {
     },
     /// Run a command in a VM, as in `lab exec contoso/web -- ping 10.1.1.11`
     Exec(ExecArgs),
+    /// Use the serial console of a VM that is a real guest; Ctrl-] leaves it
+    Console {
+        /// The VM, as TENANT/VM
+        vm: String,
+    },
     /// Move a running VM to another host, the VM's part included, and print what it cost
     Migrate {
         /// The VM
@@ -57,7 +65,19 @@ pub enum LabCommand {
         /// Attach programs by clsact, as on kernels before 6.6
         #[arg(long)]
         clsact: bool,
+        /// What VMs are: namespaces, or real guests under QEMU
+        #[arg(long, value_enum, value_name = "KIND", default_value_t = Vms::Namespaces)]
+        vms: Vms,
     },
+}
+
+/// What a lab's VMs are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Vms {
+    /// Network namespaces: up at once
+    Namespaces,
+    /// Real guests under QEMU, which are emulated; needs qemu-system-x86 and busybox-static
+    Qemu,
 }
 
 /// Arguments of `lab exec`.

@@ -1,6 +1,6 @@
 //! Labs.
 
-use crate::cli::{ExecArgs, Global, LabCommand, LabTool, Output};
+use crate::cli::{ExecArgs, Global, LabCommand, LabTool, Output, Vms};
 use crate::command::{demo, migrate, runtime};
 use crate::failure::{Code, Failure, Outcome};
 use crate::print::{self, Table, or_dash};
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tenet_hostnet::Netns;
-use tenet_lab::{Lab, LabOptions, Record, SiteFile, tool as tools};
+use tenet_lab::{Guests, Lab, LabOptions, Record, SiteFile, tool as tools};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The lab that commands without `--lab` mean.
@@ -21,9 +21,10 @@ pub fn run(command: LabCommand, global: Global) -> Outcome<ExitCode> {
     let json = global.output == Output::Json;
     let named = || global.lab.clone().unwrap_or_else(|| DEFAULT.to_owned());
     match command {
-        LabCommand::Up { name, site, underlay, method, clsact } => {
+        LabCommand::Up { name, site, underlay, method, clsact, vms } => {
             let mut options = LabOptions::new(&name, binary()?)?;
             (options.clsact, options.underlay, options.method) = (clsact, underlay, method);
+            options.guests = guests(vms);
             // So that `network set --method rewrite` works in every lab.
             options.rewrite_pools = true;
             if let Some(path) = site {
@@ -43,6 +44,12 @@ pub fn run(command: LabCommand, global: Global) -> Outcome<ExitCode> {
         LabCommand::List => list(json).map(|()| ExitCode::SUCCESS),
         LabCommand::Status { name } => status(&name, json).map(|()| ExitCode::SUCCESS),
         LabCommand::Exec(args) => exec(&named(), &args),
+        LabCommand::Console { vm } => {
+            let guest = Lab::open(&named())?.guest(&vm)?;
+            print::note(&format!("the console of VM {vm}; Ctrl-] leaves it"));
+            tenet_lab::guest::attach(&guest)?;
+            Ok(ExitCode::SUCCESS)
+        }
         LabCommand::Migrate { vm, host } => {
             let mut lab = Lab::open(&named())?;
             let work = async {
@@ -54,15 +61,23 @@ pub fn run(command: LabCommand, global: Global) -> Outcome<ExitCode> {
             }
             migrate::receipt(&moved.receipt)?;
             print::line(&format!(
-                "  the VM changed over in       {}",
+                "  the VM stood still for       {}",
                 print::micros(moved.pause.as_micros() as u64)
             ))?;
             Ok(ExitCode::SUCCESS)
         }
-        LabCommand::Demo { keep, clsact } => {
-            let options = demo::options(binary()?, keep, clsact)?;
+        LabCommand::Demo { keep, clsact, vms } => {
+            let mut options = demo::options(binary()?, keep, clsact)?;
+            options.guests = guests(vms);
             until_interrupted(demo::run(options, keep))?.map(|()| ExitCode::SUCCESS)
         }
+    }
+}
+
+const fn guests(vms: Vms) -> Guests {
+    match vms {
+        Vms::Namespaces => Guests::None,
+        Vms::Qemu => Guests::All,
     }
 }
 
@@ -102,6 +117,9 @@ pub fn hints(record: &Record) -> String {
         {
             lines.push(format!("  {tenet} lab{option} migrate {} {}", vm.name, host.name));
         }
+    }
+    if let Some(vm) = record.vms.iter().find(|v| v.real) {
+        lines.push(format!("  {tenet} lab{option} console {}", vm.name));
     }
     lines.push(format!("  {tenet} --lab {name} events --follow"));
     lines.push(format!("  {tenet} --lab {name} export"));
@@ -208,19 +226,28 @@ fn status(name: &str, json: bool) -> Outcome {
                 addresses.join(" "),
                 or_dash(port.host.as_ref()),
                 port.device.clone(),
-                vm.netns.clone(),
+                vm.guest
+                    .as_ref()
+                    .map_or_else(|| vm.netns.clone(), |g| format!("guest, process {}", g.process.pid)),
             ]);
         }
     }
     print::table(&vms, "no VMs")
 }
 
-/// Becomes the command, so that its exit code, signals and terminal are its own.
+/// Becomes the command, so that its exit code, signals and terminal are its own. In a real guest it is run there, with
+/// our streams and its exit code.
 fn exec(name: &str, args: &ExecArgs) -> Outcome<ExitCode> {
     let lab = Lab::open(name)?;
     let Some((program, rest)) = args.command.split_first() else {
         return Err(Failure::new("no command is given", "write it after --").code(Code::Usage));
     };
+    if let (None, Some(vm)) = (&args.host, &args.vm)
+        && lab.vm_record(vm)?.real
+    {
+        let code = lab.guest(vm)?.exec_attached(args.command.iter().cloned())?;
+        return Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from));
+    }
     let mut command = match (&args.host, &args.vm) {
         (Some(host), _) => lab.host(host)?.command(program),
         (None, Some(vm)) => lab.vm(vm)?.command(program),

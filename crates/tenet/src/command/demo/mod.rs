@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use tenet_api::client::Client;
-use tenet_lab::{Lab, LabOptions};
+use tenet_lab::{Guests, Lab, LabOptions};
 
 /// What was shown, and what of it is not so.
 #[derive(Default)]
@@ -45,10 +45,12 @@ pub async fn run(options: LabOptions, keep: bool) -> Outcome {
     let begin = Instant::now();
     let mut judge = Judge::default();
     title("Two tenants with the same addresses, on two hosts in different subnets")?;
+    let real = options.guests != Guests::None;
     let mut lab = Lab::up(options).await?;
     print::line(&format!(
-        "up after {:.1} s: a controller, two hosts with an agent each, six VMs",
-        begin.elapsed().as_secs_f64()
+        "up after {:.1} s: a controller, two hosts with an agent each, six {}",
+        begin.elapsed().as_secs_f64(),
+        if real { "real guests with a kernel of their own" } else { "VMs" }
     ))?;
     let client = lab.client()?;
     who_is_where(&lab, &client).await?;

@@ -6,7 +6,7 @@ use crate::failure::{Failure, Outcome};
 use crate::print::{self, micros};
 use std::time::Duration;
 use tenet_api::client::Client;
-use tenet_lab::{Lab, tool};
+use tenet_lab::Lab;
 
 const VM: &str = "contoso/sql";
 const STREAM_FROM: &str = "contoso/web";
@@ -16,13 +16,17 @@ const BEFORE: Duration = Duration::from_millis(1000);
 const AFTER: Duration = Duration::from_millis(1500);
 /// 64 KB each: about 260 Mbit/s, which leaves a small machine time for the probe.
 const PACE: Duration = Duration::from_millis(2);
+/// Emulated guests have a tenth of the speed: 25 Mbit/s.
+const SLOW_PACE: Duration = Duration::from_millis(20);
 const PER_SECOND: u32 = 1000;
+/// Of a real guest, questions that were asked while it stood still may be lost, and this many about the edges.
+const EDGES: u64 = 100;
 
 /// Moves `contoso/sql` under a TCP stream and a UDP probe.
 pub async fn show(lab: &mut Lab, client: &Client, judge: &mut Judge) -> Outcome {
     let nowhere = || Failure::new(format!("VM {VM} is on no host"), "report this as a bug");
     let (address, from) = {
-        let vm = lab.vm(VM)?;
+        let vm = lab.vm_record(VM)?;
         (vm.address().ok_or_else(nowhere)?, vm.host().cloned().ok_or_else(nowhere)?)
     };
     let others = lab.record().hosts.iter().find(|h| h.name != from).map(|h| (h.name.clone(), h.pa));
@@ -33,8 +37,9 @@ pub async fn show(lab: &mut Lab, client: &Client, judge: &mut Judge) -> Outcome 
     print::line(&format!(
         "{STREAM_FROM} sends a TCP stream of numbered words, {PROBE_FROM} asks {PER_SECOND} times a second by UDP"
     ))?;
-    let stream = tool::Stream::start(lab.vm(STREAM_FROM)?.netns(), address, PACE)?;
-    let probe = tool::Probe::start(lab.vm(PROBE_FROM)?.netns(), address, VM, PER_SECOND)?;
+    let real = lab.vm_record(VM)?.real;
+    let stream = lab.stream_from(STREAM_FROM, address, if real { SLOW_PACE } else { PACE })?;
+    let probe = lab.probe_from(PROBE_FROM, address, VM, PER_SECOND)?;
     tokio::time::sleep(BEFORE).await;
     let moved = lab.migrate(VM, to.as_str()).await?;
     tokio::time::sleep(AFTER).await;
@@ -43,7 +48,8 @@ pub async fn show(lab: &mut Lab, client: &Client, judge: &mut Judge) -> Outcome 
 
     print::line("")?;
     migrate::receipt(&moved.receipt)?;
-    print::line(&format!("  the VM changed over in       {}", micros(moved.pause.as_micros() as u64)))?;
+    let word = if real { "the guest stood still for" } else { "the VM changed over in" };
+    print::line(&format!("  {word:<28} {}", micros(moved.pause.as_micros() as u64)))?;
     print::line("")?;
     print::line(&format!(
         "UDP probe:  {} asked, {} lost, {} twice, {} out of order, longest silence {}, median answer {}",
@@ -61,18 +67,31 @@ pub async fn show(lab: &mut Lab, client: &Client, judge: &mut Judge) -> Outcome 
         stream.sent.saturating_sub(stream.received.bytes),
         micros(stream.received.longest_gap_us),
     ))?;
-    judge.claim(
-        moved.receipt.moved && moved.receipt.lost == 0,
-        "the VM moved, and the data plane lost no frame for it",
-    )?;
     let intact = stream.received.in_order && stream.received.bytes == stream.sent && stream.sent > 0;
+    if real {
+        // What came while the guest stood still was dropped or waited; no data plane can answer for a guest.
+        let paused = moved.pause.as_millis() as u64;
+        judge.claim(moved.receipt.moved, "the guest moved: its memory, its programs and its connections")?;
+        judge.claim(
+            probe.lost <= paused + EDGES && probe.strangers == 0 && probe.answered > 0,
+            &format!(
+                "of {} UDP questions {} were not answered, and {paused} were asked while the guest stood still",
+                probe.sent, probe.lost
+            ),
+        )?;
+    } else {
+        judge.claim(
+            moved.receipt.moved && moved.receipt.lost == 0,
+            "the VM moved, and the data plane lost no frame for it",
+        )?;
+        judge.claim(
+            probe.lost == 0 && probe.strangers == 0 && probe.answered > 0,
+            &format!("of {} UDP questions each was answered, and by {VM} alone", probe.sent),
+        )?;
+    }
     judge.claim(
         intact && stream.peer == VM,
         "the TCP stream went on unbroken: every word arrived, in order",
-    )?;
-    judge.claim(
-        probe.lost == 0 && probe.strangers == 0 && probe.answered > 0,
-        &format!("of {} UDP questions each was answered, and by {VM} alone", probe.sent),
     )?;
     after(lab, client, judge, pa).await
 }

@@ -7,7 +7,7 @@ use crate::print::{self, Table, yes};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tenet_api::client::Client;
-use tenet_lab::{Capture, Captured, Lab, VmRecord, tool};
+use tenet_lab::{Capture, Captured, Lab, VmRecord};
 
 /// How long a VM may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -39,8 +39,7 @@ fn ask_all(lab: &Lab, judge: &mut Judge) -> Outcome {
         {
             let (Some(a), Some(b)) = (from.ports.first(), to.ports.first()) else { continue };
             let Some(address) = b.addresses.first() else { continue };
-            let vm = lab.vm(&from.name.to_string())?;
-            let answer = tool::ask(vm.netns(), *address, PATIENCE)?;
+            let answer = lab.ask_from(&from.name.to_string(), *address, PATIENCE)?;
             let is_right = answer.as_deref() == Some(&to.name.to_string());
             let theirs = |name: &str| name.split('/').next() != Some(from.name.tenant.as_str());
             asked += 1;

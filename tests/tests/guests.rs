@@ -1,0 +1,95 @@
+//! A real guest moves between hosts while a VM on a third host talks to it.
+#![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+
+use std::time::{Duration, Instant};
+use tenet_lab::tool::{Probe, Stream};
+use tenet_lab::{Guests, Lab, LabOptions, guest};
+use tenet_model::Family;
+use tenet_tests::{binary, block_on, missing, skipped};
+
+const SQL: &str = "contoso/sql";
+const FAR: &str = "contoso/far";
+/// 64 KB each: what a guest under emulation takes without effort.
+const PACE: Duration = Duration::from_millis(20);
+/// A question and an answer that were on their way when the guest stopped, and what a busy machine adds.
+const EDGES: u64 = 5;
+/// The guest that moves has both families; who talks to it looks on from a third host.
+const SITE: &str = "
+hosts:
+  h1: { pa: 192.168.1.10 }
+  h2: { pa: 192.168.2.20 }
+  h3: { pa: 192.168.3.30 }
+tenants:
+  contoso:
+    networks:
+      prod:
+        subnets:
+          data: { prefixes: [10.1.1.0/24, 'fd00:1::/64'], vsid: 5001 }
+    vms:
+      sql: { ports: { eth0: { subnet: prod/data, address: [10.1.1.11, 'fd00:1::11'], host: h1 } } }
+      far: { ports: { eth0: { subnet: prod/data, address: [10.1.1.14, 'fd00:1::14'], host: h3 } } }
+";
+
+#[test]
+fn a_real_guest_moves_there_and_back_and_only_its_pause_costs_frames() {
+    if let Some(why) = missing().or_else(guest::missing) {
+        return skipped(why);
+    }
+    let mut options = LabOptions::new(&format!("t{}guest", std::process::id()), binary()).unwrap();
+    SITE.clone_into(&mut options.site.text);
+    options.site.name = "guests.yaml".to_owned();
+    options.guests = Guests::These(vec![SQL.parse().unwrap()]);
+    let begin = Instant::now();
+    let mut lab =
+        block_on(Lab::up(options)).unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
+    println!("up after {:?}", begin.elapsed());
+
+    // It is a guest, and the lab's commands reach into it.
+    let said = lab.guest(SQL).unwrap().exec(["sh", "-c", "cat /proc/uptime; ip -6 addr; exit 3"]).unwrap();
+    assert_eq!(said.code, 3);
+    assert!(said.stdout().contains("fd00:1::11/64"), "{}", said.stdout());
+    let patience = Duration::from_secs(20);
+    for family in [Family::V4, Family::V6] {
+        let (sql, far) = (lab.vm_record(SQL).unwrap(), lab.vm_record(FAR).unwrap());
+        let (sql, far) = (sql.address_of(family).unwrap(), far.address_of(family).unwrap());
+        assert_eq!(lab.ask_from(FAR, sql, patience).unwrap().as_deref(), Some(SQL), "{family:?}");
+        assert_eq!(lab.ask_from(SQL, far, patience).unwrap().as_deref(), Some(FAR), "{family:?}");
+    }
+    let error = lab.vm(SQL).unwrap_err().to_string();
+    assert!(error.contains("is a real guest"), "{error}");
+
+    // Something that only this guest's memory holds.
+    lab.guest(SQL).unwrap().exec(["sh", "-c", "echo remember >/tmp/memory"]).unwrap();
+    let address = lab.vm_record(SQL).unwrap().address().unwrap();
+    let far = lab.vm(FAR).unwrap().netns().clone();
+    for to in ["h2", "h1"] {
+        let old = lab.vm_record(SQL).unwrap().guest.clone().unwrap();
+        let probe = Probe::start(&far, address, SQL, 1000).unwrap();
+        let stream = Stream::start(&far, address, PACE).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let moved = block_on(lab.migrate(SQL, to))
+            .unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
+        // Late frames and retransmissions.
+        std::thread::sleep(Duration::from_millis(1500));
+        let (probe, stream) = (probe.stop().unwrap(), stream.stop().unwrap());
+        let pause = moved.pause.as_millis() as u64;
+        println!("to {to}: pause {pause} ms, {probe:?}, {stream:?}, {:?}", moved.receipt);
+        assert!(moved.receipt.moved, "{:?}", moved.receipt);
+        assert!(
+            stream.received.in_order && stream.received.bytes == stream.sent && stream.sent > 0,
+            "TCP lost bytes: {stream:?}"
+        );
+        assert_eq!((probe.strangers, stream.peer.as_str()), (0, SQL));
+        assert!(probe.lost <= pause + EDGES, "{} lost in a pause of {pause} ms: {probe:?}", probe.lost);
+        assert!(!old.process.runs(), "the emptied QEMU is ended");
+        assert_eq!(lab.vm_record(SQL).unwrap().host().unwrap().as_str(), to);
+        block_on(lab.in_sync(patience)).unwrap();
+        let memory = lab.guest(SQL).unwrap().exec(["cat", "/tmp/memory"]).unwrap();
+        assert_eq!(memory.stdout(), "remember\n");
+    }
+
+    // All of it ends with the lab.
+    let last = lab.vm_record(SQL).unwrap().guest.clone().unwrap();
+    lab.down().unwrap();
+    assert!(!last.process.runs() && !last.dir.exists());
+}
