@@ -7,7 +7,7 @@ mod name;
 mod object;
 mod role;
 
-pub use lab::{ExecArgs, LabCommand, LabTool};
+pub use lab::{ExecArgs, LabCommand, LabTool, Vms};
 pub use libvirt::{DomainArgs, HookArgs, ImportArgs, InstallHookArgs, LibvirtCommand};
 pub use local::{AttachArgs, AttachedArgs, DetachArgs, Place, Socket};
 pub use object::{

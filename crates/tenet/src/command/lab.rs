@@ -61,7 +61,7 @@ pub fn run(command: LabCommand, global: Global) -> Outcome<ExitCode> {
             }
             migrate::receipt(&moved.receipt)?;
             print::line(&format!(
-                "  the VM stood still for       {}",
+                "  the VM changed over in       {}",
                 print::micros(moved.pause.as_micros() as u64)
             ))?;
             Ok(ExitCode::SUCCESS)
