@@ -1,5 +1,4 @@
 //! A real guest moves between hosts while a VM on a third host talks to it.
-#![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
 use std::time::{Duration, Instant};
 use tenet_lab::tool::{Probe, Stream};

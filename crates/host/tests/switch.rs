@@ -1,6 +1,5 @@
 //! What a hypervisor says of a VM that moves, in every order with the controller's rows.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod common;
 
