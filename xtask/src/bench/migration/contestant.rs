@@ -66,7 +66,9 @@ pub struct Sample {
     pub lost: usize,
     /// Probes lost that the pause does not excuse.
     pub beyond: usize,
-    /// When the first of those were sent, counted from RESUME.
+    /// Probes sent before the pause that were answered only after it.
+    pub held: usize,
+    /// When the first of those lost beyond the pause were sent, counted from RESUME.
     pub strays: Vec<f64>,
     /// From RESUME to the first answer of the guest's kernel, to a ping.
     pub first_reply: Option<f64>,
@@ -291,6 +293,7 @@ fn sample(
         probes: losses.sent,
         lost: losses.lost,
         beyond: losses.beyond.len(),
+        held: losses.held,
         strays: losses.beyond.iter().take(20).map(|at| clock::millis(*at)).collect(),
         first_reply: pings.first_reply.map(clock::millis),
         first_answer: losses.first_reply.map(clock::millis),

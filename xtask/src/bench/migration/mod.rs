@@ -38,7 +38,7 @@ cargo xtask bench migration [OPTIONS]: live migrations of a real guest, measured
 ";
 
 /// Failures in a row after which a network takes no further part in a kind.
-const ENOUGH: usize = 3;
+const ENOUGH: usize = 5;
 
 /// What the command line asks for.
 #[derive(Clone, PartialEq, Debug)]

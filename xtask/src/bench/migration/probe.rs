@@ -40,6 +40,8 @@ pub struct Losses {
     pub lost: usize,
     /// Of these, those that the pause does not excuse, by when they were sent, counted from its end.
     pub beyond: Vec<Micros>,
+    /// Probes sent before the pause that were answered only after it: not lost, but held up without need.
+    pub held: usize,
     /// From the guest's first moment on the destination to the first answer from there.
     pub first_reply: Option<Micros>,
 }
@@ -118,6 +120,7 @@ impl Seen {
             sent: self.0.len(),
             lost: lost().count(),
             beyond: lost().filter(|at| *at < stop - margin || *at > resume).map(|at| at - resume).collect(),
+            held: self.0.iter().filter(|(at, answer)| *at < stop - margin && *answer > Some(resume)).count(),
             first_reply: first.map(|at| at - resume),
         }
     }
@@ -210,14 +213,14 @@ mod tests {
         let lost = [4, 9, 10, 11, 12, 13, 14, 22];
         let answer = |n: i64| match n {
             n if lost.contains(&n) => None,
-            15..=20 => Some(ms(21) + n),
+            7 | 15..=20 => Some(ms(21) + n),
             n => Some(ms(n) + 300),
         };
         let seen = Seen((0..30).map(|n| (ms(n), answer(n))).collect());
         let found = seen.losses(ms(10), ms(20), 2000);
         assert_eq!(
             found,
-            Losses { sent: 30, lost: 8, beyond: vec![-16_000, 2_000], first_reply: Some(1015) }
+            Losses { sent: 30, lost: 8, beyond: vec![-16_000, 2_000], held: 1, first_reply: Some(1007) }
         );
         assert_eq!(seen.round_trip(ms(9)), Some(300));
         assert_eq!(Seen::default().losses(0, 1, 0).first_reply, None);
