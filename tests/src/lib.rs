@@ -22,7 +22,7 @@ mod world;
 pub use moves::check_moves;
 pub use nic::{IcmpError, Nic, Watch, ipv4};
 pub use reach::check_reach;
-pub use restart::{Load, check_agent_restart};
+pub use restart::{Load, Paused, check_agent_restart};
 pub use world::{Fixture, Guard, Setup, World, binary, block_on, missing, skipped, until};
 
 /// The default site of a lab and what its tests need beside.

@@ -1,6 +1,7 @@
 //! Forwarding without an agent.
 
 use std::time::Duration;
+use tenet_lab::Process;
 use tenet_lab::tool::{Probe, ProbeReport, Stream, StreamReport};
 use tenet_model::Family;
 
@@ -105,4 +106,29 @@ pub fn check_agent_restart(world: &mut World) {
     same.stop_without_loss();
     other.stop_without_loss();
     assert_eq!(repaired(world), before, "adopted, nothing to put right");
+}
+
+/// An agent that is stopped by SIGSTOP until dropped: it hears of nothing and says nothing, and its host forwards.
+#[derive(Debug)]
+pub struct Paused(Process);
+
+impl Paused {
+    /// Stops a host's agent.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[must_use]
+    pub fn new(world: &World, host: &str) -> Self {
+        let process = world.lab.host(host).unwrap().record().process.expect("a running agent");
+        // SAFETY: the number is that of a process that we started and that runs.
+        assert_eq!(unsafe { libc::kill(process.pid.cast_signed(), libc::SIGSTOP) }, 0);
+        Self(process)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { libc::kill(self.0.pid.cast_signed(), libc::SIGCONT) };
+    }
 }

@@ -5,9 +5,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use tenet_api::rest::{Migrate, ReceiptView};
 use tenet_hostnet::Links;
-use tenet_lab::Process;
 use tenet_lab::tool::ask;
-use tenet_tests::{Fixture, Load, THREE_HOSTS, World, block_on, check_moves, until};
+use tenet_tests::{Fixture, Load, Paused, THREE_HOSTS, World, block_on, check_moves, until};
 
 static LAB: Fixture = Fixture::new("mig", THREE_HOSTS);
 
@@ -198,25 +197,6 @@ fn controller_killed_between_prepare_and_switch_finishes_when_it_is_back() {
         assert!(probe.lost <= pause.as_millis() as u64 + 1500, "{probe:?}");
     }
     home(&mut world);
-}
-
-/// An agent that is stopped by SIGSTOP until dropped.
-struct Paused(Process);
-
-impl Paused {
-    fn new(world: &World, host: &str) -> Self {
-        let process = world.lab.host(host).unwrap().record().process.unwrap();
-        // SAFETY: the number is that of a process that we started and that runs.
-        assert_eq!(unsafe { libc::kill(process.pid.cast_signed(), libc::SIGSTOP) }, 0);
-        Self(process)
-    }
-}
-
-impl Drop for Paused {
-    fn drop(&mut self) {
-        // SAFETY: as above.
-        unsafe { libc::kill(self.0.pid.cast_signed(), libc::SIGCONT) };
-    }
 }
 
 fn last_receipt(world: &World) -> Option<ReceiptView> {

@@ -18,7 +18,8 @@ const DEFAULT_SECONDS: u32 = 60;
 /// Bytes; a frame with headers of all kinds is far shorter.
 const LONGEST_INPUT: u32 = 4096;
 
-/// Runs all targets, or those named, one after the other, each for some seconds of one processor.
+/// Runs all targets, or those named, one after the other, each for some seconds of one processor's time: on a machine
+/// that does other things too it takes longer.
 ///
 /// # Errors
 /// If a target does not build, an argument is wrong, or an input made a target panic.
@@ -85,17 +86,66 @@ fn one(fuzz: &Path, target: &str, seconds: u32) -> Result<bool> {
     for folder in [&grown, &findings] {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
-    println!("{target}: {seconds} s");
-    let mut command = Command::new(fuzz.join("target").join(TRIPLE).join("release").join(target));
-    command
-        .arg(format!("-max_total_time={seconds}"))
-        .arg(format!("-max_len={LONGEST_INPUT}"))
-        .arg(format!("-artifact_prefix={}/", findings.display()))
-        .args(["-print_final_stats=1", "-verbosity=0"])
-        .arg(&grown);
-    if seeds.is_dir() {
-        command.arg(&seeds);
+    println!("{target}: {seconds} s of a processor");
+    let (mut used, mut inputs) = (0.0, 0_u64);
+    while used < f64::from(seconds) {
+        let before = children()?;
+        let mut command = Command::new(fuzz.join("target").join(TRIPLE).join("release").join(target));
+        command
+            .arg(format!("-max_total_time={}", (f64::from(seconds) - used).ceil()))
+            .arg(format!("-max_len={LONGEST_INPUT}"))
+            .arg(format!("-artifact_prefix={}/", findings.display()))
+            .args(["-print_final_stats=1", "-verbosity=0"])
+            .arg(&grown);
+        if seeds.is_dir() {
+            command.arg(&seeds);
+        }
+        let output = command.output().with_context(|| format!("run the fuzz target {target}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        inputs += executed(&said);
+        used += children()? - before;
+        if !output.status.success() {
+            eprintln!("{said}");
+            println!("{target}: a finding after {inputs} inputs in {used:.0} s");
+            return Ok(false);
+        }
+        ensure!(used > 0.0, "{target} ends at once: {said}");
     }
-    let status = command.status().with_context(|| format!("run the fuzz target {target}"))?;
-    Ok(status.success())
+    println!("{target}: {inputs} inputs in {used:.0} s, no finding");
+    Ok(true)
+}
+
+/// Seconds of processor time that ended children have used (`cutime` and `cstime`, in hundredths).
+fn children() -> Result<f64> {
+    let text = fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
+    // The program's name comes second and may hold spaces.
+    let after = text.rsplit(')').next().unwrap_or_default();
+    let ticks = after.split_whitespace().skip(13).take(2).filter_map(|t| t.parse::<f64>().ok());
+    Ok(ticks.sum::<f64>() / 100.0)
+}
+
+/// How many inputs libFuzzer says it has run.
+fn executed(said: &str) -> u64 {
+    let line = said.lines().find_map(|l| l.trim().strip_prefix("stat::number_of_executed_units:"));
+    line.and_then(|n| n.trim().parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_libfuzzer_says_is_read() {
+        assert_eq!(executed("x\nstat::number_of_executed_units: 1234\nstat::y: 1\n"), 1234);
+        assert_eq!(executed(""), 0);
+    }
+
+    #[test]
+    fn processor_time_of_children_counts() {
+        let before = children().unwrap();
+        let busy = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done";
+        while children().unwrap() - before < 0.05 {
+            assert!(Command::new("sh").args(["-c", busy]).status().unwrap().success());
+        }
+    }
 }
