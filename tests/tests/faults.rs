@@ -7,6 +7,7 @@ use std::time::Duration;
 use tenet_api::rest::{ChangeItem, ChangesRequest, EventLine, Migrate, MigrationView, Spec};
 use tenet_hostnet::{Links, Netns};
 use tenet_lab::tool::ask;
+use tenet_model::Through;
 use tenet_tests::frame::{self, Packet};
 use tenet_tests::{Fixture, Load, Nic, Paused, THREE_HOSTS, World, block_on, until};
 use tenet_wire::Mac;
@@ -255,7 +256,7 @@ fn host_without_a_rewrite_pool_is_refused_before_anything_moves() {
         {"kind": "port", "name": "contoso/nat/eth0", "subnet": "contoso/nat/all", "host": "h1", "device": "nat0"},
     ]));
     let vm = "contoso/nat".parse().unwrap();
-    let to_h2 = Migrate { to: "h2".parse().unwrap(), devices: Default::default() };
+    let to_h2 = to("h2");
     let error = block_on(world.client.migrate(&vm, &to_h2)).unwrap_err();
     let all = format!("{error} / {:?}", error.api());
     println!("{all}");
@@ -267,6 +268,39 @@ fn host_without_a_rewrite_pool_is_refused_before_anything_moves() {
     block_on(world.client.delete_network(&"contoso/nat".parse().unwrap())).unwrap();
     put(serde_json::json!([{"kind": "host", "name": "h1", "pa": "192.168.1.10", "rewrite_pool": []}]));
     world.in_sync();
+}
+
+#[test]
+fn host_with_a_smaller_mtu_is_refused_before_anything_moves() {
+    let Some(mut world) = LAB.world() else { return };
+    home(&mut world);
+    let load = Load::start(&world, "contoso/far", SQL);
+    world.lab.set_uplink_mtu("h2", 1400).unwrap();
+    let vm = SQL.parse().unwrap();
+    // The controller hears of the MTU from the agent; until then the move would be taken up.
+    let error =
+        until("the move is refused", PATIENCE, || match block_on(world.client.migrate(&vm, &to("h2"))) {
+            Ok(_) => {
+                _ = block_on(world.client.migrate_cancel(&vm));
+                None
+            }
+            Err(e) => Some(e),
+        });
+    let all = format!("{error} / {}", error.hint());
+    println!("{all}");
+    assert!(all.contains("h2") && all.contains("1400") && all.contains(PORT), "{all}");
+    assert!(block_on(world.client.migrations()).unwrap().is_empty());
+    world.lab.set_uplink_mtu("h2", 1500).unwrap();
+    world.in_sync();
+    load.stop_without_loss();
+    world.lives_on(SQL, "h1");
+    until("the move is taken up again", PATIENCE, || block_on(world.lab.migrate(SQL, "h2")).ok());
+    home(&mut world);
+}
+
+fn to(host: &str) -> Migrate {
+    let (to, devices) = (host.parse().unwrap(), std::collections::BTreeMap::new());
+    Migrate { to, devices, through: Through::SwitchOnly, uri: None }
 }
 
 /// The provider network between two hosts, cut until dropped.
