@@ -27,9 +27,16 @@ impl World {
     /// # Panics
     /// If one says otherwise for seconds.
     pub fn lives_on(&self, vm: &str, host: &str) {
+        self.address_lives_on(vm, IpAddr::V4(self.ip(vm)), host);
+    }
+
+    /// The same of an address of a VM that the lab did not make.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn address_lives_on(&self, vm: &str, ca: IpAddr, host: &str) {
         let pa = self.lab.host(host).unwrap().record().pa;
         let (tenant, _) = vm.split_once('/').expect("a full name");
-        let ca = IpAddr::V4(self.ip(vm));
         for other in self.lab.record().hosts.iter().map(|h| h.name.to_string()) {
             until(&format!("{other}'s record of {vm} says {host}"), Duration::from_secs(10), || {
                 let table = self.table(&other);

@@ -34,15 +34,15 @@ fn running(world: &World) -> Option<MigrationView> {
 
 /// Waits until a VM answers another by its name.
 fn answers(world: &World, from: &str) {
-    let netns = world.lab.vm(from).unwrap().netns();
-    let answer = ask(netns, IpAddr::V4(world.ip(SQL)), PATIENCE).unwrap();
+    let netns = world.lab.vm(from).unwrap().netns().clone();
+    let answer = ask(&netns, IpAddr::V4(world.ip(SQL)), PATIENCE).unwrap();
     assert_eq!(answer.as_deref(), Some(SQL), "asked from {from}");
 }
 
 /// Whether it is silent towards another for a while.
 fn silent(world: &World, from: &str) -> bool {
-    let netns = world.lab.vm(from).unwrap().netns();
-    ask(netns, IpAddr::V4(world.ip(SQL)), Duration::from_millis(500)).unwrap().is_none()
+    let netns = world.lab.vm(from).unwrap().netns().clone();
+    ask(&netns, IpAddr::V4(world.ip(SQL)), Duration::from_millis(500)).unwrap().is_none()
 }
 
 /// Takes the carrier off the VM's old leg, as a hypervisor does that ends its side of the VM.
@@ -82,7 +82,7 @@ fn destination_whose_agent_dies_once_prepared_takes_the_vm_and_reports_when_it_i
     assert_eq!(running(&world).unwrap().phase, "prepared", "nobody could tell the controller");
     back(&mut world, "h2");
     let moved = block_on(world.lab.finish_move(moving, pause)).unwrap();
-    println!("{:?}", moved.receipt);
+    println!("pause {pause:?}, {:?}", moved.receipt);
     assert!(moved.receipt.moved && moved.receipt.redirected > 0, "{:?}", moved.receipt);
     world.in_sync();
     world.lives_on(SQL, "h2");
@@ -108,7 +108,7 @@ fn destination_whose_agent_dies_after_the_switch_is_not_waited_for() {
     world.lab.kill_agent("h2").unwrap();
     drop(deaf);
     let moved = block_on(world.lab.finish_move(moving, pause)).unwrap();
-    println!("{:?}", moved.receipt);
+    println!("pause {pause:?}, {:?}", moved.receipt);
     assert!(moved.receipt.moved, "{:?}", moved.receipt);
     answers(&world, "contoso/app");
     for load in loads {
@@ -131,7 +131,7 @@ fn hosts_that_cannot_reach_each_other_do_not_keep_the_vm_from_the_others() {
     let cut = Cut::new(&world, "h1", "h2");
     let pause = moving.switch().unwrap();
     let moved = block_on(world.lab.finish_move(moving, pause)).unwrap();
-    println!("{:?}", moved.receipt);
+    println!("pause {pause:?}, {:?}", moved.receipt);
     assert!(moved.receipt.moved, "{:?}", moved.receipt);
     world.in_sync();
     answers(&world, "contoso/far");
