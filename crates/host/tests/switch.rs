@@ -1,6 +1,5 @@
 //! What a hypervisor says of a VM that moves, in every order with the controller's rows.
 
-
 mod common;
 
 use common::{OTHER, OWN, Sim, devices, port, port_ref, record, small};
