@@ -83,16 +83,18 @@ impl HostCore {
             plan::ports(rows).filter(|(p, _)| p.state == PortState::Prepared && planned.contains(&p.net))
         {
             let Some(ifindex) = devices.get(&row.device).map(|d| d.ifindex) else { continue };
-            let (Some(want), Some(have)) = (new.ports.get_mut(&ifindex), actual.ports.get(&ifindex)) else {
-                continue;
-            };
-            let same = (want.net, want.vsid, want.mac, want.peer_pa)
-                == (have.net, have.vsid, have.mac, have.peer_pa);
+            let Some(want) = new.ports.get_mut(&ifindex) else { continue };
             let known = self.activated.get(&row.name) == Some(&row.peer_pa);
-            // The generation tells an activation from an active port that was told to prepare.
-            let ours = have.generation == want.generation || self.prepared.contains(&row.name);
+            let turned = actual.ports.get(&ifindex).is_some_and(|have| {
+                let same = (want.net, want.vsid, want.mac, want.peer_pa)
+                    == (have.net, have.vsid, have.mac, have.peer_pa);
+                // The generation tells an activation from an active port that was told to prepare.
+                let ours = have.generation == want.generation || self.prepared.contains(&row.name);
+                same && have.state == PORT_ACTIVE && ours
+            });
+            // A hypervisor's word may come before the port is in the kernel.
             let runs = self.vms.get(&row.name.vm_ref()) == Some(&true);
-            if known || runs || (same && have.state == PORT_ACTIVE && ours) {
+            if runs || (known && actual.ports.contains_key(&ifindex)) || turned {
                 want.state = PORT_ACTIVE;
                 if !known {
                     found.push((row.name.clone(), row.peer_pa));
