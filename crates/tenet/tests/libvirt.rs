@@ -90,20 +90,46 @@ fn tap() -> String {
     tenet_model::tap_name(&"contoso/sql/eth0".parse().unwrap())
 }
 
+/// Processor time of a call for a domain that is not ours, in user space and in the kernel.
+fn cost() -> Duration {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tenet"));
+    command.args([
+        "libvirt",
+        "hook",
+        "--socket",
+        "/nonexistent/agent.sock",
+        "--",
+        "sql-1",
+        "prepare",
+        "begin",
+        "-",
+    ]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    #[expect(
+        clippy::zombie_processes,
+        reason = "it is waited for below, by the call that tells what it used"
+    )]
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(BRIDGED.as_bytes()).unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    let mut status = 0;
+    // SAFETY: all zeros is a legal value of this plain structure.
+    let mut used: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are live and writable; the child is ours and not yet reaped.
+    assert_eq!(unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut used) }, pid);
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{status}");
+    let time = |t: libc::timeval| {
+        Duration::from_secs(t.tv_sec.unsigned_abs()) + Duration::from_micros(t.tv_usec.unsigned_abs())
+    };
+    time(used.ru_utime) + time(used.ru_stime)
+}
+
 #[test]
 fn a_domain_that_is_not_ours_costs_next_to_nothing() {
-    let nowhere = Path::new("/nonexistent/agent.sock");
-    // The best of many, as the machine may have other things to do.
-    let times = (0..20).map(|_| {
-        let begin = Instant::now();
-        let output = hook(nowhere, "prepare", "begin", BRIDGED);
-        assert!(
-            output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(),
-            "{output:?}"
-        );
-        begin.elapsed()
-    });
-    let best = times.min().unwrap();
+    let output = hook(Path::new("/nonexistent/agent.sock"), "prepare", "begin", BRIDGED);
+    assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+    // The processor's time and the best of some: the machine may have other things to do.
+    let best = (0..10).map(|_| cost()).min().unwrap();
     println!("{best:?}");
     assert!(best < Duration::from_millis(20), "{best:?}");
 }
