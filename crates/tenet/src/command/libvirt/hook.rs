@@ -15,6 +15,8 @@ use tokio::time::timeout;
 const LONGEST: u64 = 16 << 20;
 /// Beyond what the agent is given, so that it is the agent that says what is missing.
 const SLACK: Duration = Duration::from_secs(3);
+/// Longest wait at a domain's end, which nothing depends on.
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// `libvirt hook`; what goes wrong is one line on standard error, which virsh shows.
 pub fn hook(args: &HookArgs) -> ExitCode {
@@ -59,25 +61,26 @@ fn act(args: &HookArgs) -> Result<Option<String>, String> {
                 // takes this for the end of a move that failed, or for nothing where the guest has moved.
                 let (domain, outcome) = (Some(args.domain.clone()), Outcome::Stopped);
                 let release = local::Release { vm, domain, outcome, ports: Vec::new() };
-                let release = timeout(patience + SLACK, client.release(&release));
-                release.await.map_err(|_| late(args))?.map_err(|e| e.line())?;
+                let patience = patience.min(RELEASE);
+                let release = timeout(patience, client.release(&release)).await;
+                release.map_err(|_| late(args, patience))?.map_err(|e| e.line())?;
                 Ok(None)
             }
             Plan::Prepare(prepare) => {
                 let request = request(&prepare, &args.domain, patience);
                 let answer = timeout(patience + SLACK, client.prepare(&request));
-                let answer = answer.await.map_err(|_| late(args))?.map_err(|e| e.line())?;
+                let answer = answer.await.map_err(|_| late(args, patience))?.map_err(|e| e.line())?;
                 ready(args, &prepare, &answer, &xml)
             }
         }
     })
 }
 
-fn late(args: &HookArgs) -> String {
+fn late(args: &HookArgs, patience: Duration) -> String {
     format!(
         "the agent at {} has not answered within {} s: look at its log (`journalctl -u tenet-agent`) and try again",
         args.agent.socket.display(),
-        args.agent.timeout
+        patience.as_secs()
     )
 }
 
