@@ -16,6 +16,8 @@ use tenet_wire::{Icmp, Mac, ProtocolNumber};
 static LAB: Fixture = Fixture::new("taps", SITE);
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// An agent that starts loads its programs first, which a busy machine makes it wait for.
+const RESTART: Duration = Duration::from_secs(40);
 /// A virtio header that says nothing (struct virtio_net_hdr, as a tap has it unless told otherwise).
 const HEADER: [u8; 10] = [0; 10];
 
@@ -159,7 +161,7 @@ fn the_agent_makes_a_tap_keeps_it_and_removes_it() {
     world.lab.kill_agent("h1").unwrap();
     assert!(guest.ping(world.ip("contoso/web")), "without an agent");
     world.lab.start_agent("h1").unwrap();
-    until("the agent is back", PATIENCE, || world.host_status("h1").connected.then_some(()));
+    until("the agent is back", RESTART, || world.host_status("h1").connected.then_some(()));
     world.in_sync();
     let host = links(&world, "h1");
     assert_eq!(host.get(&tap).unwrap().index, made.index, "adopted");
@@ -233,7 +235,7 @@ fn detaching_the_host_removes_its_taps_only() {
     assert!(host.find(&tap).unwrap().is_none() && host.find("other").unwrap().is_some());
     host.delete_link("other").unwrap();
     world.lab.start_agent("h2").unwrap();
-    until("the agent is back", PATIENCE, || world.host_status("h2").connected.then_some(()));
+    until("the agent is back", RESTART, || world.host_status("h2").connected.then_some(()));
     world.in_sync();
     assert!(host.find(&tap).unwrap().is_some(), "with the agent comes the tap");
     block_on(world.client.delete_vm(&vm.parse().unwrap())).unwrap();
