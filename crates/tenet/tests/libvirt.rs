@@ -105,10 +105,6 @@ fn cost() -> Duration {
         "-",
     ]);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    #[expect(
-        clippy::zombie_processes,
-        reason = "it is waited for below, by the call that tells what it used"
-    )]
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(BRIDGED.as_bytes()).unwrap();
     let pid = i32::try_from(child.id()).unwrap();
