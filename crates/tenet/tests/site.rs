@@ -207,7 +207,7 @@ fn objects_come_and_go_by_commands() {
 
 #[test]
 fn a_move_to_a_host_without_agent_is_refused_before_anything_moves() {
-    let controller = Controller::start("refused");
+    let controller = Controller::start("no-agent");
     let run = |args: &[&str]| controller.ok(args, "");
     run(&["network", "create", "blue"]);
     run(&["subnet", "create", "blue/web", "--prefix", "10.0.0.0/24"]);
