@@ -211,7 +211,10 @@ impl World {
     #[must_use]
     pub fn counters(&self, host: &str, port: &str) -> PortCounters {
         let name = host.parse().unwrap();
-        let counters = block_on(self.client.counters(Some(&name))).unwrap();
+        // The controller waits seconds for a host's answer, which a busy host may need longer for.
+        let counters = until(&format!("{host} says its counters"), Duration::from_secs(3), || {
+            block_on(self.client.counters(Some(&name))).ok()
+        });
         assert!(counters.missing.is_empty(), "{:?}", counters.missing);
         let found = counters.ports.iter().find(|p| p.port == port && p.host.as_str() == host);
         let names: Vec<_> = counters.ports.iter().map(|p| &p.port).collect();

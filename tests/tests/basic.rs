@@ -171,7 +171,9 @@ fn stream(world: &World, from: &str, to: &str) -> u64 {
     let netns = world.lab.vm(from).unwrap().netns().clone();
     let stream = Stream::start(&netns, IpAddr::V4(world.ip(to)), Duration::from_millis(10)).unwrap();
     let begin = Instant::now();
-    until("a moment to pass", PATIENCE, || (begin.elapsed() > Duration::from_millis(150)).then_some(()));
+    until("a moment to pass", PATIENCE, || {
+        (begin.elapsed() > tenet_lab::patience(Duration::from_millis(150))).then_some(())
+    });
     let report = stream.stop().unwrap();
     let received = &report.received;
     assert!(
