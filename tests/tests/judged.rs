@@ -84,7 +84,7 @@ fn traffic(world: &World) {
     }
 }
 
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 10] = [
     "frame.protocols",
     "_ws.malformed",
     "ip.checksum.status",
@@ -94,6 +94,7 @@ const FIELDS: [&str; 9] = [
     "icmpv6.checksum.status",
     "ip.flags.df",
     "stt.flags.csum_partial",
+    "tcp.checksum.ffff",
 ];
 
 /// What tshark finds wrong.
@@ -136,6 +137,11 @@ fn judge(method: Method, outside: Family, path: &Path, count: usize) -> Vec<Stri
         let partial = ["1", "True"].contains(&line[8].as_str());
         for (at, status) in line[2..7].iter().enumerate() {
             if partial && (1..=2).contains(&at) {
+                continue;
+            }
+            // The kernel writes 0xffff where 0 would be due (skb_checksum_help, CSUM_MANGLED_0). To every
+            // receiver the two are one number; tshark alone calls it bad, and names it.
+            if at == 1 && !line[9].is_empty() {
                 continue;
             }
             // 1 is good; 2 is not checked: zero, cut short, or a part of something.
