@@ -108,7 +108,8 @@ fn address_v4<F: FrameMut>(frame: &mut F, pa: u32) -> Result<(), Refused> {
         return Ok(());
     }
     let change = checksum::difference(&old.halves(), &outer.dst.halves());
-    frame.mend_l4(Ipv4Frame::LEN + SttSegment::CHECKSUM_AT, change, true, false)
+    let open = frame.gso_size() > 0;
+    edit::mend_stt(frame, Ipv4Frame::LEN + SttSegment::CHECKSUM_AT, change, open)
 }
 
 #[inline(always)]
@@ -124,7 +125,8 @@ fn address_v6<F: FrameMut>(frame: &mut F, pa: &Addr) -> Result<(), Refused> {
         return Ok(());
     }
     let change = edit::difference(&old, pa);
-    frame.mend_l4(Ipv6Frame::LEN + SttSegment::CHECKSUM_AT, change, true, false)
+    let open = frame.gso_size() > 0;
+    edit::mend_stt(frame, Ipv6Frame::LEN + SttSegment::CHECKSUM_AT, change, open)
 }
 
 /// All steps of a VM's broadcast; the name that the original ends under.

@@ -6,6 +6,7 @@ mod tunnel;
 
 pub(crate) use port::wrap;
 pub use port::{port, port_advertise, port_answer, port_answer6, port_forward, port_neighbour};
+pub(crate) use stt::mend as mend_stt;
 pub use stt::{stt, stt_part, whole as stt_whole};
 pub(crate) use tunnel::store_marked;
 pub use tunnel::{Inside, decapsulate, encapsulate, uplink};

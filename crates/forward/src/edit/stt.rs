@@ -3,11 +3,11 @@
 use super::{difference, done, store_marked, tunnel::readdress};
 use crate::{
     Action, FrameMut, Refused, Tables, UplinkWork, Verdict,
-    stt::{Kind, PartFate, Stream, decapsulate, deliver_first, deliver_later, later},
+    stt::{Kind, PartFate, Stream, decapsulate, deliver_first, deliver_later, later, pseudo_alone},
     uplink::combine_ecn,
 };
 use tenet_tables::{Addr, Config, DropReason};
-use tenet_wire::{EtherType, Ipv4, SttSegment, checksum};
+use tenet_wire::{Be16, EtherType, Ipv4, SttSegment, checksum};
 
 /// Carries out a verdict on a frame that [`UplinkWork::stt`] says is STT, [`Verdict::Flood`] and [`Verdict::Part`] apart.
 ///
@@ -113,6 +113,38 @@ fn onward<F: FrameMut>(frame: &mut F, work: &UplinkWork, config: &Config, pa: &A
     // What this host is for one address it is not for the other.
     let change = checksum::add(difference(&work.from, &config.pa), difference(&config.pa, pa));
     let at = if v6 { 54 } else { 34 } + SttSegment::CHECKSUM_AT;
-    let result = readdress(frame, work, config, pa).and_then(|()| frame.mend_l4(at, change, true, false));
+    let open = stt_is_open(frame, work);
+    let result = readdress(frame, work, config, pa).and_then(|()| mend(frame, at, change, open));
     done(result, Action::Wire)
+}
+
+/// Whether somebody still has to sum the STT segment up: a bundle, or the sum of its pseudo header alone, as between
+/// two hosts that share a kernel's memory.
+#[inline(always)]
+fn stt_is_open<F: FrameMut>(frame: &F, work: &UplinkWork) -> bool {
+    let v6 = work.shed.envelope.v6;
+    let addresses = if v6 {
+        checksum::sum(&work.outer6.src) + checksum::sum(&work.outer6.dst)
+    } else {
+        checksum::sum(&work.outer.ip.src.halves()) + checksum::sum(&work.outer.ip.dst.halves())
+    };
+    let len = SttSegment::LEN + work.stt.have;
+    frame.gso_size() > 0 || work.stt.segment.checksum.half() == pseudo_alone(addresses, len)
+}
+
+/// Mends an STT segment's checksum, which stands at `at`, after its addresses changed.
+///
+/// One that is done is mended here. The kernel's helper would take it for open as long as the *inner* checksum is:
+/// it knows only that something in the frame has still to be summed up, not what.
+///
+/// # Errors
+/// If the kernel refuses.
+#[inline(always)]
+pub(crate) fn mend<F: FrameMut>(frame: &mut F, at: u32, change: u32, open: bool) -> Result<(), Refused> {
+    if open {
+        return frame.mend_l4(at, change, true, false);
+    }
+    let mut field = Be16::default();
+    frame.load(at, &mut field)?;
+    frame.store(at, &Be16::from_half(checksum::mend(field.half(), change)))
 }

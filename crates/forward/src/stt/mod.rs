@@ -92,6 +92,12 @@ const fn pseudo_sum(addresses: u32, protocol: u8, len: u32) -> u32 {
         + ((len >> 16) as u16).to_be() as u32
 }
 
+/// What stands in a segment's checksum field while somebody still has to sum its bytes up: the pseudo header alone.
+#[inline(always)]
+pub(crate) const fn pseudo_alone(addresses: u32, len: u32) -> u16 {
+    checksum::fold(pseudo_sum(addresses, tenet_wire::ProtocolNumber::TCP, len))
+}
+
 /// The sum of a packet's addresses.
 #[inline(always)]
 fn addresses(l3: &L3, v6: bool) -> u32 {

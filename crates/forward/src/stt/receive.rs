@@ -1,6 +1,6 @@
 //! In: what has come, and a whole frame without its headers.
 
-use super::{FLIP, addresses, pseudo_sum, send::lco_sum};
+use super::{FLIP, addresses, pseudo_alone, pseudo_sum, send::lco_sum};
 use crate::{
     Frame, FrameMut, Refused,
     packet::{L3, Packet},
@@ -119,7 +119,7 @@ pub fn checksum_is_right<F: Frame>(
 ) -> Result<bool, Refused> {
     let len = SttSegment::LEN + arrival.have;
     let pseudo = pseudo_sum(outer, ProtocolNumber::TCP, len);
-    if arrival.segment.checksum.half() == checksum::fold(pseudo) {
+    if arrival.segment.checksum.half() == pseudo_alone(outer, len) {
         return Ok(true);
     }
     if matches!(arrival.kind, Kind::Whole) && !arrival.header.is_partial() {
