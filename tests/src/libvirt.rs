@@ -1,6 +1,7 @@
 //! Several libvirt daemons on one machine: each in a host's network namespace, with mounts and a name of its own.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -35,6 +36,8 @@ pub struct Libvirt {
     daemon: Child,
     /// Its URI.
     pub uri: String,
+    /// Its host's name as it knows it, and address, as a line of `/etc/hosts`.
+    itself: String,
 }
 
 impl Libvirt {
@@ -62,7 +65,8 @@ impl Libvirt {
         fs::write(dir.join("etc/qemu.conf"), qemu_conf).unwrap();
         // It asks for its own name at every step; in a lab nobody answers, which costs five seconds each time.
         let name = format!("tnlv{}-{number}", std::process::id());
-        fs::write(dir.join("hosts"), format!("127.0.0.1 localhost\n{} {name}\n", host.record().pa)).unwrap();
+        let address = host.record().pa;
+        fs::write(dir.join("hosts"), format!("127.0.0.1 localhost\n{address} {name}\n")).unwrap();
         hooks(&dir.join("etc/hooks"));
         let script = format!(
             "set -e; mount --make-rprivate /; hostname {name}; mount --bind {at}/hosts /etc/hosts\n\
@@ -79,13 +83,23 @@ impl Libvirt {
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         let daemon = command.spawn().unwrap();
         let uri = format!("qemu+unix:///system?socket={at}/run/libvirt/libvirt-sock");
-        let mut started = Self { dir, daemon, uri };
+        let mut started = Self { dir, daemon, uri, itself: format!("{address} {name}\n") };
         until("libvirtd answers", START, || {
             let ended = started.daemon.try_wait().unwrap();
             assert!(ended.is_none(), "libvirtd ended: {}", started.log());
             started.try_virsh(&["list"]).status.success().then_some(())
         });
         started
+    }
+
+    /// Makes another daemon's host known by name, as that one names itself to whoever sends it a domain.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    pub fn knows(&self, other: &Self) {
+        // In place, for the daemon sees this very file.
+        let mut hosts = fs::OpenOptions::new().append(true).open(self.dir.join("hosts")).unwrap();
+        hosts.write_all(other.itself.as_bytes()).unwrap();
     }
 
     /// Runs virsh; what it printed.

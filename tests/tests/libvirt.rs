@@ -4,10 +4,11 @@
 use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tenet_api::rest::ReceiptView;
 use tenet_hostnet::Links;
 use tenet_lab::guest::Image;
 use tenet_lab::tool::{Probe, Stream, ask};
-use tenet_model::tap_name;
+use tenet_model::{Through, tap_name};
 use tenet_tests::libvirt::Libvirt;
 use tenet_tests::{Fixture, SITE, World, binary, block_on, libvirt, missing, skipped, until};
 
@@ -38,6 +39,9 @@ fn domains_start_move_and_stop_with_their_ports() {
     another_host_may_not_start_it(&site, &image);
     a_move_by_hand_is_followed(&site, &world);
     a_failed_move_is_rolled_back(&site, &world);
+    agents_follow_libvirt(&site, &mut world);
+    tenet_has_libvirt_move_it(&site, &world);
+    a_move_by_hand_is_heard_of(&site, &world);
     a_stopped_domain_lets_go(&site, &world);
     attach_while_it_runs(&site, &world);
     attach_while_it_is_shut(&site, &world);
@@ -64,6 +68,8 @@ impl Hosts {
             })
         };
         let (one, two) = (start("h1", 1), start("h2", 2));
+        one.knows(&two);
+        two.knows(&one);
         Self { one, two, sockets: [socket("h1"), socket("h2")] }
     }
 }
@@ -219,6 +225,61 @@ fn a_failed_move_is_rolled_back(site: &Hosts, world: &World) {
     until("the destination's tap is gone", PATIENCE, || (!has_link(world, "h1", &tap)).then_some(()));
     answers(world, "contoso/web");
     answers(world, "contoso/log");
+}
+
+fn agents_follow_libvirt(site: &Hosts, world: &mut World) {
+    for (host, libvirt) in [("h1", &site.one), ("h2", &site.two)] {
+        world.lab.follow_libvirt(host, &libvirt.uri).unwrap();
+        world.lab.kill_agent(host).unwrap();
+        world.lab.start_agent(host).unwrap();
+    }
+    for host in ["h1", "h2"] {
+        until("the agent is back", PATIENCE, || world.host_status(host).connected.then_some(()));
+    }
+    world.in_sync();
+}
+
+/// `tenet vm migrate --libvirt`: the source's agent has its libvirt move the domain, and says how far it is.
+fn tenet_has_libvirt_move_it(site: &Hosts, world: &World) {
+    let far = world.lab.vm("contoso/web").unwrap().netns().clone();
+    let stream = Stream::start(&far, ADDRESS.parse().unwrap(), Duration::from_millis(5)).unwrap();
+    let lab = world.lab.record().name.clone();
+    let said = tenet(&["--lab", lab.as_str(), "vm", "migrate", VM, "--to", "h1", "--libvirt", &site.one.uri]);
+    println!("{said}");
+    let stream = stream.stop().unwrap();
+    assert!(stream.received.in_order && stream.received.bytes == stream.sent, "{stream:?}");
+    let receipt = newest(world);
+    println!("{receipt:?}");
+    assert!(receipt.moved && receipt.reason.is_none(), "{receipt:?}");
+    assert_eq!((receipt.from.as_str(), receipt.to.as_str(), receipt.through), ("h2", "h1", Through::Libvirt));
+    assert!(receipt.pause_us.is_some_and(|pause| pause > 0), "both libvirts were heard: {receipt:?}");
+    assert!(site.one.virsh(&["list", "--name"]).contains("lv-1"));
+    assert!(!site.two.virsh(&["list", "--all", "--name"]).contains("lv-1"));
+    assert_eq!(host_of(world, &format!("{VM}/eth0")).as_deref(), Some("h1"));
+    answers(world, "contoso/web");
+    answers(world, "contoso/log");
+}
+
+/// virsh moves it, and Tenet, which was not asked, hears STOP and RESUME.
+fn a_move_by_hand_is_heard_of(site: &Hosts, world: &World) {
+    let (before, port) = (newest(world).id, format!("{VM}/eth0"));
+    let uri = site.two.uri.as_str();
+    _ = site.one.virsh(&["migrate", "--live", "--p2p", "--persistent", "--undefinesource", "lv-1", uri]);
+    let receipt = until("the receipt", PATIENCE, || Some(newest(world)).filter(|r| r.id != before));
+    println!("{receipt:?}");
+    assert!(receipt.moved && receipt.reason.is_none(), "{receipt:?}");
+    assert_eq!((receipt.from.as_str(), receipt.to.as_str(), receipt.through), ("h1", "h2", Through::Other));
+    assert!(receipt.pause_us.is_some_and(|pause| pause > 0), "both libvirts were heard: {receipt:?}");
+    assert_eq!(host_of(world, &port).as_deref(), Some("h2"));
+    answers(world, "contoso/web");
+    world.in_sync();
+}
+
+/// The VM's last receipt.
+fn newest(world: &World) -> ReceiptView {
+    let vm = VM.parse().unwrap();
+    let receipts = block_on(world.client.receipts()).unwrap();
+    receipts.into_iter().filter(|r| r.vm == vm).max_by_key(|r| r.started_ms).unwrap()
 }
 
 fn a_stopped_domain_lets_go(site: &Hosts, world: &World) {

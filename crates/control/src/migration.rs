@@ -208,11 +208,10 @@ impl Run {
     /// What it cost.
     pub(crate) fn receipt(&self, moved: bool, reason: Option<String>) -> Receipt {
         let m = &self.migration;
+        // A host's counters are as old as its port; without those from before they say nothing of this move.
         let grown = |value: fn(&Frames) -> u64| -> u64 {
-            self.after
-                .iter()
-                .map(|(host, after)| value(after).saturating_sub(self.before.get(host).map_or(0, value)))
-                .sum()
+            let pairs = self.after.iter().filter_map(|(host, after)| Some((self.before.get(host)?, after)));
+            pairs.map(|(before, after)| value(after).saturating_sub(value(before))).sum()
         };
         Receipt {
             vm: m.vm.clone(),

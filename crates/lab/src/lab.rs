@@ -298,6 +298,15 @@ impl Lab {
         self.record.save()
     }
 
+    /// Has a host's agent follow a libvirt from its next start on.
+    pub fn follow_libvirt(&mut self, host: &str, uri: &str) -> Result<()> {
+        let name = self.host_record(host)?.name.clone();
+        if let Some(host) = self.record.hosts.iter_mut().find(|h| h.name == name) {
+            host.libvirt = Some(uri.to_owned());
+        }
+        self.record.save()
+    }
+
     /// Ends the controller by SIGKILL.
     pub fn kill_controller(&mut self) -> Result<()> {
         match self.record.controller.process {

@@ -82,6 +82,7 @@ pub fn plan(options: &PlanOptions, site: &Site) -> Result<Record> {
             bpffs: bpffs.join(name.as_str()),
             log: log(dir, name.as_str()),
             process: None,
+            libvirt: None,
             name,
         }
     });

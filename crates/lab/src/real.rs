@@ -19,8 +19,6 @@ const UP: Duration = Duration::from_secs(120);
 const MOVE: Duration = Duration::from_secs(60);
 /// How long the destination may take to run the guest once all of it is there.
 const RESUME: Duration = Duration::from_secs(10);
-/// Who moves the guest's memory.
-const THROUGH: Through = Through::SwitchOnly;
 
 /// The guests' image, if the lab has guests.
 pub async fn image(record: &Record, progress: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<Option<Image>> {
@@ -153,17 +151,13 @@ impl Moving {
 
         let begin = Instant::now();
         let devices = self.ports.iter().map(|p| (p.name.port.clone(), p.device.clone())).collect();
-        let by_agent = THROUGH != Through::SwitchOnly;
-        let order = Migrate {
-            to: self.target_host.name.clone(),
-            devices,
-            through: THROUGH,
-            uri: by_agent.then(|| uri.clone()),
-        };
+        // The source's agent has QEMU move the memory, as for the users of `tenet vm migrate --qmp`.
+        let order =
+            Migrate { to: self.target_host.name.clone(), devices, through: Through::Qmp, uri: Some(uri) };
         let migration: MigrationView = prepare(&client, &self.vm, &order).await?;
         let prepared = begin.elapsed();
         let (source, target) = (self.source.clone(), arrived.clone());
-        let pause = blocking(move || carry(&source, &target, (!by_agent).then_some(uri.as_str()))).await?;
+        let pause = blocking(move || carry(&source, &target)).await?;
         let switched = Instant::now();
         let receipt = done(&client, &self.vm, &migration).await?;
         if !receipt.moved {
@@ -221,16 +215,13 @@ impl Moving {
     }
 }
 
-/// Carries the guest over (`to`) or waits until somebody else has, and ends the emptied QEMU at once: its tap then has
-/// no carrier, which tells the source's agent too. How long the guest stood still.
-fn carry(source: &GuestRecord, target: &GuestRecord, to: Option<&str>) -> Result<Duration> {
+/// Waits until the guest has been carried over, and ends the emptied QEMU at once: its tap then has no carrier, which
+/// tells the source's agent too. How long the guest stood still.
+fn carry(source: &GuestRecord, target: &GuestRecord) -> Result<Duration> {
     let (source, target) = (Guest::open(source.clone()), Guest::open(target.clone()));
     let (mut leaving, mut arriving) = (source.qmp()?, target.qmp()?);
     arriving.migration_events()?;
-    match to {
-        Some(uri) => leaving.migrate(uri, MOVE)?,
-        None => leaving.wait_migrated(MOVE)?,
-    };
+    leaving.wait_migrated(MOVE)?;
     let stopped = leaving.wait_event("STOP", Duration::ZERO)?;
     source.record().process.kill()?;
     let resumed = arriving.wait_event("RESUME", RESUME)?;

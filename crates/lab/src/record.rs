@@ -108,6 +108,9 @@ pub struct HostRecord {
     pub log: PathBuf,
     /// Its agent's process, if it was started.
     pub process: Option<Process>,
+    /// The libvirt whose domains its agent follows, by the URI of a connection; none at first.
+    #[serde(default)]
+    pub libvirt: Option<String>,
 }
 
 impl HostRecord {

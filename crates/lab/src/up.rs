@@ -205,6 +205,9 @@ pub fn start_agent(record: &mut Record, name: &HostName, token: Option<&str>) ->
     command.arg("--bpffs").arg(&host.bpffs).arg("--uplink").arg(&host.uplink);
     command.arg("--qmp-dir").arg(host.state_dir.join("qmp"));
     command.arg("--socket").arg(host.socket());
+    if let Some(uri) = &host.libvirt {
+        command.arg("--libvirt").arg(uri);
+    }
     if clsact {
         command.args(["--hook", "clsact"]);
     }

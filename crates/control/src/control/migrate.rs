@@ -140,15 +140,19 @@ impl Control {
                         Phase::Prepared => format!("{} may move from {} to {}", m.vm, m.from, m.to),
                         Phase::Switched => format!("{} runs on {}", m.vm, m.to),
                     };
-                    let fresh = !self.runs.contains_key(&m.vm);
+                    let known = self.runs.get(&m.vm).map(|run| run.migration.phase);
                     let run = self
                         .runs
                         .entry(m.vm.clone())
                         .or_insert_with(|| Run::new(m.clone(), revision, now, true));
                     run.advance(m.clone(), revision, now);
                     run.waiting = waiting;
-                    if fresh {
-                        self.count(now, &m.vm, Stage::Before, outputs);
+                    // The destination knows the port, and what it counted in former stays, once it is prepared.
+                    if known.is_none() {
+                        self.count(now, &m.vm, Stage::Before, &[&m.from], outputs);
+                    }
+                    if m.phase == Phase::Prepared && known != Some(Phase::Prepared) {
+                        self.count(now, &m.vm, Stage::Before, &[&m.to], outputs);
                     }
                     let happening =
                         Happening::new("migration", text).field("vm", &m.vm).field("migration", m.id);
@@ -165,10 +169,17 @@ impl Control {
         }
     }
 
-    /// Asks both hosts of a migration for their counters.
-    fn count(&mut self, now: Micros, vm: &VmRef, stage: Stage, outputs: &mut Vec<Output>) {
+    /// Asks hosts of a migration for their counters.
+    fn count(
+        &mut self,
+        now: Micros,
+        vm: &VmRef,
+        stage: Stage,
+        hosts: &[&HostName],
+        outputs: &mut Vec<Output>,
+    ) {
         let Some(run) = self.runs.get_mut(vm) else { return };
-        for host in [&run.migration.from, &run.migration.to] {
+        for &host in hosts {
             let Some(session) = self.hosts.get(host).and_then(open_id) else { continue };
             if stage == Stage::After {
                 run.answers.insert(host.clone());
@@ -264,7 +275,8 @@ impl Control {
             Phase::Switched => match run.asked {
                 None if run.awaits_words(now) => {}
                 None => {
-                    self.count(now, vm, Stage::After, outputs);
+                    let (from, to) = (run.migration.from.clone(), run.migration.to.clone());
+                    self.count(now, vm, Stage::After, &[&from, &to], outputs);
                     self.finish_if_counted(now, vm, outputs);
                 }
                 Some(_) => self.finish_if_counted(now, vm, outputs),

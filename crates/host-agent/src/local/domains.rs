@@ -67,7 +67,6 @@ impl Domains {
     }
 
     /// A domain's VM.
-    #[allow(dead_code, reason = "for those who hear of libvirt's events")]
     pub(crate) fn vm(&self, domain: &str) -> Option<VmRef> {
         self.lock().iter().find(|(_, d)| *d == domain).map(|(vm, _)| vm.clone())
     }

@@ -173,7 +173,12 @@ fn measure(kind: Kind, options: &Options, all: &mut [Contestant], end: Instant, 
     let step = Duration::from_millis(if kind.at_once > 1 { 10 } else { 1 });
     let mut failures = vec![0; all.len()];
     for round in 0..rounds {
-        for (contestant, failures) in all.iter_mut().zip(&mut failures) {
+        for at in 0..all.len() {
+            // Whoever comes right after another one meets the machine as that one left it: all take turns at it.
+            let at = (at + round) % all.len();
+            let (Some(contestant), Some(failures)) = (all.get_mut(at), failures.get_mut(at)) else {
+                continue;
+            };
             let name = contestant.fabric.name().to_owned();
             let rare = name == ovn::NAME && kind.at_once == 1 && round % 4 != 0 && options.runs > 20;
             if *failures >= ENOUGH || rare {
