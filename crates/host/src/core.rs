@@ -114,7 +114,9 @@ impl HostCore {
             Input::Full { generation, rows } => {
                 self.stats.changes += 1;
                 let mut outputs = self.superseded(generation, &rows);
+                let had = self.vms_here();
                 self.take(generation, rows);
+                self.forget_left(had);
                 self.owed.ack = Some((generation, None));
                 outputs.extend(self.reconcile(None));
                 outputs
@@ -286,10 +288,12 @@ impl HostCore {
             next
         });
         let mut outputs = late.map(|next| self.superseded(delta.generation, &next)).unwrap_or_default();
+        let had = self.vms_here();
         if let Some((generation, rows)) = &mut self.state {
             rows.apply(delta);
             *generation = delta.generation;
         }
+        self.forget_left(had);
         self.stats.changes += 1;
         self.owed.ack = Some((delta.generation, (!host_wide).then(|| nets.clone())));
         outputs.extend(self.reconcile(if host_wide { None } else { Some(nets) }));

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{OTHER, OWN, Sim, devices, port, port_ref, record, small};
-use tenet_compile::{PortState, Rows};
+use tenet_compile::{Delta, PortState, Rows};
 use tenet_host::{Input, Message};
 use tenet_tables::{PORT_ACTIVE, PORT_MOVED, PORT_PREPARED};
 
@@ -154,4 +154,40 @@ fn a_vm_that_went_and_comes_back_waits_for_its_resume() {
     assert_eq!(state(&sim, 11), PORT_PREPARED);
     sim.feed(Input::VmResumed(sql));
     assert_eq!(state(&sim, 11), PORT_ACTIVE);
+}
+
+/// The rows without this host's VM `sql`.
+fn without(generation: u64) -> Rows {
+    let mut gone = small(generation);
+    gone.0.remove(&port(1, 11, PortState::Active, None).key()).unwrap();
+    gone
+}
+
+#[test]
+fn a_word_of_an_earlier_life_switches_nothing() {
+    let sql = port_ref(1, 11).vm_ref();
+    for by_delta in [false, true] {
+        for runs in [true, false] {
+            let said = |vm| if runs { Input::VmResumed(vm) } else { Input::VmStopped(vm) };
+            let mut sim = Sim::started();
+            sim.full(7, small(7));
+            sim.feed(said(sql.clone()));
+            // It is shut down here and started elsewhere; its hypervisor says nothing of that.
+            if by_delta {
+                let gone = vec![port(1, 11, PortState::Active, None).key()];
+                sim.feed(Input::Delta(Delta { base: 7, generation: 8, upserts: vec![], deletes: gone }));
+            } else {
+                sim.full(8, without(8));
+            }
+            // Then it is moved back: it runs elsewhere still.
+            sim.said();
+            sim.full(9, source(9, PortState::Prepared, Some(OTHER)));
+            assert_eq!((state(&sim, 11), activations(&mut sim)), (PORT_PREPARED, 0));
+            // Or started here again, and about to be moved away: it runs here still.
+            sim.full(10, without(10));
+            sim.full(11, small(11));
+            sim.full(12, source(12, PortState::Active, Some(OTHER)));
+            assert_eq!(state(&sim, 11), PORT_ACTIVE);
+        }
+    }
 }

@@ -23,6 +23,27 @@ impl HostCore {
         if nets.is_empty() { Vec::new() } else { self.reconcile(Some(nets)) }
     }
 
+    /// VMs of which a hypervisor has said something and that have a port here.
+    pub(super) fn vms_here(&self) -> BTreeSet<VmRef> {
+        if self.vms.is_empty() {
+            return BTreeSet::new();
+        }
+        let ports = self.state.iter().flat_map(|(_, rows)| plan::ports(rows));
+        ports.map(|(p, _)| p.name.vm_ref()).filter(|vm| self.vms.contains_key(vm)).collect()
+    }
+
+    /// Forgets what was said of VMs that had a port here and have none now: it is of a life that is over, and would
+    /// switch the VM when it comes back, before it has moved. What is said of a VM before its port comes is kept.
+    pub(super) fn forget_left(&mut self, had: BTreeSet<VmRef>) {
+        if had.is_empty() {
+            return;
+        }
+        let have = self.vms_here();
+        for vm in had.difference(&have) {
+            self.vms.remove(vm);
+        }
+    }
+
     /// Ports that came here by a migration that is not over, as the new rows have it.
     pub(super) fn arriving(&self, rows: &Rows) -> BTreeSet<PortRef> {
         let arriving = plan::ports(rows).filter(|(p, _)| match p.state {
