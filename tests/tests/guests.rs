@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 use tenet_lab::tool::{Probe, Stream};
 use tenet_lab::{Guests, Lab, LabOptions, guest};
-use tenet_model::Family;
+use tenet_model::{Family, Through};
 use tenet_tests::{binary, block_on, missing, skipped};
 
 const SQL: &str = "contoso/sql";
@@ -119,6 +119,11 @@ fn there_and_back() -> Result<(), String> {
         let pause = moved.pause.as_millis() as u64;
         println!("to {to}: pause {pause} ms, {probe:?}, {stream:?}, {:?}", moved.receipt);
         assert!(moved.receipt.moved, "{:?}", moved.receipt);
+        let receipt = &moved.receipt;
+        assert_eq!(receipt.through, Through::Qmp, "{receipt:?}");
+        assert!(receipt.pause_us.is_some() && receipt.activated_by.is_some(), "{receipt:?}");
+        // What came while the guest stood still waited for it on its new host.
+        assert!(receipt.redirected > 0, "{receipt:?}");
         assert!(
             stream.received.in_order && stream.received.bytes == stream.sent && stream.sent > 0,
             "TCP lost bytes: {stream:?}"

@@ -230,7 +230,8 @@ impl Run {
             last_ack_us: self.acks_us.values().copied().max().unwrap_or(0),
             acks_us: self.acks_us.clone(),
             pause_us: self.pause_us(),
-            downtime_us: self.downtime_us.filter(|_| moved),
+            // QEMU says 0 as long as it has not worked it out.
+            downtime_us: self.downtime_us.filter(|us| moved && *us > 0),
             first_frame_us: self.first_frame_us,
             activated_by: self.activated_by,
             through: m.through,

@@ -148,6 +148,9 @@ impl Moving {
         arriving.keep();
         let arrived = arriving.record().clone();
         self.note(lab, |vm| vm.arriving = Some(arrived.clone()))?;
+        // Once its monitor answers it listens for the memory too; the agent begins as soon as all is prepared.
+        let listening = arrived.clone();
+        blocking(move || Guest::open(listening).qmp().map(drop)).await?;
 
         let begin = Instant::now();
         let devices = self.ports.iter().map(|p| (p.name.port.clone(), p.device.clone())).collect();
