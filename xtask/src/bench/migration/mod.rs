@@ -27,9 +27,9 @@ use tenet_lab::guest::{self, Image};
 pub const USAGE: &str = "\
 cargo xtask bench migration [OPTIONS]: live migrations of a real guest, measured, as root, on an idle machine
 
-  --runs N           migrations of the idle guest per network (100); a tenth of it of each other kind
+  --runs N           migrations of the idle guest per network (100); a quarter of it with little traffic, a tenth of each other kind
   --methods A,B      Tenet's methods (nvgre,vxlan)
-  --kinds A,B        only these of idle,dirtying,post-copy,ten
+  --kinds A,B        only these of idle,sparse,dirtying,post-copy,ten
   --driven           Tenet's agent on the source has QEMU move the memory; else the bench does, as on all networks
   --ovn              OVN from Debian's packages takes part; they are installed if they are not there
   --minutes N        no new round is begun after that (13)
@@ -88,6 +88,7 @@ impl Options {
     /// Rounds of a kind, each one migration (or one of all at once) of every network.
     fn rounds(&self, kind: Kind) -> usize {
         match kind.at_once {
+            1 if kind.sparse => self.runs.div_ceil(4),
             1 if !kind.dirtying && !kind.postcopy => self.runs,
             1 => self.runs.div_ceil(10),
             _ => self.runs.div_ceil(50).max(2),
@@ -170,7 +171,11 @@ fn contestants(
 fn measure(kind: Kind, options: &Options, all: &mut [Contestant], end: Instant, results: &mut Results) {
     let rounds = options.rounds(kind);
     // Ten guests at once have a probe each; ten of them at full rate would be a load of their own.
-    let step = Duration::from_millis(if kind.at_once > 1 { 10 } else { 1 });
+    let step = Duration::from_millis(match kind {
+        Kind { sparse: true, .. } => 20,
+        Kind { at_once: 2.., .. } => 10,
+        _ => 1,
+    });
     let mut failures = vec![0; all.len()];
     for round in 0..rounds {
         for at in 0..all.len() {
@@ -241,7 +246,7 @@ mod tests {
     #[test]
     fn the_full_run_has_a_hundred_of_each_method_and_fewer_of_the_rest() {
         let options = parse(&[]).unwrap();
-        assert_eq!(KINDS.map(|k| options.rounds(k)), [100, 10, 10, 2]);
+        assert_eq!(KINDS.map(|k| options.rounds(k)), [100, 25, 10, 10, 2]);
         let options = parse(&["--quick", "--kinds", "ten,idle", "--methods", "stt"]).unwrap();
         assert_eq!(options.kinds.iter().map(|k| k.name).collect::<Vec<_>>(), ["ten at once", "idle"]);
         assert_eq!((options.methods, options.runs), (vec!["stt".to_owned()], 4));
