@@ -1,5 +1,6 @@
 //! What the hosts measured of the ways between them, and which link or host it points at.
 
+use crate::session::Host;
 use crate::{Control, Micros, PathReport, PathState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -42,16 +43,22 @@ pub struct Paths {
     pub findings: Vec<Finding>,
 }
 
+/// The smallest MTU of a host's uplinks, in bytes: as measured, or what it said when it connected, which may be out of
+/// date by then.
+pub(crate) fn uplink_mtu(host: &Host) -> Option<u32> {
+    let measured = host.measured.as_ref().into_iter().flat_map(|(m, _)| &m.uplinks).map(|u| u.mtu);
+    let told = || host.last_hello.as_ref().map(|h| h.uplink_mtu).filter(|m| *m != 0);
+    measured.filter(|m| *m != 0).min().or_else(told)
+}
+
 impl Control {
     /// The ways between the hosts, and what is wrong with them.
     #[must_use]
     pub fn paths(&self) -> Paths {
         let mut all = Paths::default();
         for (name, host) in self.all_hosts() {
-            let told = host.last_hello.as_ref().map(|h| h.uplink_mtu);
             let measured = host.measured.as_ref();
-            let uplinks = measured.into_iter().flat_map(|(m, _)| &m.uplinks).map(|u| u.mtu);
-            if let Some(mtu) = uplinks.chain(told).filter(|m| *m != 0).min() {
+            if let Some(mtu) = uplink_mtu(host) {
                 all.uplinks.insert(name.clone(), mtu);
             }
             let Some((measured, at)) = measured else { continue };

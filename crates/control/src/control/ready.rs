@@ -55,9 +55,7 @@ impl Control {
         let overhead = [Some(methods.method), methods.switching].into_iter().flatten();
         let overhead = overhead.map(|m| u32::from(m.overhead(outer))).max()?;
         let measured = host.measured.as_ref().map(|(m, _)| m);
-        let told = host.last_hello.as_ref().map(|h| h.uplink_mtu);
-        let uplinks = measured.into_iter().flat_map(|m| &m.uplinks).map(|u| u.mtu).chain(told);
-        let uplink = uplinks.filter(|m| *m != 0).min().map(|m| (m, format!("its uplink's MTU is {m}")));
+        let uplink = crate::paths::uplink_mtu(host).map(|m| (m, format!("its uplink's MTU is {m}")));
         let others = self.plan.hosts_of(&network);
         let paths = measured.into_iter().flat_map(|m| &m.paths).filter(|p| others.contains(&p.peer));
         let paths = paths.filter_map(|p| {

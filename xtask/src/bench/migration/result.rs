@@ -236,15 +236,17 @@ impl Results {
                 all.count(),
                 word(good)
             ));
-            let median =
-                |n: &str| Samples(self.of(n, KINDS[0].name).filter_map(|s| s.first_reply).collect()).median();
-            let (ours, theirs) = (median(network), median(BASELINE));
-            if ours.is_finite() && theirs.is_finite() {
-                let good = ours <= theirs;
-                lines.push(format!(
-                    "{network}: first reply {ours:.1} ms after RESUME (median, idle guest), wanted no later than the bridges' {theirs:.1}: {}",
-                    word(good)
-                ));
+            for kind in KINDS.iter().filter(|k| !k.dirtying && !k.postcopy && k.at_once == 1) {
+                let median =
+                    |n: &str| Samples(self.of(n, kind.name).filter_map(|s| s.first_reply).collect()).median();
+                let (ours, theirs) = (median(network), median(BASELINE));
+                if ours.is_finite() && theirs.is_finite() {
+                    lines.push(format!(
+                        "{network}, {}: first reply {ours:.1} ms after RESUME (median), wanted no later than the bridges' {theirs:.1}: {}",
+                        kind.name,
+                        word(ours <= theirs)
+                    ));
+                }
             }
         }
         lines
