@@ -30,7 +30,7 @@ tenants:
       far: { ports: { eth0: { subnet: prod/data, address: [10.1.1.14, 'fd00:1::14'], host: h3 } } }
 ";
 
-/// QEMU's emulation damages a moved guest's memory now and then on a busy machine, on plain bridges as well: its kernel
+/// Emulated guests' memory is damaged by a move now and then on a busy machine, under OVN as well: the guest's kernel
 /// says so on the console, and the test begins anew. Nothing else is forgiven.
 const ATTEMPTS: usize = 4;
 

@@ -54,12 +54,14 @@ pub const BUSYBOX: Package = Package {
 /// Unpacks the guests' kernel.
 pub const XZ: Package =
     Package { name: "xz-utils", provides: "/usr/bin/xz", reason: "unpacks the kernel of real guests" };
+#[cfg(feature = "bench")]
 /// OVN's databases and its controller's central part.
 pub const OVN_CENTRAL: Package = Package {
     name: "ovn-central",
     provides: "/usr/bin/ovn-northd",
     reason: "the other network that real guests move on; started in namespaces, no service is used",
 };
+#[cfg(feature = "bench")]
 /// OVN's part on hosts.
 pub const OVN_HOST: Package =
     Package { name: "ovn-host", provides: "/usr/bin/ovn-controller", reason: "see ovn-central" };

@@ -233,7 +233,10 @@ pub fn forgets_tunnels() -> io::Result<String> {
     takes_off(DECAP_L4_GRE)
 }
 
-/// Whether the kernel can be told that what is left of a frame is of the other IP version.
+/// Whether the kernel can be told that what is left of a frame is of the other IP version (6.4).
+///
+/// # Errors
+/// If it cannot, or programs cannot be loaded at all.
 pub fn turns_versions() -> io::Result<String> {
     const DECAP_L3_IPV6: i32 = 1 << 8;
     takes_off(DECAP_L3_IPV6)

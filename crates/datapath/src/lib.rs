@@ -30,7 +30,7 @@ mod sys;
 mod table;
 
 pub use attach::{Attachment, Change, Hook, Role};
-pub use check::{Feature, check};
+pub use check::{Feature, check, turns_versions};
 pub use datapath::{Datapath, Options, ProgramFacts};
 pub use detach::{Teardown, detach_all};
 pub use error::Error;

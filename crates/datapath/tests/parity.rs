@@ -136,6 +136,8 @@ struct Kernel<'a> {
     drops: MapData,
     ports: MapData,
     cpus: usize,
+    /// Whether the kernel can be told that a frame is of the other IP version.
+    turns: bool,
 }
 
 fn number(name: &str, default: u64) -> u64 {
@@ -150,7 +152,21 @@ impl<'a> Kernel<'a> {
             drops: MapData::from_pin(maps.join("DROPS")).unwrap(),
             ports: MapData::from_pin(maps.join("PORTS")).unwrap(),
             cpus: aya::util::nr_cpus().unwrap(),
+            turns: tenet_datapath::turns_versions().is_ok(),
         }
+    }
+
+    /// What a kernel that makes no IPv4 out of IPv6 in place may leave of a short frame: as much as an IPv6 header takes,
+    /// filled up behind the packet's end. (STT's headers go another way.)
+    fn padded(&self, sample: &traffic::Sample, mut wanted: Vec<u8>, got: &[u8]) -> Vec<u8> {
+        const LEAST: usize = 54;
+        let ty = |bytes: &[u8]| bytes.get(12..14).map(<[u8]>::to_vec);
+        let outside_v6 = ty(&sample.bytes) == Some(vec![0x86, 0xdd]);
+        let bare = wanted.len() < LEAST && ty(&wanted) != Some(vec![0x86, 0xdd]);
+        if !self.turns && sample.from_wire && outside_v6 && bare && got.len() == LEAST {
+            wanted.resize(LEAST, 0);
+        }
+        wanted
     }
 
     fn compare(&self, image: &Image, kinds: usize, next: impl Fn(&mut traffic::Dice) -> traffic::Sample) {
@@ -185,7 +201,7 @@ impl<'a> Kernel<'a> {
                 context()
             );
             assert!(
-                unreal || bytes == numbered(wanted.frame.bytes.clone(), &bytes),
+                unreal || bytes == numbered(self.padded(&sample, wanted.frame.bytes.clone(), &bytes), &bytes),
                 "wanted {:?}\n{}\nbut got\n{}\nof {}",
                 wanted.action,
                 head(&wanted.frame.bytes),
