@@ -104,7 +104,7 @@ pub(crate) fn port(placed: &Placed<'_>, place: &Place, blocked: bool) -> (Row, u
 
 /// The host's own row.
 pub(crate) fn host(desired: &Desired, host: &Versioned<Host>) -> (Row, u64) {
-    let Site { vxlan_port, geneve_port } = desired.site.value;
+    let Site { vxlan_port, geneve_port, .. } = desired.site.value;
     let (name, pa, pool) = (host.value.name.clone(), host.value.pa, host.value.rewrite_pool.clone());
     let row = HostRow { name, pa, vxlan_port, geneve_port, pool };
     (Row::Host(row), host.revision.max(desired.site.revision))

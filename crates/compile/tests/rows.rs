@@ -307,7 +307,7 @@ fn subnets_of_two_families_have_ipv4_first_and_a_route_for_each() {
 #[test]
 fn hosts_are_told_their_pool_and_the_sites_ports() {
     let mut desired = rewriting(site(), Method::Nvgre, None);
-    desired.put(Object::Site(Site { vxlan_port: 8472, geneve_port: 6082 }), 70);
+    desired.put(Object::Site(Site { vxlan_port: 8472, geneve_port: 6082, ..Site::default() }), 70);
     for (host, pool) in [("h1", "192.168.1.128/25"), ("h2", "")] {
         let rows = compile(&desired, &name(host), &BTreeSet::new());
         let Some((Row::Host(own), 70)) = rows.0.values().next() else {

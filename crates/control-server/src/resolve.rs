@@ -107,6 +107,7 @@ fn explicit(desired: &Desired, spec: &Spec) -> Option<Object> {
             Object::Site(Site {
                 vxlan_port: s.vxlan_port.unwrap_or(was.vxlan_port),
                 geneve_port: s.geneve_port.unwrap_or(was.geneve_port),
+                hosts_begin_migrations: s.hosts_begin_migrations.unwrap_or(was.hosts_begin_migrations),
             })
         }
         Spec::Route(s) => Object::Route(Route {

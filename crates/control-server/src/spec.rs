@@ -57,5 +57,9 @@ pub(crate) fn route(o: &Route) -> RouteSpec {
 }
 
 pub(crate) const fn settings(o: &Site) -> SettingsSpec {
-    SettingsSpec { vxlan_port: Some(o.vxlan_port), geneve_port: Some(o.geneve_port) }
+    SettingsSpec {
+        vxlan_port: Some(o.vxlan_port),
+        geneve_port: Some(o.geneve_port),
+        hosts_begin_migrations: Some(o.hosts_begin_migrations),
+    }
 }

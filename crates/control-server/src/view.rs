@@ -37,8 +37,13 @@ pub(crate) fn subnet(v: &Versioned<Subnet>) -> SubnetView {
 }
 
 pub(crate) const fn settings(v: &Versioned<Settings>) -> SettingsView {
-    let Versioned { value: Settings { vxlan_port, geneve_port }, revision } = v;
-    SettingsView { vxlan_port: *vxlan_port, geneve_port: *geneve_port, revision: *revision }
+    let Versioned { value: Settings { vxlan_port, geneve_port, hosts_begin_migrations }, revision } = v;
+    SettingsView {
+        vxlan_port: *vxlan_port,
+        geneve_port: *geneve_port,
+        hosts_begin_migrations: *hosts_begin_migrations,
+        revision: *revision,
+    }
 }
 
 pub(crate) fn route(v: &Versioned<Route>) -> RouteView {

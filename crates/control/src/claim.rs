@@ -1,6 +1,7 @@
 //! Who may have a VM: what runs on a host asks for it, the desired state decides.
 //!
-//! A host may have a VM that is on no host, or on itself. A VM of another host comes to it by a live migration only.
+//! A host may have a VM that is on no host, or on itself. A VM of another host comes to it by a live migration only,
+//! which the claim begins where the site lets hosts do so ([`tenet_model::Site::hosts_begin_migrations`]).
 //! A claim may make a VM and ports of it in a subnet that exists; it never alters MAC, addresses or subnet of a port
 //! that is there, and never makes a tenant, a network or a subnet.
 
@@ -114,6 +115,18 @@ pub enum Denied {
         /// Who asked.
         host: HostName,
     },
+    /// Another host has the VM, and the site lets no host begin a migration.
+    #[error(
+        "VM {vm} is on host {on}, no migration to host {host} was asked for, and in this site no host begins one"
+    )]
+    NotAsked {
+        /// The VM.
+        vm: VmRef,
+        /// Who has it.
+        on: HostName,
+        /// Who asked.
+        host: HostName,
+    },
     /// It is on its way to another host.
     #[error("VM {vm} is moving from host {from} to host {to}")]
     Moving {
@@ -171,6 +184,10 @@ impl Denied {
                 "move it with `tenet vm migrate {vm} --to {host}`; if it does not run on {on} any more, let it go there \
                  with `tenet vm detach {vm}`"
             ),
+            Self::NotAsked { vm, host, .. } => format!(
+                "begin it with `tenet vm migrate {vm} --to {host} --switch-only`, then try again \
+                 (`tenet site show`: hosts_begin_migrations)"
+            ),
             Self::Moving { vm, .. } => {
                 format!("wait until the move is done, or give it up with `tenet vm cancel {vm}`")
             }
@@ -202,7 +219,10 @@ impl Denied {
     /// Whether it is the site's state that stands against it.
     #[must_use]
     pub const fn is_conflict(&self) -> bool {
-        matches!(self, Self::Elsewhere { .. } | Self::Moving { .. } | Self::Differs { .. })
+        matches!(
+            self,
+            Self::Elsewhere { .. } | Self::NotAsked { .. } | Self::Moving { .. } | Self::Differs { .. }
+        )
     }
 }
 
@@ -221,6 +241,9 @@ pub fn claim(desired: &Desired, host: &HostName, claim: &Claim) -> Result<Grante
     let elsewhere = desired.ports_of(vm).find_map(|(_, p)| p.value.host.as_ref().filter(|h| *h != host));
     if let (Some(on), false) = (elsewhere, claim.incoming) {
         return Err(Denied::Elsewhere { vm: vm.clone(), on: on.clone(), host: host.clone() });
+    }
+    if let (Some(on), false) = (elsewhere, desired.site.value.hosts_begin_migrations) {
+        return Err(Denied::NotAsked { vm: vm.clone(), on: on.clone(), host: host.clone() });
     }
     let ports = wanted(desired, host, claim)?;
     let Some(from) = elsewhere else {

@@ -144,6 +144,26 @@ fn a_vm_of_another_host_comes_by_a_migration_only() {
 }
 
 #[test]
+fn a_host_begins_no_migration_where_the_site_forbids_it() {
+    let mut site = site();
+    let (h1, h2) = (name("h1"), name("h2"));
+    let settings = tenet_model::Site { hosts_begin_migrations: false, ..Default::default() };
+    put(&mut site, Object::Site(settings));
+    let denied = claim(&site, &h2, &ask("a/sql", true, vec![])).unwrap_err();
+    assert_eq!(denied, Denied::NotAsked { vm: vm("a/sql"), on: h1.clone(), host: h2.clone() });
+    assert!(denied.hint().contains("tenet vm migrate a/sql --to h2 --switch-only") && denied.is_conflict());
+    let plain = claim(&site, &h2, &ask("a/sql", false, vec![])).unwrap_err();
+    assert!(matches!(plain, Denied::Elsewhere { .. }), "{plain:?}");
+    // What is its own, or nobody's, needs no migration.
+    assert!(matches!(claim(&site, &h1, &ask("a/sql", true, vec![])), Ok(Granted::Attach { .. })));
+    assert!(matches!(claim(&site, &h2, &ask("a/idle", true, vec![])), Ok(Granted::Attach { .. })));
+    // One that was asked for is joined, by its destination alone.
+    migrate(&mut site, Phase::Prepared);
+    assert_eq!(claim(&site, &h2, &ask("a/sql", true, vec![])), Ok(Granted::Join(Uuid::from_u128(9))));
+    assert!(claim(&site, &name("h3"), &ask("a/sql", true, vec![])).is_err());
+}
+
+#[test]
 fn what_is_new_is_made_in_subnets_that_exist() {
     let site = site();
     let h1 = name("h1");

@@ -169,11 +169,19 @@ pub struct Site {
     pub vxlan_port: u16,
     /// UDP port to which Geneve is sent.
     pub geneve_port: u16,
+    /// Whether what runs on a host may fetch a VM of another host: else a migration is asked for by an operator.
+    #[serde(default = "yes")]
+    pub hosts_begin_migrations: bool,
+}
+
+/// What a site that was written by an earlier version means.
+const fn yes() -> bool {
+    true
 }
 
 impl Default for Site {
     fn default() -> Self {
-        Self { vxlan_port: 4789, geneve_port: 6081 }
+        Self { vxlan_port: 4789, geneve_port: 6081, hosts_begin_migrations: yes() }
     }
 }
 

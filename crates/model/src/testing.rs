@@ -81,7 +81,7 @@ fn step(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
         20 | 21 => return switch(desired, dice),
         22 => {
             let (vxlan_port, geneve_port) = (4789 + dice.below(2) as u16, 6081 + dice.below(2) as u16);
-            Some(Object::Site(Site { vxlan_port, geneve_port }))
+            Some(Object::Site(Site { vxlan_port, geneve_port, hosts_begin_migrations: dice.below(2) == 0 }))
         }
         _ => return delete(desired, dice).into_iter().map(Operation::Delete).collect(),
     };

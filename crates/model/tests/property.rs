@@ -24,7 +24,7 @@ fn broken(site: &Desired) -> Vec<String> {
     unique(site.hosts.values().map(|h| h.value.pa), "PAs", &mut rule);
     hosts(site, &mut rule);
     rewrites(site, &mut rule);
-    let Site { vxlan_port, geneve_port } = site.site.value;
+    let Site { vxlan_port, geneve_port, .. } = site.site.value;
     rule(geneve_port != vxlan_port && geneve_port != 4789, "UDP ports tell the methods apart".to_owned());
     for (name, n) in &site.networks {
         rule(n.value.switching != Some(n.value.method), format!("{name} switches to another method"));

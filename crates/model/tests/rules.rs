@@ -68,7 +68,7 @@ fn operation(line: &str) -> Operation {
             pa: word(w),
             rewrite_pool: w.map(|p| p.parse().unwrap()).collect(),
         }),
-        "site" => Object::Site(Site { vxlan_port: word(w), geneve_port: word(w) }),
+        "site" => Object::Site(Site { vxlan_port: word(w), geneve_port: word(w), ..Site::default() }),
         "vm" => Object::Vm(Vm { name: word(w) }),
         "port" => {
             let (name, subnet, mac) = (word(w), word(w), word(w));

@@ -68,8 +68,10 @@ impl Reader {
         let Some(mut fields) = self.fields(node, node.at, "settings") else { return };
         let vxlan_port = self.optional(&mut fields, "vxlan_port", "a UDP port such as 4789");
         let geneve_port = self.optional(&mut fields, "geneve_port", "a UDP port such as 6081");
+        let hosts_begin_migrations = self.optional(&mut fields, "hosts_begin_migrations", "true or false");
         self.finish(fields);
-        self.site.settings = Some(At { value: SettingsSpec { vxlan_port, geneve_port }, at: node.at });
+        let value = SettingsSpec { vxlan_port, geneve_port, hosts_begin_migrations };
+        self.site.settings = Some(At { value, at: node.at });
     }
 
     fn host(&mut self, name: At<Name>, node: &Node) {
@@ -395,6 +397,10 @@ mod tests {
                 "site.yaml:2:50: 10.0.1.9/24 has host bits: write 10.0.1.0/24",
             ),
             ("settings: { vxlan_port: 70000 }\n", "site.yaml:1:25: `70000` is not a UDP port such as 4789"),
+            (
+                "settings: { hosts_begin_migrations: perhaps }\n",
+                "site.yaml:1:37: `perhaps` is not true or false",
+            ),
             (
                 "tenants:\n  a:\n    vms:\n      v: { ports: { p: { subnet: x } } }\n",
                 "site.yaml:4:34: `x` is no subnet: write NETWORK/SUBNET",

@@ -2,7 +2,7 @@
 
 use crate::Site;
 use std::{fmt::Write as _, net::IpAddr};
-use tenet_api::rest::{PortSpec, SubnetSpec};
+use tenet_api::rest::{PortSpec, SettingsSpec, SubnetSpec};
 use tenet_model::TenantName;
 
 /// The text of a site file that [`crate::parse`] reads back as the same objects.
@@ -10,10 +10,16 @@ use tenet_model::TenantName;
 pub fn write(site: &Site) -> String {
     let mut out = Out::default();
     if let Some(settings) = &site.settings {
-        let (vxlan, geneve) = (settings.value.vxlan_port, settings.value.geneve_port);
-        let ports = [("vxlan_port", vxlan), ("geneve_port", geneve)];
-        let ports = ports.iter().filter_map(|(name, port)| port.map(|port| format!("{name}: {port}")));
-        out.line(0, &format!("settings: {{ {} }}", ports.collect::<Vec<_>>().join(", ")));
+        let SettingsSpec { vxlan_port, geneve_port, hosts_begin_migrations } = &settings.value;
+        let said = [
+            vxlan_port.map(|port| format!("vxlan_port: {port}")),
+            geneve_port.map(|port| format!("geneve_port: {port}")),
+            hosts_begin_migrations.map(|may| format!("hosts_begin_migrations: {may}")),
+        ];
+        out.line(
+            0,
+            &format!("settings: {{ {} }}", said.into_iter().flatten().collect::<Vec<_>>().join(", ")),
+        );
     }
     if !site.hosts.is_empty() {
         out.line(0, "hosts:");
@@ -176,7 +182,7 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back_the_same() {
-        let text = r#"settings: { vxlan_port: 8472, geneve_port: 6081 }
+        let text = r#"settings: { vxlan_port: 8472, geneve_port: 6081, hosts_begin_migrations: false }
 hosts:
   h1: { pa: 192.168.1.10, rewrite_pool: 192.168.1.128/25 }
   h2: { pa: "2001:db8::2", rewrite_pool: [192.168.2.128/25, "2001:db8:9::/64"] }

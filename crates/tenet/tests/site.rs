@@ -269,12 +269,15 @@ fn methods_prefixes_pools_and_settings_by_command_and_by_file() {
     assert!(run(&["site", "show"]).contains("UDP port 4789, Geneve to 6081 (never set)"));
     run(&["site", "set", "--vxlan-port", "8472"]);
     assert!(run(&["site", "show"]).contains("8472"));
+    assert!(run(&["site", "show"]).contains("hosts begin migrations"));
+    run(&["site", "set", "--hosts-begin-migrations", "false"]);
+    assert!(run(&["site", "show"]).contains("hosts begin no migrations"));
     assert!(run(&["paths"]).contains("no paths measured"));
     fails(&["paths", "h9"], 1);
 
     let export = run(&["export"]);
     for line in [
-        "settings: { vxlan_port: 8472, geneve_port: 6081 }",
+        "settings: { vxlan_port: 8472, geneve_port: 6081, hosts_begin_migrations: false }",
         "rewrite_pool: [192.168.1.128/30, \"2001:db8::/64\"]",
         "method: rewrite",
         "prefixes: [{ prefix: 10.0.0.0/24, gateway: 10.0.0.1 }, { prefix: \"fd00:1::/64\", gateway: \"fd00:1::9\" }]",

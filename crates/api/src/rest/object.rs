@@ -242,6 +242,11 @@ pub struct SettingsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 6081)]
     pub geneve_port: Option<u16>,
+    /// Whether a hypervisor's tool on a host may fetch a VM of another host, as `virsh migrate` does; if not, a
+    /// migration is asked for here first. True unless it was ever set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = true)]
+    pub hosts_begin_migrations: Option<bool>,
 }
 
 /// What holds for the whole site.
@@ -251,6 +256,9 @@ pub struct SettingsView {
     pub vxlan_port: u16,
     /// UDP port to which Geneve is sent.
     pub geneve_port: u16,
+    /// Whether a hypervisor's tool on a host may fetch a VM of another host.
+    #[serde(default = "yes")]
+    pub hosts_begin_migrations: bool,
     /// Revision that wrote it; 0: these are the defaults.
     pub revision: u64,
 }

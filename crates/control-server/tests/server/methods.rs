@@ -191,14 +191,14 @@ async fn settings_are_there_from_the_start_and_reach_the_hosts() {
     let now = c.client.settings().await.unwrap();
     assert_eq!((now.vxlan_port, now.geneve_port, now.revision), (4789, 6081, 0));
     assert!(c.client.site().await.unwrap().settings.is_none());
-    let spec = SettingsSpec { vxlan_port: Some(8472), geneve_port: None };
+    let spec = SettingsSpec { vxlan_port: Some(8472), ..SettingsSpec::default() };
     assert!(c.client.set_settings(&spec).await.unwrap().applied.unwrap().complete);
     let now = c.client.settings().await.unwrap();
     assert_eq!((now.vxlan_port, now.geneve_port), (8472, 6081));
     assert!(now.revision > 0 && c.client.site().await.unwrap().settings.is_some());
     let told = |h: &Held| h.rows.0.values().any(|(r, _)| matches!(r, Row::Host(h) if h.vxlan_port == 8472));
     assert!(told(&h1.held()), "applied means that the hosts have it");
-    let same = SettingsSpec { vxlan_port: Some(6081), geneve_port: None };
+    let same = SettingsSpec { vxlan_port: Some(6081), ..SettingsSpec::default() };
     assert_eq!(refused(&c.client.set_settings(&same).await.unwrap_err()).0, 422, "one port for both");
 }
 

@@ -370,5 +370,9 @@ pub enum SiteCommand {
         /// UDP port to which Geneve is sent (6081 unless it was ever set)
         #[arg(long, value_name = "PORT")]
         geneve_port: Option<u16>,
+        /// Whether what runs on a host may fetch a VM of another host, as `virsh migrate` does (true unless it was
+        /// ever set); with false, ask for it by `tenet vm migrate VM --to HOST --switch-only` first
+        #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+        hosts_begin_migrations: Option<bool>,
     },
 }

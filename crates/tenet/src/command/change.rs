@@ -95,7 +95,10 @@ fn details(spec: &Spec) -> String {
         Spec::Site(o) => {
             let vxlan = o.vxlan_port.map(|p| format!("VXLAN to UDP port {p}"));
             let geneve = o.geneve_port.map(|p| format!("Geneve to UDP port {p}"));
-            vxlan.into_iter().chain(geneve).collect::<Vec<_>>().join(", ")
+            let migrations = o.hosts_begin_migrations.map(|may| {
+                if may { "hosts begin migrations" } else { "hosts begin no migrations" }.to_owned()
+            });
+            vxlan.into_iter().chain(geneve).chain(migrations).collect::<Vec<_>>().join(", ")
         }
         Spec::Route(o) => format!("metric {}", o.metric),
     }

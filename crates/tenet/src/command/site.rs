@@ -18,10 +18,15 @@ pub async fn site(context: &Context, command: SiteCommand) -> Outcome {
             print::line(&format!(
                 "VXLAN is sent to UDP port {}, Geneve to {} ({since})",
                 s.vxlan_port, s.geneve_port
-            ))
+            ))?;
+            print::line(if s.hosts_begin_migrations {
+                "hosts begin migrations: what runs on a host may fetch a VM of another host (`virsh migrate`)"
+            } else {
+                "hosts begin no migrations: each is asked for by `tenet vm migrate` first"
+            })
         }),
-        SiteCommand::Set { vxlan_port, geneve_port } => {
-            let spec = SettingsSpec { vxlan_port, geneve_port };
+        SiteCommand::Set { vxlan_port, geneve_port, hosts_begin_migrations } => {
+            let spec = SettingsSpec { vxlan_port, geneve_port, hosts_begin_migrations };
             change::report(context, &client.set_settings(&spec).await?)
         }
     }
