@@ -20,6 +20,7 @@ use tenet_control::{
     claim::{self, Claim, ClaimPort, Denied, Ended, Granted, Release, Wanted},
 };
 use tenet_model::{Desired, HostName, Name, Object, Operation, Port, Through, Versioned, VmRef, tap_name};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 /// Attempts of a claim whose grounds change meanwhile.
@@ -31,20 +32,54 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// Pause of a migration that was begun for a claim and has come to nothing.
 const GIVE_UP: Duration = Duration::from_secs(5);
 
-/// A host's claim, answered in the host's words.
-pub(crate) async fn claim(engine: &Arc<Engine>, host: &HostName, request: ClaimRequest) -> ClaimReply {
+/// The way back to who asked. That it is closed means that nobody waits for the answer.
+type Asker = oneshot::Sender<ClaimReply>;
+
+/// A host's claim, answered in the host's words; none if the controller ends.
+///
+/// The caller may be dropped at any moment, as its connection breaks. The claim itself is not: a migration that it has
+/// begun must not be left to nobody.
+pub(crate) async fn claim(
+    engine: &Arc<Engine>,
+    host: &HostName,
+    request: ClaimRequest,
+) -> Option<ClaimReply> {
+    let (asker, answer) = oneshot::channel();
+    tokio::spawn(answer_claim(Arc::clone(engine), host.clone(), request, asker));
+    answer.await.ok()
+}
+
+async fn answer_claim(engine: Arc<Engine>, host: HostName, request: ClaimRequest, mut asker: Asker) {
     let vm = request.vm.clone();
-    match claimed(engine, host, request).await {
-        Ok(reply) => reply,
-        Err(fault) => {
+    let reply = claimed(&engine, &host, request, &mut asker).await.unwrap_or_else(|fault| {
+        if engine.budgets.spend(&host) {
             let text = format!("the claim of VM {vm} was refused: {}", fault.error.message);
-            engine.events.happened(Happening::new("refused", crate::grpc::text(text)).host(host));
-            ClaimReply { refusal: Some(refusal(fault)), ..ClaimReply::default() }
+            engine.events.happened(Happening::new("refused", crate::grpc::text(text)).host(&host));
         }
+        ClaimReply { refusal: Some(refusal(fault)), ..ClaimReply::default() }
+    });
+    if let Err(unheard) = asker.send(reply)
+        && unheard.began
+        && let (Ok(vm), Ok(id)) = (vm.parse(), unheard.migration.parse())
+    {
+        give_up(&engine, &vm, id).await;
     }
 }
 
-async fn claimed(engine: &Arc<Engine>, host: &HostName, request: ClaimRequest) -> Result<ClaimReply, Fault> {
+/// Ends a migration that was begun for a claim and for which nobody waits any more.
+async fn give_up(engine: &Arc<Engine>, vm: &VmRef, id: Uuid) {
+    if moving::running(engine, vm).is_ok_and(|m| m.id == id) {
+        // That it is over already is as good.
+        let _ = moving::cancel(engine, vm, "the host that asked for it waits no longer", GIVE_UP).await;
+    }
+}
+
+async fn claimed(
+    engine: &Arc<Engine>,
+    host: &HostName,
+    request: ClaimRequest,
+    asker: &mut Asker,
+) -> Result<ClaimReply, Fault> {
     let longest = match request.timeout_ms {
         0 => MOVE,
         ms => Duration::from_millis(ms).min(LONGEST),
@@ -65,10 +100,15 @@ async fn claimed(engine: &Arc<Engine>, host: &HostName, request: ClaimRequest) -
                 (id, Some(revision))
             }
         };
-        let prepared = moving::prepared(engine, vm, id, began.unwrap_or(0), longest).await;
-        if let (Err(_), Some(_)) = (&prepared, began) {
-            // Nobody waits for it any more. That it is over already is as good.
-            let _ = moving::cancel(engine, vm, "the host that asked for it waits no longer", GIVE_UP).await;
+        let prepared = tokio::select! {
+            prepared = moving::prepared(engine, vm, id, began.unwrap_or(0), longest) => prepared.map(drop),
+            () = asker.closed() => {
+                let message = format!("host {host} waits no longer for VM {vm}");
+                Err(Fault::conflict(message, "claim it again"))
+            }
+        };
+        if prepared.is_err() && began.is_some() {
+            give_up(engine, vm, id).await;
         }
         prepared?;
         return Ok(under_way(engine, host, vm, id, began.is_some()));

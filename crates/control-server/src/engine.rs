@@ -1,6 +1,6 @@
 //! The core in its shell: the store's changes go in, its outputs are carried out, requests wait for it.
 
-use crate::{clock, events::Events, fault::Fault, pki::Pki, resolve};
+use crate::{budget::Budgets, clock, events::Events, fault::Fault, pki::Pki, resolve};
 use axum::http::StatusCode;
 use std::{
     collections::BTreeMap,
@@ -102,6 +102,7 @@ pub(crate) struct Engine {
     pub(crate) events: Events,
     pub(crate) pki: Pki,
     pub(crate) figures: Figures,
+    pub(crate) budgets: Budgets,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -129,6 +130,7 @@ impl Engine {
             events: Events::new(),
             pki,
             figures: Figures::default(),
+            budgets: Budgets::default(),
         });
         let watch = engine.site.watch(revision + 1).await?;
         let mut tasks = JoinSet::new();
@@ -202,6 +204,24 @@ impl Engine {
         let outputs = run(&mut lock(&self.core), clock::micros());
         self.carry_out(outputs);
         self.progress.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// The same for what a host says: of its claims to what is not its own, no more is told than its budget allows.
+    pub(crate) fn drive_for(
+        self: &Arc<Self>,
+        host: &HostName,
+        run: impl FnOnce(&mut Control, u64) -> Vec<Output>,
+    ) {
+        self.drive(|core, now| {
+            let mut outputs = run(core, now);
+            outputs.retain(|output| match output {
+                Output::Happened(told) if matches!(told.kind.as_str(), "problem" | "refused") => {
+                    self.budgets.spend(host)
+                }
+                _ => true,
+            });
+            outputs
+        });
     }
 
     fn carry_out(self: &Arc<Self>, outputs: Vec<Output>) {

@@ -26,8 +26,6 @@ const HELLO: Duration = Duration::from_secs(10);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Messages to a session that its connection has not yet taken.
 const QUEUE: usize = 4;
-/// Events that a host may report per second; more are counted only.
-const EVENTS_PER_SECOND: u32 = 50;
 /// Longest text of a host that is kept, in bytes.
 const TEXT: usize = 1024;
 /// Lines of a proof's repairs, and of its problems, that are kept.
@@ -57,7 +55,8 @@ impl Agent for Service {
         if !self.0.core().desired().hosts.contains_key(&host) {
             return Err(no_such_host(&host));
         }
-        Ok(Response::new(claim::claim(&self.0, &host, request.into_inner()).await))
+        let reply = claim::claim(&self.0, &host, request.into_inner()).await;
+        reply.map(Response::new).ok_or_else(|| Status::internal("the claim came to no end: try again"))
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseReply>, Status> {
@@ -199,7 +198,6 @@ async fn read(
     link: &Link,
     inbound: &mut Streaming<AgentMessage>,
 ) {
-    let mut budget = Budget { second: 0, left: 0 };
     loop {
         let message = match inbound.message().await {
             Ok(Some(message)) => message.message,
@@ -234,18 +232,18 @@ async fn read(
                 engine.drive(|core, now| core.resync(now, id, &resync.reason));
             }
             Some(agent_message::Message::PortActivated(activated)) => match activated.port.parse() {
-                Ok(port) => engine.drive(|core, now| core.activated(now, id, &port)),
+                Ok(port) => engine.drive_for(host, |core, now| core.activated(now, id, &port)),
                 Err(error) => tracing::warn!(%host, %error, "a message names no port"),
             },
             Some(agent_message::Message::VmEvent(event)) => match event.vm.parse() {
                 Ok(vm) => {
                     if let Some(word) = word(event) {
-                        engine.drive(|core, now| core.hypervisor(now, id, &vm, word));
+                        engine.drive_for(host, |core, now| core.hypervisor(now, id, &vm, word));
                     }
                 }
                 Err(error) => tracing::warn!(%host, %error, "a message names no VM"),
             },
-            Some(agent_message::Message::Event(event)) if budget.spend() => {
+            Some(agent_message::Message::Event(event)) if engine.budgets.spend(host) => {
                 engine.events.push(line(host, event))
             }
             // Too many: what is dropped is in the host's counters.
@@ -278,26 +276,6 @@ fn word(event: agent::VmEvent) -> Option<Word> {
             error: text(event.error),
         },
     })
-}
-
-/// How many events a host may still report in this second.
-struct Budget {
-    second: u64,
-    left: u32,
-}
-
-impl Budget {
-    fn spend(&mut self) -> bool {
-        let second = crate::clock::ms() / 1000;
-        if second != self.second {
-            *self = Self { second, left: EVENTS_PER_SECOND };
-        }
-        self.left = match self.left.checked_sub(1) {
-            Some(left) => left,
-            None => return false,
-        };
-        true
-    }
 }
 
 /// A host's words, cut to a length that a thousand of them may be kept.

@@ -4,6 +4,7 @@
 //! says what came of them. Decisions are made in `control` and `model`; nothing is decided here that could be there.
 //! Must never touch a host's kernel.
 
+mod budget;
 mod claim;
 mod clock;
 mod engine;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod claims;
 mod methods;
 mod scale;
 mod support;
