@@ -36,6 +36,11 @@ impl Domains {
         Self { path, list: Arc::new(Mutex::new(list)) }
     }
 
+    /// Where they are kept.
+    pub(super) fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
     /// Notes a VM's domain.
     pub(crate) fn note(&self, vm: &VmRef, domain: &str) {
         let mut list = self.lock();

@@ -4,6 +4,8 @@
 //! at the kernel shows the ports. Without a controller it is answered from the last state, as far as that goes.
 
 mod domains;
+mod listen;
+mod owed;
 mod ready;
 mod relay;
 mod server;

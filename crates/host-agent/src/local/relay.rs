@@ -23,8 +23,10 @@ pub(crate) struct Controller(watch::Receiver<Option<Connection>>);
 /// Why the controller did not answer.
 #[derive(Debug)]
 pub(super) enum Silent {
-    /// There is no way to it now.
+    /// There is no way to it now: it was not asked.
     Away,
+    /// It was asked, and what came of that is not known.
+    Broken,
     /// It does not know what is asked.
     TooOld,
     /// It refuses this host.
@@ -39,6 +41,11 @@ impl Controller {
     /// Waits for a session.
     pub(super) async fn come(&mut self, longest: Duration) -> bool {
         matches!(tokio::time::timeout(longest, self.0.wait_for(Option::is_some)).await, Ok(Ok(_)))
+    }
+
+    /// Waits for a session, however long; false: the agent ends.
+    pub(super) async fn way(&mut self) -> bool {
+        self.0.wait_for(Option::is_some).await.is_ok()
     }
 
     pub(super) async fn claim(&self, prepare: &Prepare, longest: Duration) -> Result<ClaimReply, Silent> {
@@ -58,7 +65,7 @@ impl Controller {
         let slack = Duration::from_secs(2);
         match tokio::time::timeout(longest + slack, connection.claim(request)).await {
             Ok(answer) => answer.map(tonic::Response::into_inner).map_err(silent),
-            Err(_) => Err(Silent::Away),
+            Err(_) => Err(Silent::Broken),
         }
     }
 
@@ -76,7 +83,7 @@ impl Controller {
         };
         match tokio::time::timeout(longest, connection.release(request)).await {
             Ok(answer) => answer.map(tonic::Response::into_inner).map_err(silent),
-            Err(_) => Err(Silent::Away),
+            Err(_) => Err(Silent::Broken),
         }
     }
 }
@@ -87,7 +94,7 @@ fn silent(status: tonic::Status) -> Silent {
         Code::PermissionDenied | Code::Unauthenticated => Silent::Outcast(status.message().to_owned()),
         code => {
             tracing::info!(?code, message = status.message(), "the controller did not answer a request");
-            Silent::Away
+            Silent::Broken
         }
     }
 }

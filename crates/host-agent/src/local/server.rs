@@ -2,6 +2,8 @@
 
 use super::{
     Ask, Controller, Domains,
+    listen::listen,
+    owed::{Attempt, First, Owed, Tell},
     ready::{self, Missing},
     relay::{self, Silent},
 };
@@ -15,28 +17,23 @@ use axum::{
 };
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 use tenet_api::{
-    agent::ClaimedPort,
+    agent::{ClaimedPort, ReleaseReply},
     local::{LocalVm, Outcome, Prepare, Prepared, Purpose, Release, Released},
     rest::ApiError,
 };
 use tenet_host::Here;
 use tenet_model::VmRef;
-use tokio::{
-    net::UnixListener,
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Pause before an address that could not be listened on is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Time that a session has to come where the last state is not enough for an answer.
 const SESSION: Duration = Duration::from_secs(5);
-/// Time that the controller has for a release; a migration may have to end first.
+/// Time that the controller has for one attempt at a release; a migration may have to end first.
 const RELEASE: Duration = Duration::from_secs(25);
 
 /// What the requests need.
@@ -52,11 +49,18 @@ pub(crate) struct Local {
     pub(crate) domains: Domains,
 }
 
+/// The requests' state.
+#[derive(Clone)]
+struct Desk {
+    local: Local,
+    owed: Owed<Local>,
+}
+
 /// Serves as long as the agent's loop goes on.
 pub(crate) async fn serve(path: std::path::PathBuf, local: Local) {
     let mut told = false;
     let listener = loop {
-        match listen(&path) {
+        match listen(&path).await {
             Ok(listener) => break listener,
             Err(cause) => {
                 if !std::mem::replace(&mut told, true) {
@@ -80,30 +84,10 @@ pub(crate) async fn serve(path: std::path::PathBuf, local: Local) {
                 "see docs/containers.md",
             )
         })
-        .with_state(local);
+        .with_state(Desk { owed: Owed::load(local.domains.folder(), local.clone()), local });
     if let Err(cause) = axum::serve(listener, app).await {
         tracing::error!(%cause, "the local socket is served no more");
     }
-}
-
-/// Root's alone from its first moment: it gets its name when it has its mode.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        let text = "another agent listens there: name another socket with --socket, or `none`";
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
-    }
-    let new = path.with_extension("new");
-    match fs::remove_file(&new) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        Ok(()) | Err(_) => {}
-    }
-    let listener = UnixListener::bind(&new)?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
-    fs::rename(&new, path)?;
-    Ok(listener)
 }
 
 /// An answer outside 2xx.
@@ -127,7 +111,7 @@ impl Fault {
 
     fn silent(silent: Silent, away: Missing) -> Self {
         match silent {
-            Silent::Away => Self::unavailable(away),
+            Silent::Away | Silent::Broken => Self::unavailable(away),
             Silent::TooOld => Self::new(
                 StatusCode::NOT_IMPLEMENTED,
                 "unavailable",
@@ -159,81 +143,80 @@ fn body<T: serde::de::DeserializeOwned>(bytes: &Bytes) -> Result<T, Fault> {
     })
 }
 
-async fn prepare(State(mut local): State<Local>, bytes: Bytes) -> Result<Json<Prepared>, Fault> {
+/// Who asks may hang up at any moment. The request is not dropped with it: a migration that it has begun must not be
+/// left to nobody.
+async fn prepare(State(desk): State<Desk>, bytes: Bytes) -> Result<Json<Prepared>, Fault> {
     let request: Prepare = body(&bytes)?;
-    let begun = Instant::now();
-    let longest = request.longest();
-    let mut answer = local.controller.claim(&request, longest).await;
-    if let Err(Silent::Away) = answer {
-        let here = local.here(Some(&request.vm)).await?;
-        match ready::fail_static(&request.vm, &request.ports, &here) {
-            Ok(ports) => return local.last_state(&request, &ports, begun).await,
-            // An agent that has just begun gets its session in a moment.
-            Err(missing) => {
-                if !local.controller.come(SESSION.min(longest)).await {
-                    return Err(Fault::unavailable(missing));
-                }
-                answer = local.controller.claim(&request, longest).await;
+    let (mut asker, answer) = oneshot::channel();
+    tokio::spawn(async move {
+        // It starts or comes: what was owed for its end would end it again.
+        let owed = desk.owed.cancel(&request);
+        let began = AtomicBool::new(false);
+        let answer = tokio::select! {
+            answer = desk.local.clone().prepare(&request, &began) => Some(answer),
+            () = asker.closed() => None,
+        };
+        let heard = match answer {
+            Some(Ok(answer)) => asker.send(Ok(answer)).is_ok(),
+            Some(Err(fault)) => {
+                // The asker may be gone; it was refused anyway.
+                let _ = asker.send(Err(fault));
+                false
             }
+            None => false,
+        };
+        if heard {
+            return;
         }
-    }
-    let reply = match answer {
-        Ok(reply) => reply,
-        Err(silent) => {
-            let vm = &request.vm;
-            let away = Missing {
-                message: format!("the controller did not answer the claim of VM {vm}"),
-                hint: "try again when it answers".into(),
-            };
-            return Err(Fault::silent(silent, away));
+        for release in owed {
+            desk.owed.owe(release);
         }
-    };
-    if let Some(refusal) = reply.refusal {
-        return Err(Fault::from_controller(refusal));
-    }
-    if let Some(domain) = &request.domain {
-        local.domains.note(&request.vm, domain);
-    }
-    let incoming = !reply.migration.is_empty();
-    match local.ready(&request.vm, &reply.ports, incoming, begun, longest).await {
-        Ok(here) => Ok(Json(prepared(request.vm, here.iter(), false))),
-        Err(fault) => {
-            if reply.began {
-                // Nobody waits for the move any more: it must not hold the VM up.
-                let (vm, domain) = (request.vm, request.domain);
-                let failed = Release { vm, domain, outcome: Outcome::Failed, ports: Vec::new() };
-                let _ = local.controller.release(&failed, RELEASE).await;
-            }
-            Err(fault)
+        if began.into_inner() {
+            let Prepare { vm, domain, .. } = request;
+            desk.owed.owe(Release { vm, domain, outcome: Outcome::Failed, ports: Vec::new() });
         }
-    }
+    });
+    answer.await.map_err(|_| ends())?
+}
+
+fn ends() -> Fault {
+    Fault::unavailable(Missing { message: "the agent ends".into(), hint: "try again when it runs".into() })
+}
+
+fn not_answered(vm: &VmRef) -> Missing {
+    let message = format!("the controller did not answer the claim of VM {vm}");
+    Missing { message, hint: "try again when it answers".into() }
 }
 
 fn prepared<'a>(vm: VmRef, here: impl Iterator<Item = &'a Here>, fail_static: bool) -> Prepared {
     Prepared { vm, ports: here.filter_map(ready::local_port).collect(), fail_static }
 }
 
-async fn release(State(local): State<Local>, bytes: Bytes) -> Result<Json<Released>, Fault> {
+async fn release(State(desk): State<Desk>, bytes: Bytes) -> Result<Json<Released>, Fault> {
     let request: Release = body(&bytes)?;
     let vm = request.vm.clone();
-    let reply = local.controller.release(&request, RELEASE).await.map_err(|silent| {
-        let away = Missing {
-            message: format!("the controller does not answer: VM {vm} stays with this host"),
-            hint: "it may start here again; to let it go, release it again when the controller answers"
-                .into(),
-        };
-        Fault::silent(silent, away)
-    })?;
-    if let Some(refusal) = reply.refusal {
-        return Err(Fault::from_controller(refusal));
-    }
-    if request.ports.is_empty() && local.here(Some(&vm)).await?.is_empty() {
-        local.domains.forget(&vm);
-    }
-    Ok(Json(Released { vm, done: reply.done }))
+    let done = match desk.owed.owe(request).await {
+        Ok(First::Answered(ReleaseReply { refusal: Some(refusal), .. })) => {
+            return Err(Fault::from_controller(refusal));
+        }
+        Ok(First::Answered(reply)) => reply.done,
+        Ok(First::Later) => {
+            "the controller has not answered: it is told again until it does, unless the VM starts \
+                             here before"
+                .into()
+        }
+        Ok(First::Never(silent)) => {
+            let message = format!("the controller does not answer: VM {vm} stays with this host");
+            let hint = "release it again when the controller answers".into();
+            return Err(Fault::silent(silent, Missing { message, hint }));
+        }
+        // The same was asked again, or the VM starts here.
+        Err(_) => "a later request took its place".into(),
+    };
+    Ok(Json(Released { vm, done }))
 }
 
-async fn vms(State(local): State<Local>) -> Result<Json<Vec<LocalVm>>, Fault> {
+async fn vms(State(Desk { local, .. }): State<Desk>) -> Result<Json<Vec<LocalVm>>, Fault> {
     let mut vms: BTreeMap<VmRef, LocalVm> = BTreeMap::new();
     for here in local.here(None).await? {
         let vm = here.row.name.vm_ref();
@@ -248,16 +231,66 @@ async fn vms(State(local): State<Local>) -> Result<Json<Vec<LocalVm>>, Fault> {
     Ok(Json(vms.into_values().collect()))
 }
 
+impl Tell for Local {
+    async fn tell(&self, release: &Release) -> Attempt {
+        let reply = self.controller.release(release, RELEASE).await?;
+        if reply.refusal.is_none()
+            && release.ports.is_empty()
+            && self.here(Some(&release.vm)).await.is_ok_and(|here| here.is_empty())
+        {
+            self.domains.forget(&release.vm);
+        }
+        Ok(reply)
+    }
+
+    async fn way(&mut self) -> bool {
+        self.controller.way().await
+    }
+}
+
 impl Local {
+    /// Asks the controller for the ports, waits until they are there. `began` is set as soon as a migration is known to
+    /// have been begun for this request.
+    async fn prepare(mut self, request: &Prepare, began: &AtomicBool) -> Result<Json<Prepared>, Fault> {
+        let vm = &request.vm;
+        let (begun, longest) = (Instant::now(), request.longest());
+        let left = || longest.saturating_sub(begun.elapsed());
+        let mut answer = self.controller.claim(request, longest).await;
+        // A claim of an incoming VM that broke off may have begun a migration, which the controller then gives up: the
+        // last state would let the guest come although it is called off.
+        let unsure = request.purpose == Purpose::Incoming && matches!(answer, Err(Silent::Broken));
+        if let Err(Silent::Away | Silent::Broken) = answer {
+            let here = self.here(Some(vm)).await?;
+            let missing = match ready::fail_static(vm, &request.ports, &here) {
+                Ok(ports) if !unsure => return self.last_state(request, &ports, begun).await,
+                Ok(_) => not_answered(vm),
+                Err(missing) => missing,
+            };
+            // An agent that has just begun gets its session in a moment.
+            if !self.controller.come(SESSION.min(left())).await {
+                return Err(Fault::unavailable(missing));
+            }
+            answer = self.controller.claim(request, left().max(Duration::from_millis(1))).await;
+        }
+        let reply = answer.map_err(|silent| Fault::silent(silent, not_answered(vm)))?;
+        if let Some(refusal) = reply.refusal {
+            return Err(Fault::from_controller(refusal));
+        }
+        began.store(reply.began, Ordering::Relaxed);
+        if let Some(domain) = &request.domain {
+            self.domains.note(vm, domain);
+        }
+        let incoming = !reply.migration.is_empty();
+        let here = self.ready(vm, &reply.ports, incoming, begun, longest).await?;
+        Ok(Json(prepared(vm.clone(), here.iter(), false)))
+    }
+
     async fn here(&self, vm: Option<&VmRef>) -> Result<Vec<Here>, Fault> {
         let (reply, answer) = oneshot::channel();
         let asked = self.asks.send(Ask { vm: vm.cloned(), reply }).await.is_ok();
         match answer.await {
             Ok(here) if asked => Ok(here),
-            Ok(_) | Err(_) => Err(Fault::unavailable(Missing {
-                message: "the agent ends".into(),
-                hint: "try again when it runs".into(),
-            })),
+            Ok(_) | Err(_) => Err(ends()),
         }
     }
 
