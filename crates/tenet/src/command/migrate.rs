@@ -261,8 +261,57 @@ fn finished(context: &Context, found: &ReceiptView) -> Outcome {
     }
     Err(Failure::new(
         format!("VM {} was rolled back to host {}", found.vm, found.from),
-        format!("`tenet host show {}` shows how the destination is", found.to),
+        after_rollback(found),
     ))
+}
+
+/// Where to look for the cause of a rollback, by what its reason is about.
+fn after_rollback(r: &ReceiptView) -> String {
+    let (vm, from, to) = (&r.vm, &r.from, &r.to);
+    let reason = r.reason.as_deref().unwrap_or_default();
+    if reason.starts_with("the hypervisor's migration") {
+        let log = match r.through {
+            Through::Libvirt => "`journalctl -u libvirtd` (or `virtqemud`)",
+            Through::Qmp | Through::SwitchOnly | Through::Other => "QEMU's own log",
+        };
+        return format!(
+            "read {log} on host {from}, then on host {to}; then again: `tenet vm migrate {vm} --to {to}`"
+        );
+    }
+    for host in [to, from] {
+        if reason.contains(&format!("host {host} ")) {
+            return format!("`tenet host show {host}` shows how that host is");
+        }
+    }
+    format!("`tenet vm show {vm}` shows where it is; begin again with `tenet vm migrate {vm} --to {to}`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_rollback_one_looks_where_the_cause_is() {
+        let hint = |through, reason: &str| {
+            after_rollback(&ReceiptView {
+                through,
+                reason: Some(reason.to_owned()),
+                ..serde_json::from_str(RECEIPT).unwrap()
+            })
+        };
+        let failed = "the hypervisor's migration failed: Unable to write to socket";
+        let libvirt = hint(Through::Libvirt, failed);
+        assert!(libvirt.contains("libvirtd` (or `virtqemud`) on host h1"), "{libvirt}");
+        assert!(hint(Through::Qmp, failed).contains("QEMU's own log on host h1"));
+        let silent = "host h2 did not answer within 10 s: check that its agent runs";
+        assert!(hint(Through::Qmp, silent).contains("tenet host show h2"));
+        assert!(hint(Through::Qmp, "host h1 says that it failed").contains("tenet host show h1"));
+        assert!(hint(Through::Qmp, "asked for").contains("tenet vm migrate a/sql --to h2"));
+    }
+
+    const RECEIPT: &str = r#"{"vm": "a/sql", "id": "00000000-0000-0000-0000-000000000009", "from": "h1", "to": "h2",
+        "moved": false, "reason": null, "redirected": 0, "lost": 0, "started_ms": 1, "prepare_us": 1,
+        "last_ack_us": 0, "acks_us": {}}"#;
 }
 
 /// Looks at a migration until it is as wanted, or gone.

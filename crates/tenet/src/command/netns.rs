@@ -87,7 +87,11 @@ pub async fn detach(global: &Global, args: DetachArgs) -> Outcome {
                     )
                 })?
             }
-            None => return Err(Failure::new("name the namespace or the VM", "").code(Code::Usage)),
+            None => {
+                let hint =
+                    "`tenet detach --netns NAME` or `tenet detach --vm VM`; `tenet attached` lists the ports";
+                return Err(Failure::new("neither namespace nor VM is named", hint).code(Code::Usage));
+            }
         },
     };
     let released = client.release(&release(&port, Ended::Stopped)).await?;
@@ -149,8 +153,32 @@ fn near(port: &PortRef) -> String {
 }
 
 fn net(error: tenet_hostnet::Error) -> Failure {
-    let hint = if error.errno() == Some(libc::EPERM) { "run as root" } else { "" };
+    let hint = hint(error.errno());
     Failure::of(&error, hint)
+}
+
+/// What to do about an error of the kernel's.
+const fn hint(errno: Option<i32>) -> &'static str {
+    match errno {
+        Some(libc::EPERM | libc::EACCES) => "run as root",
+        Some(libc::ENODEV | libc::ENXIO | libc::ESRCH) => {
+            "the device went meanwhile: `ip link` shows what there is (in a namespace: `ip -n NAME link`); try again"
+        }
+        Some(libc::ENOENT) => "`ip netns` shows the named namespaces; try again",
+        Some(libc::EEXIST) => {
+            "`ip link` and `ip address` (`ip -n NAME ...` in the namespace) show what has it: remove that, or name \
+             another device"
+        }
+        Some(libc::EBUSY) => "`ip -d link` shows what uses the device: take it out there, and try again",
+        Some(libc::EOPNOTSUPP) => "load the kernel's module for it (`modprobe veth`), and try again",
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
+            "the host is short of files or memory: look at `ulimit -n` and `free`"
+        }
+        Some(libc::EINVAL | libc::ERANGE) => {
+            "check the device's name (15 characters at most) with `ip link`, and the kernel's words with `dmesg`"
+        }
+        Some(_) | None => "`dmesg` may say more; `tenet detach` takes back what is there, then try again",
+    }
 }
 
 fn open(place: &Place) -> Outcome<Netns> {

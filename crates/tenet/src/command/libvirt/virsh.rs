@@ -78,17 +78,13 @@ impl Virsh {
             let hint = format!("check that libvirtd runs and that {} is its URI (--connect)", self.uri);
             return Err(Failure::new(text, hint).code(Code::Unreachable));
         }
-        Err(Failure::new(text, ""))
+        let hint = next(&text, &self.uri, args);
+        Err(Failure::new(text, hint))
     }
 
     /// State of a domain.
     pub async fn info(&self, domain: &str) -> Outcome<Info> {
-        let text = self.run(&["dominfo", "--domain", domain]).await.map_err(|mut failure| {
-            if failure.text.contains("failed to get domain") {
-                failure.hint = "`virsh list --all` shows the domains that are there".into();
-            }
-            failure
-        })?;
+        let text = self.run(&["dominfo", "--domain", domain]).await?;
         let is = |key: &str, value: &str| {
             text.lines().any(|l| l.strip_prefix(key).is_some_and(|v| v.trim() == value))
         };
@@ -108,5 +104,47 @@ impl Virsh {
     /// Stores a domain's description.
     pub async fn define(&self, xml: &str) -> Outcome {
         self.with_input(&["define", "/dev/stdin"], xml).await.map(drop)
+    }
+}
+
+/// What to do about virsh's words.
+fn next(said: &str, uri: &str, args: &[&str]) -> String {
+    let virsh = format!("virsh --connect {uri}");
+    if said.contains("failed to get domain") {
+        format!("`{virsh} list --all` shows the domains that are there")
+    } else if said.contains("failed to get network") {
+        format!("`{virsh} net-list --all` shows the networks that are there")
+    } else if said.contains("authentication") || said.contains("access denied") {
+        "run as root, or as a member of group libvirt".to_owned()
+    } else if said.contains("read only") || said.contains("forbidden") {
+        "name a connection that may write with --connect, such as qemu:///system".to_owned()
+    } else {
+        let command: Vec<&str> = args.iter().map(|a| if a.is_empty() { "''" } else { *a }).collect();
+        format!(
+            "run `{virsh} {}` by hand; `journalctl -u libvirtd` (or `virtqemud`) has the details",
+            command.join(" ")
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_of_virsh_has_a_next_step() {
+        let uri = "qemu:///system";
+        let attach = ["attach-device", "--domain", "sql", "/dev/stdin", "--live"];
+        for (said, hint) in [
+            ("virsh dominfo: failed to get domain 'x'", "`virsh --connect qemu:///system list --all`"),
+            ("virsh net-dumpxml: failed to get network 'x'", "net-list --all"),
+            ("virsh define: authentication unavailable", "as root"),
+            ("virsh define: operation define forbidden for read only access", "--connect"),
+            ("virsh attach-device: internal error: no more PCI slots", "attach-device --domain sql"),
+            ("virsh attach-device: ", "journalctl -u libvirtd"),
+        ] {
+            let next = next(said, uri, &attach);
+            assert!(next.contains(hint), "{said}: {next}");
+        }
     }
 }
