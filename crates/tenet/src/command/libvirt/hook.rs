@@ -15,7 +15,7 @@ use tokio::time::timeout;
 const LONGEST: u64 = 16 << 20;
 /// Beyond what the agent is given, so that it is the agent that says what is missing.
 const SLACK: Duration = Duration::from_secs(3);
-/// Longest wait at a domain's end, which nothing depends on.
+/// Longest wait at a domain's end, which nothing depends on: what the agent was told, it sees to by itself.
 const RELEASE: Duration = Duration::from_secs(5);
 
 /// `libvirt hook`; what goes wrong is one line on standard error, which virsh shows.
@@ -63,7 +63,8 @@ fn act(args: &HookArgs) -> Result<Option<String>, String> {
                 let release = local::Release { vm, domain, outcome, ports: Vec::new() };
                 let patience = patience.min(RELEASE);
                 let release = timeout(patience, client.release(&release)).await;
-                release.map_err(|_| late(args, patience))?.map_err(|e| e.line())?;
+                // The agent has it by then, and sees to it whoever waits.
+                release.map_err(|_| owed(args, patience))?.map_err(|e| e.line())?;
                 Ok(None)
             }
             Plan::Prepare(prepare) => {
@@ -80,6 +81,16 @@ fn late(args: &HookArgs, patience: Duration) -> String {
     format!(
         "the agent at {} has not answered within {} s: look at its log (`journalctl -u tenet-agent`) and try again",
         args.agent.socket.display(),
+        patience.as_secs()
+    )
+}
+
+fn owed(args: &HookArgs, patience: Duration) -> String {
+    format!(
+        "the agent at {} has not let the ports of domain {} go within {} s: it goes on by itself; `tenet attached` \
+         shows those that are still here, `journalctl -u tenet-agent` why",
+        args.agent.socket.display(),
+        args.domain,
         patience.as_secs()
     )
 }
