@@ -108,8 +108,12 @@ impl<T: Tell> Owed<T> {
 
     async fn deliver(mut self, id: u64, release: Release, first: oneshot::Sender<First>) {
         let mut first = Some(first);
-        // The asker may be gone.
-        let mut tell = |word: First| drop(first.take().map(|first| first.send(word)));
+        let mut tell = |word: First| {
+            if let Some(first) = first.take() {
+                // The asker may be gone.
+                let _ = first.send(word);
+            }
+        };
         let mut pause = T::PAUSE.0;
         loop {
             match self.by.tell(&release).await {

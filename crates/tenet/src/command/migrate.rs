@@ -286,6 +286,20 @@ fn after_rollback(r: &ReceiptView) -> String {
     format!("`tenet vm show {vm}` shows where it is; begin again with `tenet vm migrate {vm} --to {to}`")
 }
 
+/// Looks at a migration until it is as wanted, or gone.
+async fn until(
+    client: &Client,
+    migration: &MigrationView,
+    mut wanted: impl FnMut(&MigrationView) -> bool,
+) -> Outcome<Option<MigrationView>> {
+    loop {
+        match client.vm(&migration.vm).await?.migration.filter(|m| m.id == migration.id) {
+            Some(m) if !wanted(&m) => tokio::time::sleep(LOOK).await,
+            other => return Ok(other),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,18 +326,4 @@ mod tests {
     const RECEIPT: &str = r#"{"vm": "a/sql", "id": "00000000-0000-0000-0000-000000000009", "from": "h1", "to": "h2",
         "moved": false, "reason": null, "redirected": 0, "lost": 0, "started_ms": 1, "prepare_us": 1,
         "last_ack_us": 0, "acks_us": {}}"#;
-}
-
-/// Looks at a migration until it is as wanted, or gone.
-async fn until(
-    client: &Client,
-    migration: &MigrationView,
-    mut wanted: impl FnMut(&MigrationView) -> bool,
-) -> Outcome<Option<MigrationView>> {
-    loop {
-        match client.vm(&migration.vm).await?.migration.filter(|m| m.id == migration.id) {
-            Some(m) if !wanted(&m) => tokio::time::sleep(LOOK).await,
-            other => return Ok(other),
-        }
-    }
 }
