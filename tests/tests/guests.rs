@@ -11,8 +11,9 @@ const SQL: &str = "contoso/sql";
 const FAR: &str = "contoso/far";
 /// 64 KB each: what a guest under emulation takes without effort.
 const PACE: Duration = Duration::from_millis(20);
-/// A question and an answer that were on their way when the guest stopped, and what a busy machine adds.
-const EDGES: u64 = 5;
+/// Questions that QEMU leaves unread when it stops the guest, and what a busy machine adds. Half of the pause is far
+/// less than what would be lost if nothing waited for the guest on its new host.
+const EDGES: u64 = 10;
 /// The guest that moves has both families; who talks to it looks on from a third host.
 const SITE: &str = "
 hosts:
@@ -129,7 +130,7 @@ fn there_and_back() -> Result<(), String> {
             "TCP lost bytes: {stream:?}"
         );
         assert_eq!((probe.strangers, stream.peer.as_str()), (0, SQL));
-        assert!(probe.lost <= pause + EDGES, "{} lost in a pause of {pause} ms: {probe:?}", probe.lost);
+        assert!(probe.lost <= pause / 2 + EDGES, "{} lost in a pause of {pause} ms: {probe:?}", probe.lost);
         assert!(!old.process.runs(), "the emptied QEMU is ended");
         assert_eq!(lab.vm_record(SQL).unwrap().host().unwrap().as_str(), to);
         block_on(lab.in_sync(patience)).unwrap();
