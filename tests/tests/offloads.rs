@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 use tenet_hostnet::Links;
-use tenet_tests::{Fixture, THREE_HOSTS, World, bpf, skipped, until};
+use tenet_tests::{Fixture, THREE_HOSTS, World, binary, bpf, skipped, until};
 
 static LAB: Fixture = Fixture::new("off", THREE_HOSTS);
 
@@ -45,5 +45,22 @@ fn an_offload_that_loses_frames_is_turned_off_and_told() {
     let stt = links.feature(&uplink, "tx-tcp-segmentation").unwrap();
     assert_eq!(stt, Some(true), "what nobody uses, and what works, is left alone");
     drop(lossy);
+
+    world.lab.kill_agent("h1").unwrap();
+    world.lab.start_agent("h1").unwrap();
+    until("the restarted agent knows what it turned off", TESTED, || {
+        told(&world).1.iter().any(|h| h.contains(&format!("turned {FEATURE} off"))).then_some(())
+    });
+    assert_eq!(links.feature(&uplink, FEATURE).unwrap(), Some(false));
     world.in_sync();
+
+    let host = world.lab.host("h1").unwrap();
+    let mut detach = host.netns().command(binary());
+    detach.args(["agent", "--detach", "--bpffs"]).arg(&host.record().bpffs);
+    detach.arg("--state-dir").arg(&host.record().state_dir);
+    world.lab.kill_agent("h1").unwrap();
+    let output = detach.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains(FEATURE), "{output:?}");
+    assert_eq!(links.feature(&uplink, FEATURE).unwrap(), Some(true));
 }

@@ -9,7 +9,9 @@ use axum::http::StatusCode;
 use std::{sync::Arc, time::Duration};
 use tenet_api::rest::{Migrate, MigrationView};
 use tenet_control::{Control, Refused};
-use tenet_model::{Change, Desired, Key, Migration, Object, Phase, Receipt, Through, VmRef};
+use tenet_model::{
+    Change, Desired, Key, Migration, Object, Phase, Receipt, Through, VmRef, check_migration_uri,
+};
 use uuid::Uuid;
 
 /// A migration that is waited for may take longer than a plain change.
@@ -35,7 +37,12 @@ pub(crate) async fn begin(
 /// Who moves the VM goes with where to.
 fn driven(m: &Migrate) -> Result<(), Fault> {
     let missing = match (m.through, &m.uri) {
-        (Through::Qmp | Through::Libvirt, Some(uri)) if !uri.is_empty() => return Ok(()),
+        (Through::Qmp | Through::Libvirt, Some(uri)) if !uri.is_empty() => {
+            return check_migration_uri(m.through, uri).map_err(|why| {
+                let message = format!("`uri` is {uri:?}: {why}");
+                Fault::new(StatusCode::BAD_REQUEST, "uri", message, "see docs/migration.md")
+            });
+        }
         (Through::SwitchOnly | Through::Other, None) => return Ok(()),
         (Through::Qmp, _) => "`uri` is missing: where the incoming QEMU waits, as tcp:10.0.0.2:49152",
         (Through::Libvirt, _) => "`uri` is missing: the destination's libvirt, as qemu+ssh://h2/system",

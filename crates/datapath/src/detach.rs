@@ -20,6 +20,10 @@ pub struct Teardown {
     pub maps: usize,
     /// Taps that the agent had made for ports.
     pub taps: usize,
+    /// Ports whose taps VMs had open: those VMs are without network until they are started again.
+    pub open_taps: Vec<String>,
+    /// Offloads that the agent had turned off and that are on again, as `DEVICE FEATURE`.
+    pub offloads: Vec<String>,
     /// What went wrong; the rest was removed nevertheless.
     pub errors: Vec<Error>,
 }

@@ -12,7 +12,7 @@ use crate::probe::Prober;
 use crate::real::RealKernel;
 use crate::session::{Heard, OUTGOING, Session};
 use crate::taps::TapWish;
-use crate::vms::{self, First, Vms, prepared};
+use crate::vms::{self, Budget, First, Vms, prepared};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::future::Future;
@@ -99,10 +99,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         applied: 0,
         ready: options.ready,
         prober: Prober::new(Settings::default()),
-        measured: Measuring::default(),
+        measured: Measuring::load(&options.state_dir),
         changed: watch::Sender::new(0),
         vms,
         first: First::default(),
+        budget: Budget::default(),
     };
     agent.start()?;
 
@@ -189,6 +190,7 @@ pub(crate) struct Agent {
     changed: watch::Sender<u64>,
     pub(crate) vms: Vms,
     pub(crate) first: First,
+    pub(crate) budget: Budget,
 }
 
 impl Agent {
@@ -199,6 +201,7 @@ impl Agent {
             self.make_taps(&wishes(rows.0.values().map(|(row, _)| row)));
         }
         self.open_tap();
+        self.resume_offloads();
         let devices = self.kernel.devices()?;
         for name in self.uplinks.iter().filter(|u| !devices.contains_key(*u)) {
             tracing::warn!(uplink = name, "the uplink does not exist yet; waiting for it");
@@ -534,7 +537,11 @@ impl Agent {
     pub(crate) fn send(&mut self, message: AgentMessage) {
         let Some(session) = &self.session else { return };
         // Events give way where the controller is slow; what it must not miss ends the session instead.
-        let event = matches!(message.message, Some(agent_message::Message::Event(_)));
+        let event = match &message.message {
+            Some(agent_message::Message::Event(_)) => true,
+            Some(agent_message::Message::VmEvent(e)) => crate::qmp::under_way(&e.status),
+            _ => false,
+        };
         if event && session.capacity() < OUTGOING / 2 {
             return;
         }

@@ -6,9 +6,8 @@
 
 use prost::Message as _;
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 use tenet_api::agent;
@@ -58,11 +57,7 @@ impl Cache {
     pub(crate) fn write_full(&mut self, generation: u64, rows: &Rows) -> io::Result<()> {
         let full = agent::Full::new(generation, rows);
         let record = record(agent::controller_message::Message::Full(full));
-        let temporary = self.path.with_extension("new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(&record)?;
-        fs::rename(&temporary, &self.path)?;
+        let file = crate::keep::replace(&self.path, &record, false)?;
         self.full_size = record.len() as u64;
         self.size = self.full_size;
         self.file = Some(file);

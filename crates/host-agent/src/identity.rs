@@ -3,10 +3,8 @@
 use rcgen::{CertificateParams, KeyPair};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
+    fs, io,
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -162,16 +160,7 @@ pub(crate) fn request(key: &KeyPair) -> Result<String, IdentityError> {
 
 /// Writes a file that only its owner can read, atomically and durably.
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
-    let write = || {
-        let temporary = path.with_extension("new");
-        // A left-over may have another mode.
-        let _ = fs::remove_file(&temporary);
-        let mut f = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        f.write_all(bytes)?;
-        f.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| file(path, source))
+    crate::keep::replace(path, bytes, true).map(drop).map_err(|source| file(path, source))
 }
 
 fn file(path: &Path, source: io::Error) -> IdentityError {

@@ -104,6 +104,11 @@ pub trait Kernel: Send {
         Vec::new()
     }
 
+    /// Whether an offload of a device is on; `None`: it cannot be changed here, or cannot be read.
+    fn feature(&mut self, _device: &str, _feature: &str) -> Option<bool> {
+        None
+    }
+
     /// Turns an offload of a device on or off, by its name in `ethtool -k`; whether that changed anything.
     fn set_feature(&mut self, _device: &str, _feature: &str, _on: bool) -> Result<bool> {
         Ok(false)

@@ -10,10 +10,12 @@ mod agent;
 mod cache;
 mod convert;
 mod identity;
+mod keep;
 mod kernel;
 mod local;
 mod measure;
 mod metrics;
+mod offloads;
 mod options;
 mod probe;
 mod qmp;
@@ -28,7 +30,7 @@ mod vms;
 pub use agent::{AgentError, run};
 pub use identity::IdentityError;
 pub use kernel::{Kernel, KernelError, MemoryKernel, ReceiveReport, at_key};
-pub use options::{BPFFS, COMPARE_EVERY, Hook, KernelPart, Options, QMP_DIR};
+pub use options::{BPFFS, COMPARE_EVERY, Hook, KernelPart, Options, QMP_DIR, monitor_path};
 pub use taps::{Made, TapWish};
 pub use tenet_datapath::{Feature, Receive, Teardown, check};
 
@@ -40,15 +42,27 @@ pub fn prepare(bpffs: &std::path::Path) -> Result<(), tenet_datapath::Error> {
     tenet_datapath::prepare_hub(bpffs)
 }
 
-/// Takes Tenet off this host: programs, pinned maps and links. Ports are without network from then on.
+/// Takes Tenet off this host: programs, pinned maps and links, taps, and offloads turned off by the agent whose state
+/// directory this is. Ports are without network from then on.
 ///
 /// # Errors
 /// If an agent is at work on these pins; all else is in [`Teardown::errors`].
-pub fn detach(bpffs: &std::path::Path) -> Result<Teardown, tenet_datapath::Error> {
+pub fn detach(
+    bpffs: &std::path::Path,
+    state_dir: &std::path::Path,
+) -> Result<Teardown, tenet_datapath::Error> {
     let options = tenet_datapath::Options { bpffs: bpffs.to_owned(), ..tenet_datapath::Options::default() };
     let mut done = tenet_datapath::detach_all(&options)?;
     match tenet_hostnet::Links::here().and_then(|links| taps::remove_all(&links)) {
-        Ok(taps) => done.taps = taps,
+        Ok((taps, open)) => (done.taps, done.open_taps) = (taps, open),
+        Err(e) => done.errors.push(e.into()),
+    }
+    match tenet_hostnet::Links::here() {
+        Ok(links) => {
+            let (offloads, errors) = offloads::restore(&links, state_dir);
+            done.offloads = offloads;
+            done.errors.extend(errors.into_iter().map(Into::into));
+        }
         Err(e) => done.errors.push(e.into()),
     }
     for removed in [remove_tap(), tenet_hostnet::Links::here().and_then(|l| l.keep_udp_gro(&[]))] {

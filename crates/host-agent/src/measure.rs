@@ -4,7 +4,9 @@ use crate::agent::Agent;
 use crate::convert;
 use crate::kernel::ReceiveReport;
 use crate::metrics::Text;
+use crate::offloads::Offloads;
 use crate::probe::methods_in_use;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tenet_api::agent::{self, agent_message};
 use tenet_host::probe::{Remedies, Turn};
@@ -27,9 +29,15 @@ pub(crate) struct Measuring {
     needs: Needs,
     tunnels: Vec<agent::UdpTunnel>,
     remedies: Remedies,
+    offloads: Offloads,
 }
 
 impl Measuring {
+    /// With what an earlier run left in the state directory.
+    pub(crate) fn load(state_dir: &Path) -> Self {
+        Self { offloads: Offloads::load(state_dir), ..Self::default() }
+    }
+
     /// Something changed.
     pub(crate) fn report_soon(&mut self) {
         let soon = Instant::now() + GATHER;
@@ -123,6 +131,26 @@ impl Agent {
         }
     }
 
+    /// What an earlier run turned off is this one's to judge and to turn on again, unless somebody else has.
+    pub(crate) fn resume_offloads(&mut self) {
+        let Measuring { remedies, offloads, .. } = &mut self.measured;
+        let mut over = Vec::new();
+        for (device, feature, methods) in offloads.all() {
+            match self.kernel.feature(device, feature) {
+                Some(false) => {
+                    let known = remedies.resume(feature, methods.iter().map(String::as_str));
+                    tracing::info!(device, feature, known, "an earlier run of the agent turned this off");
+                }
+                Some(true) => over.push((device.to_owned(), feature.to_owned())),
+                // The device may come yet.
+                None => {}
+            }
+        }
+        for (device, feature) in over {
+            offloads.forget(&device, &feature);
+        }
+    }
+
     /// Turns off what a finished self-test found wrong, and tests again.
     fn remedy(&mut self) {
         if self.keep_offloads {
@@ -135,9 +163,17 @@ impl Agent {
         for Turn { feature, on } in turns {
             let mut done = false;
             for device in &self.uplinks {
+                let Measuring { remedies, offloads, .. } = &mut self.measured;
+                if !on && self.kernel.feature(device, feature) == Some(true) {
+                    // Noted first: what is off and not noted would stay off without anybody knowing why.
+                    offloads.note(device, feature, remedies.because(feature));
+                }
                 match self.kernel.set_feature(device, feature, on) {
                     Ok(turned) => done |= turned,
                     Err(cause) => tracing::warn!(device, feature, %cause, "an offload cannot be changed"),
+                }
+                if self.kernel.feature(device, feature) == Some(true) {
+                    offloads.forget(device, feature);
                 }
             }
             if !done {

@@ -1,6 +1,11 @@
 //! What an agent is told when it starts.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tenet_model::VmRef;
 
 /// How an agent runs.
 pub struct Options {
@@ -35,6 +40,12 @@ pub struct Options {
 pub const COMPARE_EVERY: Duration = Duration::from_secs(2);
 /// Where QEMU's monitors are found, unless told otherwise.
 pub const QMP_DIR: &str = "/run/tenet/qmp";
+/// Where a VM's monitor is in the folder of monitors.
+#[must_use]
+pub fn monitor_path(dir: &Path, vm: &VmRef) -> PathBuf {
+    dir.join(format!("{}.{}.sock", vm.tenant, vm.vm))
+}
+
 /// Where the programs and maps are pinned, unless told otherwise.
 pub const BPFFS: &str = "/sys/fs/bpf/tenet";
 

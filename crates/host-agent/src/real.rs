@@ -237,6 +237,10 @@ impl Kernel for RealKernel {
         wanted.map(|(tunnel, port)| hold(&self.links, tunnel, port)).collect()
     }
 
+    fn feature(&mut self, device: &str, feature: &str) -> Option<bool> {
+        self.links.feature(device, feature).ok().flatten()
+    }
+
     fn set_feature(&mut self, device: &str, feature: &str, on: bool) -> Result<bool> {
         if self.links.feature(device, feature).map_err(error)? != Some(!on) {
             return Ok(false);

@@ -86,7 +86,7 @@ impl Taps {
                 ));
             }
             // The kernel lets nobody turn one into the other; whoever has it open keeps it until he lets go.
-            if link.multi_queue == wish.multi_queue || link.carrier {
+            if link.multi_queue == wish.multi_queue || link.connected {
                 self.known.insert(name.clone());
                 return Ok(None);
             }
@@ -113,7 +113,7 @@ impl Taps {
         let list = links.list()?;
         let mut left = BTreeSet::new();
         for link in list.iter().filter(|l| is_ours(l) && !wanted.contains(l.name.as_str())) {
-            if link.carrier {
+            if link.connected {
                 left.insert(link.name.clone());
                 continue;
             }
@@ -139,14 +139,19 @@ pub(crate) fn set_mtu(links: &Links, ifindex: u32, port: &Port) -> Result<(), Er
     }
 }
 
-/// Removes all taps that an agent made in this namespace; how many.
-pub(crate) fn remove_all(links: &Links) -> Result<usize, Error> {
-    let mut removed = 0;
+/// Removes all taps that an agent made in this namespace; how many, and of which ports VMs had them open: a VM does
+/// not get its tap back, so those must be started again.
+pub(crate) fn remove_all(links: &Links) -> Result<(usize, Vec<String>), Error> {
+    let (mut removed, mut open) = (0, Vec::new());
     for link in links.list()?.iter().filter(|l| is_ours(l)) {
         delete(links, &link.name)?;
         removed += 1;
+        if link.connected {
+            let port = link.alias.as_deref().and_then(|a| a.strip_prefix(MARK));
+            open.push(port.unwrap_or_default().to_owned());
+        }
     }
-    Ok(removed)
+    Ok((removed, open))
 }
 
 /// Whether an agent made this device: it is a tap, has our mark, and the name that belongs to the mark.
@@ -217,7 +222,7 @@ mod tests {
         taps.drop_unwanted(&links, &BTreeSet::from([sql.device.as_str()])).unwrap();
         assert!(links.find(&web.device).unwrap().is_none());
         assert!(links.find(&sql.device).unwrap().is_some());
-        assert_eq!(remove_all(&links).unwrap(), 1);
+        assert_eq!(remove_all(&links).unwrap(), (1, Vec::new()));
         assert!(links.find(&sql.device).unwrap().is_none());
     }
 
@@ -233,7 +238,7 @@ mod tests {
             let made = taps.make(&links, std::slice::from_ref(&sql));
             assert!(made.troubles[&sql.device].contains("not the tap"), "{made:?}");
             taps.drop_unwanted(&links, &BTreeSet::new()).unwrap();
-            assert_eq!(remove_all(&links).unwrap(), 0);
+            assert_eq!(remove_all(&links).unwrap().0, 0);
             assert_eq!(links.index(&sql.device).unwrap(), index, "{alias}");
             links.delete_link(&sql.device).unwrap();
         }
@@ -241,7 +246,7 @@ mod tests {
         links.add_bridge(&sql.device).unwrap();
         links.set_alias(&sql.device, "tenet:contoso/sql/eth0").unwrap();
         assert!(taps.make(&links, std::slice::from_ref(&sql)).troubles.contains_key(&sql.device));
-        assert_eq!(remove_all(&links).unwrap(), 0);
+        assert_eq!(remove_all(&links).unwrap().0, 0);
     }
 
     #[test]
@@ -256,6 +261,26 @@ mod tests {
         drop(held);
         assert!(taps.make(&links, std::slice::from_ref(&several)).changed);
         assert!(links.get(&one.device).unwrap().multi_queue);
+    }
+
+    #[test]
+    fn a_tap_that_is_open_is_kept_also_while_it_is_down() {
+        let Some(links) = host() else { return };
+        let (one, several) = (wish("contoso/sql/eth0", false), wish("contoso/sql/eth0", true));
+        let mut taps = Taps::default();
+        taps.make(&links, std::slice::from_ref(&one));
+        assert!(!links.get(&one.device).unwrap().connected);
+        // The program could not be attached, so it is down; the VM was started all the same.
+        let options = TapOptions { vnet_hdr: true, multi_queue: false };
+        let held = links.open_tap(&one.device, options).unwrap();
+        let index = links.index(&one.device).unwrap();
+        assert!(!links.get(&one.device).unwrap().up);
+        assert_eq!(taps.make(&links, std::slice::from_ref(&several)), Made::default());
+        taps.drop_unwanted(&links, &BTreeSet::new()).unwrap();
+        assert_eq!(links.index(&one.device).unwrap(), index, "still the one that the VM has");
+        // Whoever takes Tenet off the host is told whose network is gone for good.
+        assert_eq!(remove_all(&links).unwrap(), (1, vec!["contoso/sql/eth0".to_owned()]));
+        drop(held);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub(crate) const IFLA_MTU: u16 = 4;
 pub(crate) const IFLA_LINK: u16 = 5;
 pub(crate) const IFLA_MASTER: u16 = 10;
 pub(crate) const IFLA_TXQLEN: u16 = 13;
+pub(crate) const IFLA_CARRIER: u16 = 33;
 const IFLA_OPERSTATE: u16 = 16;
 pub(crate) const IFLA_LINKINFO: u16 = 18;
 pub(crate) const IFLA_IFALIAS: u16 = 20;
@@ -78,8 +79,10 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Set up by the administrator.
     pub up: bool,
-    /// Whether something is at the other end.
+    /// Whether the link is up and something is at the other end.
     pub carrier: bool,
+    /// Whether something is at the other end, also of a link that is down: of a tap, whether somebody has it open.
+    pub connected: bool,
     /// Operational state.
     pub state: OperState,
     /// What it is.
@@ -108,6 +111,7 @@ impl Link {
             mac: None,
             up: flags & IFF_UP != 0,
             carrier: flags & IFF_LOWER_UP != 0,
+            connected: flags & IFF_LOWER_UP != 0,
             state: OperState::Unknown,
             kind: Kind::Plain,
             master: None,
@@ -131,6 +135,7 @@ impl Link {
                     link.multi_queue = link.kind == Kind::Tap && is_multi_queue(value);
                 }
                 IFLA_IFALIAS => link.alias = Some(string_of(value)).filter(|a| !a.is_empty()),
+                IFLA_CARRIER => link.connected = value.first().is_some_and(|b| *b != 0),
                 IFLA_TXQLEN => link.queue_len = u32_of(value),
                 _ => {}
             }

@@ -16,7 +16,7 @@
 
 use crate::{Domain, DomainError, Mark, Source, mentions_us, set_target};
 use std::net::IpAddr;
-use tenet_model::{Mac, Name, PortRef, SubnetRef, VmRef, tap_name};
+use tenet_model::{Mac, Name, PortRef, SubnetRef, VmRef, is_tap_name, tap_name};
 
 /// The arguments of a hook's call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -260,11 +260,4 @@ fn wanted(domain: &Domain, mark: &Mark) -> Result<Vec<Wanted>, HookError> {
             })
         })
         .collect()
-}
-
-/// Whether a device has the form of the names that the agent gives: `tn` and eleven hexadecimal digits.
-fn is_tap_name(device: &str) -> bool {
-    device
-        .strip_prefix("tn")
-        .is_some_and(|hex| hex.len() == 11 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }

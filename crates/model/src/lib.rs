@@ -19,6 +19,7 @@ mod rules;
 mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod uri;
 mod view;
 
 pub use address::default_gateway;
@@ -33,7 +34,8 @@ pub use object::{
     Tenant, Through, Vm,
 };
 pub use problem::{Problem, Why};
-pub use tap::tap_name;
+pub use tap::{is_tap_name, tap_name};
+pub use uri::{UriError, check_migration_uri};
 
 /// The tenant that always exists, so that a small site never has to think of tenants.
 pub const DEFAULT_TENANT: &str = "default";

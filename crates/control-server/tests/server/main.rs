@@ -20,6 +20,7 @@ use tenet_api::{
 };
 use tenet_compile::{PortState, Row};
 use tenet_control_server::{StoreKind, pretend::Credentials};
+use tenet_model::Through;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn attach(host: &str, device: &str) -> Attach {
@@ -144,6 +145,36 @@ async fn migration_to_a_host_without_agent_is_refused_before_anything_moves() {
     assert!(error.to_string().contains("agent of host h2 is not connected"), "{error}");
     assert!(c.client.receipts().await.unwrap().is_empty(), "nothing began");
     assert!(c.client.migrations().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_would_run_a_program_on_the_host_is_refused() {
+    let c = Controller::memory().await;
+    c.small_site().await;
+    let sql = "contoso/sql".parse().unwrap();
+    let refusal = async |through, uri: &str| {
+        let uri = Some(uri.to_owned());
+        let migrate = Migrate { to: "h2".parse().unwrap(), devices: Default::default(), through, uri };
+        c.client.migrate(&sql, &migrate).await.unwrap_err()
+    };
+    for (through, uri) in [
+        (Through::Qmp, "exec:touch /tmp/x"),
+        (Through::Qmp, "file:/etc/shadow"),
+        (Through::Libvirt, "qemu+ext:///system?command=/tmp/x"),
+        (Through::Libvirt, "-c"),
+    ] {
+        let error = refusal(through, uri).await;
+        assert_eq!(refused(&error), (400, "uri"), "{uri}: {error}");
+        let allowed = if through == Through::Qmp { "tcp:HOST:PORT" } else { "qemu+ssh://" };
+        assert!(error.to_string().contains(allowed), "{error}");
+    }
+    // Legal ones come further: here nobody could move anything.
+    for (through, uri) in
+        [(Through::Qmp, "tcp:10.0.0.2:49152"), (Through::Libvirt, "qemu+unix:///system?socket=/tmp/x")]
+    {
+        let error = refusal(through, uri).await;
+        assert_ne!(refused(&error).0, 400, "{uri}: {error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

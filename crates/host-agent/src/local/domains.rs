@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -81,14 +80,8 @@ impl Domains {
     }
 
     fn keep(&self, list: &BTreeMap<VmRef, String>) {
-        let new = self.path.with_extension("new");
-        let write = || {
-            let mut file = fs::File::create(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(list)?)?;
-            file.sync_all()?;
-            fs::rename(&new, &self.path)
-        };
-        if let Err(cause) = write() {
+        let bytes = serde_json::to_vec_pretty(list).map_err(io::Error::from);
+        if let Err(cause) = bytes.and_then(|bytes| crate::keep::replace(&self.path, &bytes, true)) {
             tracing::error!(path = %self.path.display(), %cause, "the list of domains cannot be kept on disk");
         }
     }

@@ -10,6 +10,7 @@ mod real;
 
 pub(crate) use line::{Migrate, under_way};
 
+use crate::options::monitor_path as path;
 use crate::vms::{Said, What};
 use monitor::{Act, Monitor};
 use std::{
@@ -102,11 +103,6 @@ pub(crate) async fn watch(dir: PathBuf, said: mpsc::Sender<Said>, mut orders: mp
             }
         }
     }
-}
-
-/// A VM's socket in the folder.
-fn path(dir: &Path, vm: &VmRef) -> PathBuf {
-    dir.join(format!("{}.{}.sock", vm.tenant, vm.vm))
 }
 
 /// The VM that a socket's name stands for.

@@ -4,6 +4,7 @@ use super::line::{self, Line, Migrate, under_way};
 use crate::vms::What;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use tenet_model::{Through, check_migration_uri};
 
 /// How often the end of a migration is asked for until QEMU has its figures together.
 const AGAIN: u32 = 10;
@@ -80,6 +81,10 @@ impl Monitor {
 
     /// The VM shall be moved, or that be given up. One that is being moved is only followed.
     pub(crate) fn drive(&mut self, uri: &str, cancel: bool) -> Vec<Act> {
+        // A URI can have QEMU run programs: that is this host's to forbid, whatever the controller allows.
+        if !cancel && let Err(why) = check_migration_uri(Through::Qmp, uri) {
+            return vec![failed(format!("this agent does not move a VM to {uri:?}: {why}"))];
+        }
         if !self.ready {
             self.early = Some((uri.to_owned(), cancel));
             return Vec::new();
@@ -314,6 +319,24 @@ mod tests {
         let acts = monitor.drive("", true);
         let (asked, said) = talk(&mut monitor, acts, status("running", "active"));
         assert_eq!((asked[1].as_str(), said.len()), ("migrate_cancel", 0));
+    }
+
+    #[test]
+    fn what_would_run_a_program_is_not_even_asked_of_qemu() {
+        let (mut monitor, _) = begun("running", "");
+        let mut early = Monitor::default();
+        for uri in ["exec:touch /tmp/x", "file:/etc/shadow", "fd:3", "-x", ""] {
+            for monitor in [&mut monitor, &mut early] {
+                let acts = monitor.drive(uri, false);
+                assert!(
+                    matches!(&acts[..], [Act::Say(What::Migration(m), _)]
+                        if m.status == "failed" && m.error.contains("tcp:HOST:PORT")),
+                    "{uri}: {acts:?}"
+                );
+            }
+        }
+        let (asked, _) = talk(&mut monitor, Vec::new(), status("running", ""));
+        assert!(asked.is_empty(), "{asked:?}");
     }
 
     #[test]

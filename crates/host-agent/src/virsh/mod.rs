@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use tenet_model::VmRef;
+use tenet_model::{Through, VmRef, check_migration_uri};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
@@ -159,6 +159,9 @@ impl Virsh {
     }
 
     async fn drive(&self, vm: &VmRef, to: &str) -> Result<(), String> {
+        // A URI can have libvirt run programs as root: that is this host's to forbid, whatever the controller allows.
+        check_migration_uri(Through::Libvirt, to)
+            .map_err(|why| format!("this agent does not move a VM to {to:?}: {why}"))?;
         let domain = self.domain(vm)?;
         let job = self.ask(&["domjobinfo", &domain]).await?;
         if text::outgoing(&job).is_some() {
@@ -236,4 +239,30 @@ fn words(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.split("error:").map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
     if said.is_empty() { format!("virsh ended with {}", output.status) } else { said }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_would_run_a_program_is_not_asked_of_libvirt() {
+        let (said, mut heard) = mpsc::channel(4);
+        let virsh =
+            Virsh::new("qemu:///system".into(), Domains::load(std::path::Path::new("/nowhere")), said);
+        let vm: VmRef = "contoso/sql".parse().unwrap();
+        for uri in ["qemu+ext:///system?command=/tmp/x", "qemu+ssh://h2/system?netcat=/tmp/x", "-c"] {
+            virsh.clone().migrate(&vm, uri).await;
+            let word = heard.try_recv().unwrap();
+            let What::Migration(m) = word.what else { panic!("{:?}", word.what) };
+            assert!(m.status == "failed" && m.error.contains("does not move a VM to"), "{}", m.error);
+        }
+        // A legal one comes as far as the question which domain it is.
+        virsh.clone().migrate(&vm, "qemu+ssh://h2/system").await;
+        let word = heard.try_recv().unwrap();
+        assert!(
+            matches!(&word.what, What::Migration(m) if m.error.contains("no libvirt domain")),
+            "{word:?}"
+        );
+    }
 }

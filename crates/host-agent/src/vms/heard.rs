@@ -1,8 +1,9 @@
 //! What the agent's loop does when a hypervisor says something.
 
-use super::{Said, What, first_frame};
+use super::{Said, Verdict, What, first_frame};
 use crate::agent::Agent;
 use crate::convert;
+use std::time::Instant;
 use tenet_api::agent::agent_message;
 use tenet_compile::{PortState, Row};
 use tenet_host::Input;
@@ -12,6 +13,17 @@ impl Agent {
     /// What a hypervisor says: done here first, then told.
     pub(crate) fn said(&mut self, word: &Said) {
         let vm = word.vm.clone();
+        // That nothing more will be heard is the agent's own word.
+        if word.what != What::Silent {
+            match self.budget.spend(Instant::now(), &vm, word.is_progress()) {
+                Verdict::Take => {}
+                Verdict::Drop => return,
+                Verdict::DropAndTell => {
+                    tracing::warn!(%vm, source = word.source, "too many words of one hypervisor: the rest is passed over");
+                    return;
+                }
+            }
+        }
         if let Some(event) = word.message() {
             if !matches!(word.what, What::Migration(_)) {
                 tracing::info!(%vm, source = word.source, what = ?word.what, "said by a hypervisor");

@@ -1,8 +1,10 @@
 //! What hypervisors say of the VMs on this host, whichever way they say it, and what they are told.
 
+mod budget;
 mod first;
 mod heard;
 
+pub(crate) use budget::{Budget, Verdict};
 pub(crate) use first::{First, LOOK as FIRST_LOOK};
 pub(crate) use heard::prepared;
 
@@ -51,6 +53,11 @@ impl Said {
     pub(crate) fn failed(vm: &VmRef, source: &'static str, error: String) -> Self {
         let migrate = qmp::Migrate { status: "failed".to_owned(), error, ..qmp::Migrate::default() };
         Self::new(vm, source, What::Migration(migrate))
+    }
+
+    /// Whether the next word makes up for this one.
+    pub(crate) fn is_progress(&self) -> bool {
+        matches!(&self.what, What::Migration(m) if qmp::under_way(&m.status))
     }
 
     /// As the controller is told; none if that is no business of it.

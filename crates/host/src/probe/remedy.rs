@@ -20,15 +20,24 @@ pub const fn features(method: u8, shape: Shape) -> &'static [Feature] {
     }
 }
 
+/// So many tests in a row must find fault before what was turned off in vain is tried once more: at two minutes
+/// between tests, an hour. What hid that it helps (a lossy wire, say) may be over by then.
+const ONCE_MORE: u8 = 30;
+
 /// How far an offload is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Tried {
-    /// Turned off; nothing tested since.
+    /// Turned off; no test has ended well since.
     Waiting,
     /// Turned off, and that helped.
-    Helps,
-    /// Turned off in vain, and on again.
-    InVain,
+    Helps {
+        /// The last test found fault again. One lost frame does that, on any network: alone it means nothing.
+        doubtful: bool,
+    },
+    /// Turned off in vain, and on again; so many tests found fault since.
+    InVain(u8),
+    /// It was off already, or cannot be turned off here.
+    Cannot,
 }
 
 /// An offload to be turned off or on.
@@ -79,29 +88,66 @@ impl Remedies {
                     turns.push(Turn { feature, on: false });
                 }
                 // It is wrong without it, too: whatever is broken, it is not this.
-                Some(Tried::Waiting | Tried::Helps) => {
-                    self.tried.insert(feature, Tried::InVain);
+                Some(Tried::Waiting) => {
+                    self.tried.insert(feature, Tried::InVain(0));
                     turns.push(Turn { feature, on: true });
                 }
-                Some(Tried::InVain) => {}
+                Some(Tried::Helps { doubtful: false }) => {
+                    self.tried.insert(feature, Tried::Helps { doubtful: true });
+                }
+                // It stays off until the next test has the last word.
+                Some(Tried::Helps { doubtful: true }) => {
+                    self.tried.insert(feature, Tried::Waiting);
+                }
+                Some(Tried::InVain(tests)) if tests.saturating_add(1) < ONCE_MORE => {
+                    self.tried.insert(feature, Tried::InVain(tests.saturating_add(1)));
+                }
+                Some(Tried::InVain(_)) => {
+                    self.because.insert(feature, names);
+                    self.tried.insert(feature, Tried::Waiting);
+                    turns.push(Turn { feature, on: false });
+                }
+                Some(Tried::Cannot) => {}
             }
         }
         for feature in right {
-            if let Some(tried) = self.tried.get_mut(feature).filter(|t| **t == Tried::Waiting) {
-                *tried = Tried::Helps;
+            match self.tried.get(feature) {
+                Some(Tried::Waiting | Tried::Helps { .. }) => {
+                    self.tried.insert(feature, Tried::Helps { doubtful: false });
+                }
+                // Right with it on: whatever was wrong is over, and the next fault is a new one.
+                Some(Tried::InVain(_)) => drop(self.tried.remove(feature)),
+                Some(Tried::Cannot) | None => {}
             }
         }
         turns
     }
 
+    /// An earlier run turned this off, because of these methods, and it still is; whether it is one of ours.
+    pub fn resume<'a>(&mut self, feature: &str, methods: impl IntoIterator<Item = &'a str>) -> bool {
+        let shapes = [Shape::Checksum, Shape::Segments];
+        let all = METHODS.iter().flat_map(|(method, _)| shapes.map(|shape| features(*method, shape)));
+        let Some(feature) = all.flatten().copied().find(|f| *f == feature) else { return false };
+        let methods: BTreeSet<&str> = methods.into_iter().collect();
+        let names = METHODS.into_iter().map(|(_, name)| name).filter(|name| methods.contains(name));
+        self.because.insert(feature, names.collect());
+        self.tried.insert(feature, Tried::Helps { doubtful: false });
+        true
+    }
+
+    /// The methods because of which an offload was turned off.
+    pub fn because(&self, feature: &str) -> impl Iterator<Item = &'static str> {
+        self.because.get(feature).into_iter().flatten().copied()
+    }
+
     /// The offload was off already, or cannot be turned off here.
     pub fn cannot(&mut self, feature: Feature) {
-        self.tried.insert(feature, Tried::InVain);
+        self.tried.insert(feature, Tried::Cannot);
     }
 
     /// Offloads that are off because of us, with the methods that need it so.
     pub fn off(&self) -> impl Iterator<Item = (Feature, &BTreeSet<&'static str>)> {
-        let off = self.tried.iter().filter(|(_, tried)| **tried == Tried::Helps);
+        let off = self.tried.iter().filter(|(_, tried)| matches!(tried, Tried::Helps { .. }));
         off.filter_map(|(feature, _)| Some((*feature, self.because.get(feature)?)))
     }
 }
@@ -149,6 +195,73 @@ mod tests {
         assert_eq!(remedies.judge(&broken, &used), GRE.map(|t| Turn { on: true, ..t }));
         assert_eq!(remedies.judge(&broken, &used), []);
         assert_eq!(remedies.off().count(), 0);
+    }
+
+    #[test]
+    fn one_lost_frame_does_not_turn_a_broken_offload_on() {
+        let mut remedies = Remedies::default();
+        let used = BTreeSet::from(["nvgre"]);
+        let broken = BTreeMap::from([(METHOD_NVGRE, outcome(true, false))]);
+        let well = BTreeMap::from([(METHOD_NVGRE, outcome(true, true))]);
+        assert_eq!(remedies.judge(&broken, &used), GRE);
+        for _ in 0..3 {
+            assert_eq!(remedies.judge(&well, &used), []);
+            assert_eq!(remedies.judge(&broken, &used), []);
+            assert_eq!(remedies.off().count(), 2, "still off, and still said so");
+        }
+        // Two in a row: in doubt, still off, and a good test clears it.
+        assert_eq!(remedies.judge(&broken, &used), []);
+        assert_eq!(remedies.off().count(), 0);
+        assert_eq!(remedies.judge(&well, &used), []);
+        assert_eq!(remedies.off().count(), 2);
+        // Three in a row: it is not the offload, or not alone.
+        assert_eq!(remedies.judge(&broken, &used), []);
+        assert_eq!(remedies.judge(&broken, &used), []);
+        assert_eq!(remedies.judge(&broken, &used), GRE.map(|t| Turn { on: true, ..t }));
+    }
+
+    #[test]
+    fn what_was_in_vain_is_tried_again_after_a_good_test_or_a_long_time() {
+        let mut remedies = Remedies::default();
+        let used = BTreeSet::from(["nvgre"]);
+        let broken = BTreeMap::from([(METHOD_NVGRE, outcome(true, false))]);
+        let well = BTreeMap::from([(METHOD_NVGRE, outcome(true, true))]);
+        let on = GRE.map(|t| Turn { on: true, ..t });
+        for _ in 0..2 {
+            assert_eq!(remedies.judge(&broken, &used), GRE);
+            assert_eq!(remedies.judge(&broken, &used), on);
+            assert_eq!(remedies.judge(&broken, &used), []);
+            assert_eq!(remedies.judge(&well, &used), []);
+        }
+        assert_eq!(remedies.judge(&broken, &used), GRE);
+        assert_eq!(remedies.judge(&broken, &used), on);
+        for _ in 1..ONCE_MORE {
+            assert_eq!(remedies.judge(&broken, &used), []);
+        }
+        assert_eq!(remedies.judge(&broken, &used), GRE);
+        assert_eq!(remedies.judge(&well, &used), []);
+        assert_eq!(remedies.off().count(), 2, "now it was seen to help");
+        // What cannot be changed is left alone for good.
+        let mut remedies = Remedies::default();
+        GRE.iter().for_each(|t| remedies.cannot(t.feature));
+        for _ in 0..=ONCE_MORE {
+            assert_eq!(remedies.judge(&broken, &used), []);
+        }
+    }
+
+    #[test]
+    fn a_restarted_agent_knows_what_it_had_turned_off() {
+        let mut remedies = Remedies::default();
+        assert!(remedies.resume("tx-gre-segmentation", ["nvgre", "unheard-of"]));
+        assert!(!remedies.resume("rx-all", ["nvgre"]), "never one of ours");
+        let off: Vec<_> = remedies.off().map(|(f, names)| (f, names.len())).collect();
+        assert_eq!(off, [("tx-gre-segmentation", 1)]);
+        assert_eq!(remedies.because("tx-gre-segmentation").collect::<Vec<_>>(), ["nvgre"]);
+        // It is judged on like any other: three bad tests in a row turn it on.
+        let used = BTreeSet::from(["nvgre"]);
+        let broken = BTreeMap::from([(METHOD_NVGRE, outcome(true, false))]);
+        let turns: Vec<_> = (0..3).flat_map(|_| remedies.judge(&broken, &used)).collect();
+        assert!(turns.contains(&Turn { feature: "tx-gre-segmentation", on: true }), "{turns:?}");
     }
 
     #[test]

@@ -259,7 +259,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub lines: bool,
     /// Where the agent looks for QEMU's monitors
-    #[arg(long, value_name = "DIR", default_value = "/run/tenet/qmp")]
+    #[arg(long, value_name = "DIR", default_value = tenet_host_agent::QMP_DIR)]
     pub qmp_dir: PathBuf,
     /// This host's agent, which is asked where there is no controller's admin file
     #[command(flatten)]
@@ -274,9 +274,11 @@ pub struct MoveThrough {
     #[arg(long)]
     pub switch_only: bool,
     /// The source's agent moves it by QEMU's monitor to where an incoming QEMU waits, as tcp:10.0.0.2:49152
+    /// (tcp:HOST:PORT, rdma:HOST:PORT or unix:/PATH)
     #[arg(long, value_name = "URI")]
     pub qmp: Option<String>,
     /// The source's agent moves it by libvirt, to qemu+ssh://HOST/system of the destination if no URI is given
+    /// (qemu+ssh, qemu+tls, qemu+tcp or qemu+unix, without parameters that run programs)
     #[arg(long, value_name = "URI", num_args = 0..=1, default_missing_value = "")]
     pub libvirt: Option<String>,
 }

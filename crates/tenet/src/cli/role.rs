@@ -58,7 +58,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     pub compare_every: u64,
     /// Where QEMU's monitors (QMP) of VMs are found, as TENANT.VM.sock; each belongs to the agent alone
-    #[arg(long, value_name = "DIR", default_value = "/run/tenet/qmp")]
+    #[arg(long, value_name = "DIR", default_value = tenet_host_agent::QMP_DIR)]
     pub qmp_dir: PathBuf,
     /// The libvirt whose domains' events are watched, as qemu:///system
     #[arg(long, value_name = "URI")]

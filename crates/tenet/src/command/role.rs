@@ -112,11 +112,22 @@ fn check() -> Outcome<ExitCode> {
 
 /// `agent --detach`
 fn detach(args: &AgentArgs) -> Outcome {
-    let done = tenet_host_agent::detach(&args.bpffs).map_err(|e| Failure::of(&e, "stop the agent first"))?;
+    let done = tenet_host_agent::detach(&args.bpffs, &args.state_dir)
+        .map_err(|e| Failure::of(&e, "stop the agent first"))?;
     print::line(&format!(
         "removed {} TCX links, {} clsact filters, {} maps and {} taps; ports are without network now",
         done.links, done.filters, done.maps, done.taps
     ))?;
+    if !done.offloads.is_empty() {
+        print::line(&format!("turned on again what the agent had turned off: {}", done.offloads.join(", ")))?;
+    }
+    if !done.open_taps.is_empty() {
+        print::line(&format!(
+            "{} of the taps were open: the VMs of {} keep a NIC that leads nowhere until they are started again",
+            done.open_taps.len(),
+            done.open_taps.join(", ")
+        ))?;
+    }
     if done.errors.is_empty() {
         return Ok(());
     }

@@ -109,8 +109,7 @@ fn words(nics: &[Nic], vm: &VmRef, qmp_dir: &Path) -> Vec<String> {
         }
         words.extend(["-netdev".to_owned(), netdev, "-device".to_owned(), device]);
     }
-    let socket = qmp_dir.join(format!("{}.{}.sock", vm.tenant, vm.vm));
-    let socket = comma(&socket.display().to_string());
+    let socket = comma(&tenet_host_agent::monitor_path(qmp_dir, vm).display().to_string());
     words.extend(["-qmp".to_owned(), format!("unix:{socket},server=on,wait=off")]);
     words
 }
