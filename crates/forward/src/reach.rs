@@ -30,7 +30,11 @@ pub(crate) fn fate<'t>(port: &'t Port, home: &'t Addr, from: Addr, own: &Addr) -
         if port.flags & PORT_FLAG_DOWN == 0 {
             return Fate::Here;
         }
-        return if port.peer_pa.is_unset() { Fate::Drop(DropReason::PortDown) } else { moved(port, from) };
+        return if port.peer_pa.is_unset() {
+            Fate::Drop(DropReason::PortDown)
+        } else {
+            Fate::Moved(&port.peer_pa)
+        };
     }
     if port.state == PORT_PREPARED {
         // A frame that the old host redirected must not go back; and once the table says that the port
@@ -38,15 +42,12 @@ pub(crate) fn fate<'t>(port: &'t Port, home: &'t Addr, from: Addr, own: &Addr) -
         let redirected = !port.peer_pa.is_unset() && port.peer_pa == from;
         return if redirected || *home == *own { Fate::Here } else { Fate::StillThere(home) };
     }
+    // Also what comes from that very host: its own VMs do not know yet either, and it takes what comes back from here.
+    // Two hosts that each believe the other to have the VM pass a frame on until its outer hops are used up.
     if port.state == PORT_MOVED && !port.peer_pa.is_unset() {
-        return moved(port, from);
+        return Fate::Moved(&port.peer_pa);
     }
     Fate::Drop(DropReason::PortBlocked)
-}
-
-#[inline(always)]
-fn moved(port: &Port, from: Addr) -> Fate<'_> {
-    if port.peer_pa == from { Fate::Drop(DropReason::Loop) } else { Fate::Moved(&port.peer_pa) }
 }
 
 /// Whether a frame for this port may skip the host's side of a veth: only IP, because `bpf_redirect_peer`
