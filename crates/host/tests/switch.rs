@@ -146,7 +146,7 @@ fn a_vm_that_went_and_comes_back_waits_for_its_resume() {
     sim.feed(Input::VmStopped(sql.clone()));
     sim.full(9, source(9, PortState::Moved, Some(OTHER)));
     let mut gone = small(10);
-    gone.0.remove(&port(1, 11, PortState::Active, None).key()).unwrap();
+    assert!(gone.0.remove(&port(1, 11, PortState::Active, None).key()).is_some());
     sim.full(10, gone);
     sim.full(11, source(11, PortState::Prepared, Some(OTHER)));
     assert_eq!(state(&sim, 11), PORT_PREPARED, "the old QEMU, stopped, is no reason to activate");
@@ -159,7 +159,7 @@ fn a_vm_that_went_and_comes_back_waits_for_its_resume() {
 /// The rows without this host's VM `sql`.
 fn without(generation: u64) -> Rows {
     let mut gone = small(generation);
-    gone.0.remove(&port(1, 11, PortState::Active, None).key()).unwrap();
+    assert!(gone.0.remove(&port(1, 11, PortState::Active, None).key()).is_some());
     gone
 }
 
