@@ -199,7 +199,7 @@ mod tests {
             "qemu+ssh://h2/system?netcat=/tmp/x",
             "qemu+ssh://h2/system?proxy=native",
             "qemu+ssh://h2/system?sshauth=privkey",
-            "qemu+ssh://h2/system?keyfile=/root/.ssh/id_rsa",
+            "qemu+ssh://h2/system?keyfile=/home/admin/.ssh/id_rsa",
             "qemu+ssh://h2/system?no_verify=1",
             "qemu+ssh://h2/system?socket=/run/x",
             "qemu+ssh://h2/system?",
