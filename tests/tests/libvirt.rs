@@ -239,7 +239,7 @@ fn agents_follow_libvirt(site: &Hosts, world: &mut World) {
     world.in_sync();
 }
 
-/// `tenet vm migrate --libvirt`: the source's agent has its libvirt move the domain, and says how far it is.
+/// `tenet vm migrate --libvirt`: the source's agent has its libvirt move the domain.
 fn tenet_has_libvirt_move_it(site: &Hosts, world: &World) {
     let far = world.lab.vm("contoso/web").unwrap().netns().clone();
     let stream = Stream::start(&far, ADDRESS.parse().unwrap(), Duration::from_millis(5)).unwrap();
