@@ -122,7 +122,7 @@ async fn session(engine: Arc<Engine>, host: HostName, mut inbound: Streaming<Age
     };
     let (id, link) = match engine.open(&host, hello) {
         Ok(opened) => opened,
-        Err(Refused::NoSuchHost | Refused::NoMigration | Refused::Phase(_)) => {
+        Err(Refused::NoSuchHost | Refused::NoMigration | Refused::Phase(_) | Refused::Left) => {
             tracing::warn!(%host, "a host that is not part of the site asked for a session");
             farewell(&to, "the host is not part of this site").await;
             let _ = to.send(Err(no_such_host(&host))).await;
@@ -267,6 +267,8 @@ fn word(event: agent::VmEvent) -> Option<Word> {
         Kind::Resumed => Word::Resumed,
         Kind::FirstFrame => Word::FirstFrame { after_us: event.after_us },
         Kind::Migration => Word::Migration {
+            // What is no id is none of ours.
+            id: (!event.migration.is_empty()).then(|| event.migration.parse().unwrap_or_default()),
             progress: Progress {
                 transferred: event.transferred,
                 total: event.total,

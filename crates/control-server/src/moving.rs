@@ -172,6 +172,10 @@ pub(crate) fn refusal(vm: &VmRef, refused: &Refused) -> Fault {
             let message = format!("VM {vm} runs on the destination already");
             Fault::conflict(message, "move it back when this is done")
         }
+        Refused::Left => {
+            let message = format!("VM {vm} has left its host: all of it has been moved, says the hypervisor");
+            Fault::conflict(message, "wait until this is done (`tenet migrations`), then move it back")
+        }
         Refused::Phase(Phase::Preparing | Phase::Prepared) => {
             let message = format!("the move of {vm} is not yet prepared");
             Fault::conflict(message, "wait until its phase is `prepared`")

@@ -98,6 +98,8 @@ pub enum Refused {
     NoMigration,
     /// The migration is in the wrong phase for that.
     Phase(Phase),
+    /// The VM's memory has all been moved: the source's copy runs no more.
+    Left,
 }
 
 /// The controller's core.

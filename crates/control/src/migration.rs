@@ -148,7 +148,10 @@ impl Run {
         match progress.status.as_str() {
             "completed" => {
                 self.completed.get_or_insert(now);
+                self.stays_moved();
             }
+            // Whoever says so once all of it has been moved says it of something else.
+            "failed" | "cancelled" if self.completed.is_some() => return,
             "failed" | "cancelled" if self.switched.is_none() => {
                 let word = if progress.status == "failed" { "failed" } else { "was cancelled" };
                 let reason = match self.cancelling.take() {
@@ -165,6 +168,14 @@ impl Run {
         known.transferred = known.transferred.max(progress.transferred);
         known.total = known.total.max(progress.total);
         known.status = progress.status;
+    }
+
+    /// The VM is on the destination: what was not yet written of a rollback would only cut it off.
+    pub(crate) fn stays_moved(&mut self) {
+        if self.ending.is_none() {
+            self.cancelled = None;
+            self.cancelling = None;
+        }
     }
 
     /// Whether something that only the receipt needs is still to be heard.

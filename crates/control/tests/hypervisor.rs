@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use tenet_control::{
-    Ack, Control, Frames, Hello, Measured, Output, PathReport, PathState, PortReport, Progress, SessionId,
-    Word,
+    Ack, Control, Frames, Hello, Measured, Output, PathReport, PathState, PortReport, Progress, Refused,
+    SessionId, Word,
 };
 use tenet_model::{
     ActivatedBy, Change, Desired, Host, HostName, Method, Migration, Name, NetId, Network, Object, Operation,
@@ -179,7 +179,7 @@ impl Site {
 
     fn status(&mut self, host: &str, status: &str) {
         let progress = Progress { transferred: 10, total: 100, status: status.into() };
-        self.say(host, Word::Migration { progress, downtime_us: None, error: "no room".into() });
+        self.say(host, Word::Migration { id: None, progress, downtime_us: None, error: "no room".into() });
     }
 
     fn pass(&mut self, us: u64) {
@@ -217,7 +217,7 @@ fn a_driven_migration_has_all_figures_in_its_receipt() {
     assert!(site.receipts.is_empty(), "the first frame is waited for");
     site.say("h2", Word::FirstFrame { after_us: 1200 });
     let progress = Progress { status: "completed".into(), ..Progress::default() };
-    site.say("h1", Word::Migration { progress, downtime_us: Some(60_000), error: String::new() });
+    site.say("h1", Word::Migration { id: None, progress, downtime_us: Some(60_000), error: String::new() });
     site.pass(200_000);
     let receipt = &site.receipts[0];
     assert!(receipt.moved && receipt.exact, "{receipt:?}");
@@ -376,4 +376,47 @@ fn a_host_that_cannot_take_the_vm_is_refused_with_the_reason() {
     drop(outputs);
     let why = site.control.ready_for(&vm(), &name("h2")).unwrap_err();
     assert!(why.text.contains("uplink's MTU is 1450"), "{why:?}");
+}
+
+#[test]
+fn a_vm_that_has_left_is_not_rolled_back() {
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::Qmp);
+    site.pass(100_000);
+    let outputs = site.control.cancel(site.now, &vm(), "it was cancelled").unwrap();
+    site.carry_out(outputs);
+    // The move was quicker, and nobody hears the destination.
+    site.status("h1", "completed");
+    assert_eq!(site.control.cancel(site.now, &vm(), "again"), Err(Refused::Left));
+    site.status("h1", "cancelled");
+    site.status("h1", "failed");
+    site.pass(8_000_000);
+    assert_eq!((site.receipts[0].moved, site.home().as_str()), (true, "h2"), "{:?}", site.receipts);
+
+    // libvirt takes it back, and says so: then it is where it was.
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::Libvirt);
+    site.pass(100_000);
+    site.say("h1", Word::Stopped);
+    site.status("h1", "completed");
+    site.say("h1", Word::Resumed);
+    site.status("h1", "failed");
+    site.pass(8_000_000);
+    assert_eq!((site.receipts[0].moved, site.home().as_str()), (false, "h1"), "{:?}", site.receipts);
+}
+
+#[test]
+fn a_word_of_another_migration_ends_nothing() {
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(Through::Qmp);
+    site.pass(100_000);
+    let mut say = |id, status: &str| {
+        let progress = Progress { status: status.into(), ..Progress::default() };
+        let id = Some(Uuid::from_u128(id));
+        site.say("h1", Word::Migration { id, progress, downtime_us: None, error: String::new() });
+        site.receipts.len()
+    };
+    assert_eq!((say(8, "failed"), say(8, "cancelled"), say(8, "completed")), (0, 0, 0));
+    assert_eq!(say(9, "failed"), 1);
+    assert!(!site.receipts[0].moved);
 }

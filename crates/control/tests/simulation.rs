@@ -339,6 +339,7 @@ impl World {
             1 => Word::Resumed,
             2 => Word::FirstFrame { after_us: 7 },
             _ => Word::Migration {
+                id: None,
                 progress: Progress {
                     transferred: 1,
                     total: 2,

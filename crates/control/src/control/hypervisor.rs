@@ -9,6 +9,7 @@ use crate::{
 };
 use std::collections::BTreeMap;
 use tenet_model::{ActivatedBy, HostName, Phase, VmRef};
+use uuid::Uuid;
 
 /// What a hypervisor says of a VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +25,8 @@ pub enum Word {
     },
     /// Its memory is being moved.
     Migration {
+        /// The migration that it is said of; none: one that the source's agent was not told to drive.
+        id: Option<Uuid>,
         /// How far.
         progress: Progress,
         /// How long it stood still by the hypervisor's clock, once that is known.
@@ -53,11 +56,7 @@ impl Control {
             }
             Word::Resumed if to => {
                 run.resumed.get_or_insert(now);
-                // It runs there: what was not yet written of a rollback would only cut it off.
-                if run.ending.is_none() {
-                    run.cancelled = None;
-                    run.cancelling = None;
-                }
+                run.stays_moved();
                 if run.switched.is_none() && run.cancelled.is_none() {
                     run.switched = Some(now);
                     run.activated_by = Some(ActivatedBy::Resume);
@@ -69,6 +68,8 @@ impl Control {
                 run.resumed_at_source = true;
                 if run.switched.is_none() {
                     run.stopped = None;
+                    // libvirt takes a VM back that the destination could not start.
+                    run.completed = None;
                     outputs.push(told(format!("{vm} goes on running on {host}"), vm, &host));
                 } else {
                     let text = format!(
@@ -82,7 +83,9 @@ impl Control {
             Word::FirstFrame { after_us } if to => {
                 run.first_frame_us.get_or_insert(after_us);
             }
-            Word::Migration { progress, downtime_us, error } if from => {
+            // An earlier migration's word, come late.
+            Word::Migration { id: Some(id), .. } if id != run.migration.id => {}
+            Word::Migration { progress, downtime_us, error, .. } if from => {
                 run.moves(now, progress, downtime_us, &error);
             }
             // libvirt tells it on the destination only.

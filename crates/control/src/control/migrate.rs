@@ -58,11 +58,15 @@ impl Control {
     /// The migration shall be given up.
     ///
     /// # Errors
-    /// [`Refused::NoMigration`]; [`Refused::Phase`] once it is switched.
+    /// [`Refused::NoMigration`]; [`Refused::Phase`] once it is switched, [`Refused::Left`] once the hypervisor has
+    /// moved all of it.
     pub fn cancel(&mut self, now: Micros, vm: &VmRef, reason: &str) -> Result<Vec<Output>, Refused> {
         let run = self.runs.get(vm).ok_or(Refused::NoMigration)?;
         if run.switched.is_some() || run.migration.phase == Phase::Switched {
             return Err(Refused::Phase(Phase::Switched));
+        }
+        if run.completed.is_some() {
+            return Err(Refused::Left);
         }
         let mut outputs = Vec::new();
         self.cancel_drive(now, vm, reason, &mut outputs);

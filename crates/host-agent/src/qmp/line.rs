@@ -62,6 +62,8 @@ pub(crate) fn events() -> Value {
 /// What `query-migrate` says.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Migrate {
+    /// The controller's migration that this is said of; empty: one that this agent was not told of.
+    pub(crate) migration: String,
     pub(crate) status: String,
     pub(crate) transferred: u64,
     pub(crate) total: u64,
@@ -70,6 +72,16 @@ pub(crate) struct Migrate {
 }
 
 impl Migrate {
+    /// A word without figures.
+    pub(crate) fn word(migration: &str, status: &str) -> Self {
+        Self { migration: migration.to_owned(), status: status.to_owned(), ..Self::default() }
+    }
+
+    /// That a migration does not take place, and why.
+    pub(crate) fn failed(migration: &str, error: impl Into<String>) -> Self {
+        Self { error: error.into(), ..Self::word(migration, "failed") }
+    }
+
     /// From the answer; an old migration's is the same as a new one's.
     pub(crate) fn new(value: &Value) -> Self {
         let number = |v: Option<&Value>| v.and_then(Value::as_u64);
@@ -80,6 +92,7 @@ impl Migrate {
         // What is moved twice counts twice in `transferred`, and zero pages hardly at all.
         let total = total.unwrap_or(0);
         Self {
+            migration: String::new(),
             status: text("status"),
             transferred: remaining.map_or(0, |left| total.saturating_sub(left)),
             total,

@@ -22,7 +22,7 @@ use std::{
 };
 use tenet_model::{Name, VmRef};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
     sync::mpsc,
     time::MissedTickBehavior,
@@ -34,6 +34,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const ASK: Duration = Duration::from_millis(200);
 /// A monitor that has not greeted by then has another client.
 const GREETING: Duration = Duration::from_secs(3);
+/// What is said of it then.
+const TAKEN: &str = "QEMU's monitor does not greet: it has another client; give the agent one of its own";
 /// Longest line that is taken.
 const LINE: usize = 1 << 20;
 
@@ -43,28 +45,27 @@ pub(crate) enum Order {
     /// Something may have appeared.
     Look,
     /// A VM shall be moved, or that be given up.
-    Drive {
-        /// The VM.
-        vm: VmRef,
-        /// Where to.
-        uri: String,
-        /// Give it up.
-        cancel: bool,
-    },
+    Drive(VmRef, Drive),
+}
+
+/// What is to be done with a VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Drive {
+    /// The controller's migration.
+    pub(crate) migration: String,
+    /// Where to.
+    pub(crate) uri: String,
+    /// Give it up.
+    pub(crate) cancel: bool,
 }
 
 /// A monitor that is listened to.
 struct Client {
     /// Which socket: QEMU makes a new one where an older was.
     socket: (u64, u64, i64, i64),
-    orders: mpsc::Sender<(String, bool)>,
+    /// Dropped, it makes the task end, which says first what becomes of that which is under way.
+    orders: mpsc::Sender<Drive>,
     task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// Listens to the monitors in a folder for as long as the agent runs.
@@ -85,11 +86,10 @@ pub(crate) async fn watch(dir: PathBuf, said: mpsc::Sender<Said>, mut orders: mp
             },
         };
         look(&dir, &mut clients, &said);
-        if let Order::Drive { vm, uri, cancel } = order {
+        if let Order::Drive(vm, drive) = order {
+            let migration = drive.migration.clone();
             let refused = match clients.get(&vm) {
-                Some(client) => {
-                    client.orders.try_send((uri, cancel)).err().map(|_| "its monitor is busy".to_owned())
-                }
+                Some(client) => client.orders.try_send(drive).err().map(|_| "its monitor is busy".to_owned()),
                 None => Some(format!(
                     "QEMU's monitor {} is not there: start QEMU with `-qmp unix:{},server,nowait`, as `tenet vm run-args {vm}` prints",
                     path(&dir, &vm).display(),
@@ -97,7 +97,7 @@ pub(crate) async fn watch(dir: PathBuf, said: mpsc::Sender<Said>, mut orders: mp
                 )),
             };
             if let Some(error) = refused
-                && said.send(Said::failed(&vm, "qmp", error)).await.is_err()
+                && said.send(Said::failed(&vm, "qmp", &migration, error)).await.is_err()
             {
                 return;
             }
@@ -132,63 +132,112 @@ fn look(dir: &Path, clients: &mut BTreeMap<VmRef, Client>, said: &mpsc::Sender<S
 }
 
 /// Listens to one monitor to its end.
-async fn listen(vm: VmRef, path: PathBuf, said: mpsc::Sender<Said>, orders: mpsc::Receiver<(String, bool)>) {
-    // Nobody listens where an ended QEMU's socket was left behind.
-    let Ok(stream) = UnixStream::connect(&path).await else { return };
-    if let Err(cause) = talk(&vm, stream, &said, orders).await {
-        tracing::info!(%vm, %cause, "QEMU's monitor is closed");
+async fn listen(vm: VmRef, path: PathBuf, said: mpsc::Sender<Said>, mut orders: mpsc::Receiver<Drive>) {
+    let mut monitor = Monitor::default();
+    let mut acts = Vec::new();
+    let mut why = match UnixStream::connect(&path).await {
+        Ok(stream) => {
+            let cause = match talk(&vm, stream, &said, &mut orders, &mut monitor).await {
+                Ok(()) => {
+                    "another QEMU's monitor took the place of that of the one which moved it".to_owned()
+                }
+                Err(cause) => format!("QEMU ended, or closed its monitor: {cause}"),
+            };
+            tracing::info!(%vm, cause, "QEMU's monitor is closed");
+            acts = monitor.closed(&cause);
+            cause
+        }
+        Err(cause) => format!("QEMU's monitor {} does not answer: {cause}", path.display()),
+    };
+    if !path.exists() {
+        why.push_str("; its socket is gone");
     }
-    // The loop may be gone.
-    let _ = said.send(Said::new(&vm, "qmp", What::Silent)).await;
+    // Whoever takes its place may have said already that the VM runs.
+    let replaced = orders.is_closed();
+    orders.close();
+    while let Some(drive) = orders.recv().await {
+        acts.push(Act::Say(What::Migration(Migrate::failed(&drive.migration, why.as_str())), 0));
+    }
+    // Where nobody listened, nothing was heard that there is to forget.
+    if monitor.ready() && !replaced {
+        acts.push(Act::Say(What::Silent, 0));
+    }
+    for act in acts {
+        // The loop may be gone.
+        let _ = say(&vm, &said, act).await;
+    }
 }
 
+/// Tells what is to be told.
+async fn say(vm: &VmRef, said: &mpsc::Sender<Said>, act: Act) -> io::Result<()> {
+    let Act::Say(what, time_us) = act else { return Ok(()) };
+    let mut word = Said::new(vm, "qmp", what);
+    if time_us != 0 {
+        word.time_us = time_us;
+    }
+    said.send(word).await.map_err(|_| io::Error::other("the agent ends"))
+}
+
+/// Talks until nobody wants it any more, or with an error until QEMU's end.
 async fn talk(
     vm: &VmRef,
     stream: UnixStream,
     said: &mpsc::Sender<Said>,
-    mut orders: mpsc::Receiver<(String, bool)>,
+    orders: &mut mpsc::Receiver<Drive>,
+    monitor: &mut Monitor,
 ) -> io::Result<()> {
-    let gone = || io::Error::other("the agent ends");
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
-    let mut monitor = Monitor::default();
     let mut tick = tokio::time::interval(ASK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let begun = tokio::time::Instant::now();
     let mut complained = false;
     loop {
         let acts = tokio::select! {
+            biased;
+            order = orders.recv() => match order {
+                Some(drive) => monitor.drive(drive),
+                None => return Ok(()),
+            },
             // Cancelled, it keeps in `line` what it has read.
-            read = reader.read_until(b'\n', &mut line) => {
-                if read? == 0 || line.len() > LINE {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
+            read = read_line(&mut reader, &mut line) => {
+                read?;
                 let acts = monitor.take(&String::from_utf8_lossy(&line));
                 line.clear();
                 acts
             }
             _ = tick.tick() => {
-                if !monitor.ready() && !complained && begun.elapsed() > GREETING {
-                    complained = true;
-                    tracing::warn!(%vm, "QEMU's monitor does not greet: it has another client; give the agent one of its own");
+                if monitor.ready() || begun.elapsed() < GREETING {
+                    monitor.tick()
+                } else {
+                    if !complained {
+                        complained = true;
+                        tracing::warn!(%vm, "{TAKEN}");
+                    }
+                    monitor.give_up(TAKEN)
                 }
-                monitor.tick()
             }
-            Some((uri, cancel)) = orders.recv() => monitor.drive(&uri, cancel),
         };
         for act in acts {
             match act {
                 Act::Send(text) => writer.write_all(text.as_bytes()).await?,
-                Act::Say(what, time_us) => {
-                    let mut word = Said::new(vm, "qmp", what);
-                    if time_us != 0 {
-                        word.time_us = time_us;
-                    }
-                    said.send(word).await.map_err(|_| gone())?;
-                }
+                Act::Say(..) => say(vm, said, act).await?,
             }
         }
+    }
+}
+
+/// Reads up to a line's end, and never more than a line may be long.
+async fn read_line(reader: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> io::Result<()> {
+    let room = (LINE + 1).saturating_sub(line.len());
+    reader.take(room as u64).read_until(b'\n', line).await?;
+    if line.last() == Some(&b'\n') {
+        Ok(())
+    } else if line.len() > LINE {
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("a line is longer than {LINE} bytes")))
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
     }
 }
 
@@ -206,5 +255,96 @@ mod tests {
         {
             assert_eq!(vm_of(name), None, "{name}");
         }
+    }
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("tenet-qmp-{name}-{}", std::process::id()));
+            fs::create_dir_all(&dir).unwrap();
+            Self(dir)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// What becomes of an order to move the VM whose socket is in the folder.
+    async fn outcome(dir: &Path) -> Migrate {
+        let ((orders, taken), (said, mut heard)) = (mpsc::channel(4), mpsc::channel(16));
+        let task = tokio::spawn(watch(dir.to_owned(), said, taken));
+        let drive = Drive { migration: "a".into(), uri: "tcp:x:1".into(), cancel: false };
+        orders.send(Order::Drive("contoso/sql".parse().unwrap(), drive)).await.unwrap();
+        let told = tokio::time::timeout(Duration::from_secs(10), async {
+            loop {
+                match heard.recv().await.unwrap().what {
+                    What::Migration(m) if m.status == "failed" => return m,
+                    _ => {}
+                }
+            }
+        });
+        let told = told.await.expect("the order is never answered");
+        task.abort();
+        told
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_a_killed_qemu_left_fails_the_move() {
+        let folder = Folder::new("left");
+        drop(std::os::unix::net::UnixListener::bind(folder.0.join("contoso.sql.sock")).unwrap());
+        let told = outcome(&folder.0).await;
+        assert!(told.migration == "a" && told.error.contains("does not answer"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_monitor_with_another_client_fails_the_move() {
+        let folder = Folder::new("taken");
+        let _silent = std::os::unix::net::UnixListener::bind(folder.0.join("contoso.sql.sock")).unwrap();
+        let told = outcome(&folder.0).await;
+        assert!(told.migration == "a" && told.error.contains("another client"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_qemu_that_ends_while_it_is_asked_fails_the_move() {
+        let folder = Folder::new("ends");
+        let listener = tokio::net::UnixListener::bind(folder.0.join("contoso.sql.sock")).unwrap();
+        let qemu = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = BufReader::new(stream);
+            stream.write_all(b"{\"QMP\": {}}\n").await.unwrap();
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            stream.write_all(b"{\"return\": {}, \"id\": 1}\n").await.unwrap();
+            while !line.contains("query-status") {
+                line.clear();
+                stream.read_line(&mut line).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        });
+        let told = outcome(&folder.0).await;
+        assert!(told.migration == "a" && told.error.contains("QEMU ended"), "{told:?}");
+        qemu.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_is_not_kept() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let rogue = tokio::spawn(async move {
+            let (piece, mut sent) = (vec![b'x'; 64 << 10], 0);
+            while sent < 16 * LINE && theirs.write_all(&piece).await.is_ok() {
+                sent += piece.len();
+            }
+            sent
+        });
+        let ((_orders, mut taken), (said, _heard)) = (mpsc::channel(4), mpsc::channel(16));
+        let vm = "contoso/sql".parse().unwrap();
+        let ended = talk(&vm, ours, &said, &mut taken, &mut Monitor::default()).await.unwrap_err();
+        assert_eq!(ended.kind(), io::ErrorKind::InvalidData);
+        let sent = rogue.await.unwrap();
+        assert!(sent < 3 * LINE, "{sent}");
     }
 }

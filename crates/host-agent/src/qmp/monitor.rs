@@ -1,7 +1,8 @@
 //! One QEMU's monitor: which line follows which, and what it means for the VM. No I/O, no clock.
 
+use super::Drive;
 use super::line::{self, Line, Migrate, under_way};
-use crate::vms::What;
+use crate::vms::{Driven, What};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tenet_model::{Through, check_migration_uri};
@@ -26,13 +27,20 @@ enum Asked {
     Nothing,
     Status,
     Progress,
-    /// How it ended, and how often that was asked before.
-    End(u32, String),
+    /// How this migration ended, and how often that was asked before.
+    End {
+        migration: String,
+        status: String,
+        tries: u32,
+    },
     /// Whether it may be moved there.
-    StatusToMove(String),
-    ProgressToMove(String),
-    Move,
-    ProgressToCancel,
+    StatusToMove(Drive),
+    ProgressToMove(Drive),
+    /// This migration begins.
+    Move(String),
+    /// Whether there is anything left to give up of this one.
+    ProgressToCancel(String),
+    StatusToCancel(String),
 }
 
 /// The dialogue with one QEMU.
@@ -43,8 +51,9 @@ pub(crate) struct Monitor {
     ready: bool,
     /// QEMU moves the VM's memory away or takes it in.
     migrating: bool,
+    driven: Driven,
     /// Told before the dialogue had begun.
-    early: Option<(String, bool)>,
+    early: Option<Drive>,
 }
 
 impl Monitor {
@@ -57,8 +66,14 @@ impl Monitor {
                 None => Vec::new(),
             },
             Some(Line::Error(id, why)) => match self.asked.remove(&id) {
-                Some(Asked::Move) => vec![failed(why)],
-                Some(Asked::End(_, status)) => vec![ended(Migrate { status, ..Migrate::default() })],
+                Some(Asked::Move(migration)) => {
+                    let _ = self.driven.of("failed");
+                    vec![failed(&migration, why)]
+                }
+                Some(Asked::StatusToMove(drive) | Asked::ProgressToMove(drive)) => {
+                    vec![failed(&drive.migration, why)]
+                }
+                Some(Asked::End { migration, status, .. }) => vec![ended(Migrate::word(&migration, &status))],
                 _ => Vec::new(),
             },
             Some(Line::Event { name, data, time_us }) => self.happened(&name, &data, time_us),
@@ -80,26 +95,66 @@ impl Monitor {
     }
 
     /// The VM shall be moved, or that be given up. One that is being moved is only followed.
-    pub(crate) fn drive(&mut self, uri: &str, cancel: bool) -> Vec<Act> {
+    pub(crate) fn drive(&mut self, drive: Drive) -> Vec<Act> {
         // A URI can have QEMU run programs: that is this host's to forbid, whatever the controller allows.
-        if !cancel && let Err(why) = check_migration_uri(Through::Qmp, uri) {
-            return vec![failed(format!("this agent does not move a VM to {uri:?}: {why}"))];
+        if !drive.cancel && let Err(why) = check_migration_uri(Through::Qmp, &drive.uri) {
+            let why = format!("this agent does not move a VM to {:?}: {why}", drive.uri);
+            return vec![failed(&drive.migration, why)];
         }
         if !self.ready {
-            self.early = Some((uri.to_owned(), cancel));
-            return Vec::new();
+            let replaced = self.early.replace(drive).filter(|old| Some(&old.migration) != self.early_id());
+            return replaced
+                .map(|old| failed(&old.migration, "another order came before it began"))
+                .into_iter()
+                .collect();
         }
-        vec![if cancel {
-            self.ask(Asked::ProgressToCancel, "query-migrate", None)
+        vec![if drive.cancel {
+            self.ask(Asked::ProgressToCancel(drive.migration), "query-migrate", None)
         } else {
-            self.ask(Asked::StatusToMove(uri.to_owned()), "query-status", None)
+            self.ask(Asked::StatusToMove(drive), "query-status", None)
         }]
+    }
+
+    fn early_id(&self) -> Option<&String> {
+        self.early.as_ref().map(|d| &d.migration)
+    }
+
+    /// The monitor does not greet: what was told early is not done.
+    pub(crate) fn give_up(&mut self, why: &str) -> Vec<Act> {
+        self.early.take().map(|drive| failed(&drive.migration, why)).into_iter().collect()
+    }
+
+    /// The monitor is closed: what becomes of that which was under way.
+    pub(crate) fn closed(&mut self, why: &str) -> Vec<Act> {
+        let mut acts = self.give_up(why);
+        let mut told = false;
+        for asked in std::mem::take(&mut self.asked).into_values() {
+            match asked {
+                // Only its figures are lacking.
+                Asked::End { migration, status, .. } => {
+                    told = true;
+                    acts.push(ended(Migrate::word(&migration, &status)));
+                }
+                Asked::StatusToMove(drive) | Asked::ProgressToMove(drive) => {
+                    acts.push(failed(&drive.migration, why));
+                }
+                _ => {}
+            }
+        }
+        if !told && (self.migrating || self.driven.lives()) {
+            acts.push(failed(self.driven.id(), why));
+        }
+        acts
     }
 
     fn ask(&mut self, asked: Asked, name: &str, arguments: Option<Value>) -> Act {
         self.next += 1;
         self.asked.insert(self.next, asked);
         Act::Send(line::command(self.next, name, arguments))
+    }
+
+    fn ask_end(&mut self, migration: String, status: &str, tries: u32) -> Act {
+        self.ask(Asked::End { migration, status: status.to_owned(), tries }, "query-migrate", None)
     }
 
     fn answered(&mut self, asked: Asked, value: &Value) -> Vec<Act> {
@@ -112,12 +167,12 @@ impl Monitor {
                     self.ask(Asked::Progress, "query-migrate", None),
                     self.ask(Asked::Status, "query-status", None),
                 ];
-                if let Some((uri, cancel)) = self.early.take() {
-                    acts.extend(self.drive(&uri, cancel));
+                if let Some(drive) = self.early.take() {
+                    acts.extend(self.drive(drive));
                 }
                 acts
             }
-            Asked::Nothing | Asked::Move => Vec::new(),
+            Asked::Nothing | Asked::Move(_) => Vec::new(),
             Asked::Status => match status() {
                 "running" => vec![Act::Say(What::Resumed, 0)],
                 "postmigrate" | "finish-migrate" => vec![Act::Say(What::Stopped, 0)],
@@ -126,38 +181,65 @@ impl Monitor {
             Asked::Progress => {
                 let now = Migrate::new(value);
                 self.migrating = under_way(&now.status);
-                if self.migrating { vec![Act::Say(What::Migration(now), 0)] } else { Vec::new() }
+                if self.migrating { vec![self.progress(now)] } else { Vec::new() }
             }
-            Asked::End(tries, status) => {
+            Asked::End { migration, status, tries } => {
                 let now = Migrate::new(value);
                 let whole = now.status == status && (status != "completed" || now.downtime_ms.is_some());
                 if whole || tries >= AGAIN {
-                    return vec![ended(Migrate { status, ..now })];
+                    return vec![ended(Migrate { migration, status, ..now })];
                 }
-                vec![self.ask(Asked::End(tries + 1, status), "query-migrate", None)]
+                vec![self.ask_end(migration, &status, tries + 1)]
             }
-            Asked::StatusToMove(uri) => match status() {
+            Asked::StatusToMove(drive) => match status() {
+                "postmigrate" if !self.driven.id().is_empty() && self.driven.id() != drive.migration => {
+                    vec![failed(
+                        &drive.migration,
+                        "an earlier migration has moved the VM away from here already",
+                    )]
+                }
                 // Over already: this order is a repeated one.
-                "postmigrate" => vec![self.ask(Asked::End(0, "completed".to_owned()), "query-migrate", None)],
-                "inmigrate" => vec![failed("the VM waits for its memory on this host itself".to_owned())],
-                _ => vec![self.ask(Asked::ProgressToMove(uri), "query-migrate", None)],
+                "postmigrate" => vec![self.ask_end(drive.migration, "completed", 0)],
+                "inmigrate" => {
+                    vec![failed(&drive.migration, "the VM waits for its memory on this host itself")]
+                }
+                _ => vec![self.ask(Asked::ProgressToMove(drive), "query-migrate", None)],
             },
-            Asked::ProgressToMove(uri) => {
+            Asked::ProgressToMove(drive) => {
                 let now = Migrate::new(value);
                 if under_way(&now.status) {
                     self.migrating = true;
-                    return vec![Act::Say(What::Migration(now), 0)];
+                    if self.driven.holds_against(&drive.migration) {
+                        let why =
+                            "QEMU has not ended an earlier migration of the VM yet: try again in a moment";
+                        return vec![failed(&drive.migration, why)];
+                    }
+                    self.driven.begin(&drive.migration);
+                    return vec![self.progress(now)];
                 }
-                vec![self.ask(Asked::Move, "migrate", Some(json!({ "uri": uri })))]
+                self.driven.begin(&drive.migration);
+                let to = json!({ "uri": drive.uri });
+                vec![self.ask(Asked::Move(drive.migration), "migrate", Some(to))]
             }
-            Asked::ProgressToCancel => {
-                let now = Migrate::new(value);
-                if under_way(&now.status) {
-                    return vec![self.ask(Asked::Nothing, "migrate_cancel", None)];
+            Asked::ProgressToCancel(migration) => match Migrate::new(value).status.as_str() {
+                status if under_way(status) && !self.driven.holds_against(&migration) => {
+                    vec![self.ask(Asked::Nothing, "migrate_cancel", None)]
                 }
-                vec![ended(Migrate { status: "cancelled".to_owned(), ..Migrate::default() })]
-            }
+                // That may be how the VM came here.
+                "completed" => vec![self.ask(Asked::StatusToCancel(migration), "query-status", None)],
+                _ => vec![ended(Migrate::word(&migration, "cancelled"))],
+            },
+            Asked::StatusToCancel(migration) => match status() {
+                "postmigrate" => vec![self.ask_end(migration, "completed", 0)],
+                _ => vec![ended(Migrate::word(&migration, "cancelled"))],
+            },
         }
+    }
+
+    /// How far it is.
+    fn progress(&mut self, now: Migrate) -> Act {
+        let migration = self.driven.of(&now.status);
+        ended(Migrate { migration, ..now })
     }
 
     fn happened(&mut self, name: &str, data: &Value, time_us: u64) -> Vec<Act> {
@@ -166,17 +248,17 @@ impl Monitor {
             "STOP" if self.migrating => vec![Act::Say(What::Stopped, time_us)],
             "RESUME" => vec![Act::Say(What::Resumed, time_us)],
             "MIGRATION" => {
-                let status = data.get("status").and_then(Value::as_str).unwrap_or_default().to_owned();
-                self.migrating = under_way(&status);
-                match status.as_str() {
-                    "completed" | "failed" => vec![self.ask(Asked::End(0, status), "query-migrate", None)],
-                    _ if self.migrating => {
-                        let said = Migrate { status, ..Migrate::default() };
-                        let mut acts = vec![Act::Say(What::Migration(said), time_us)];
+                let status = data.get("status").and_then(Value::as_str).unwrap_or_default();
+                self.migrating = under_way(status);
+                let migration = self.driven.of(status);
+                match status {
+                    "completed" | "failed" => vec![self.ask_end(migration, status, 0)],
+                    _ => {
+                        let mut acts =
+                            vec![Act::Say(What::Migration(Migrate::word(&migration, status)), time_us)];
                         acts.extend(self.tick());
                         acts
                     }
-                    _ => vec![Act::Say(What::Migration(Migrate { status, ..Migrate::default() }), time_us)],
                 }
             }
             _ => Vec::new(),
@@ -188,8 +270,8 @@ fn ended(migrate: Migrate) -> Act {
     Act::Say(What::Migration(migrate), 0)
 }
 
-fn failed(error: String) -> Act {
-    ended(Migrate { status: "failed".to_owned(), error, ..Migrate::default() })
+fn failed(migration: &str, error: impl Into<String>) -> Act {
+    ended(Migrate::failed(migration, error))
 }
 
 #[cfg(test)]
@@ -239,6 +321,14 @@ mod tests {
         (monitor, said)
     }
 
+    fn to(migration: &str) -> Drive {
+        Drive { migration: migration.into(), uri: "tcp:x:1".into(), cancel: false }
+    }
+
+    fn no(migration: &str) -> Drive {
+        Drive { migration: migration.into(), uri: String::new(), cancel: true }
+    }
+
     fn event(name: &str, status: Option<&str>) -> String {
         let data = status.map_or(json!({}), |s| json!({ "status": s }));
         json!({ "event": name, "data": data, "timestamp": { "seconds": 1, "microseconds": 2 } }).to_string()
@@ -285,19 +375,19 @@ mod tests {
     #[test]
     fn a_vm_is_moved_once_however_often_it_is_said() {
         let (mut monitor, _) = begun("running", "");
-        let acts = monitor.drive("tcp:x:1", false);
+        let acts = monitor.drive(to("a"));
         let (asked, _) = talk(&mut monitor, acts, status("running", ""));
         assert_eq!(asked, ["query-status", "query-migrate", "migrate"]);
-        let acts = monitor.drive("tcp:x:1", false);
+        let acts = monitor.drive(to("a"));
         let (asked, said) = talk(&mut monitor, acts, status("running", "active"));
         assert_eq!(asked, ["query-status", "query-migrate"]);
         assert_eq!(said.len(), 1);
-        let acts = monitor.drive("tcp:x:1", false);
+        let acts = monitor.drive(to("a"));
         let (asked, said) = talk(&mut monitor, acts, status("postmigrate", "completed"));
         assert!(!asked.contains(&"migrate".to_owned()));
         assert!(matches!(&said[..], [What::Migration(m)] if m.status == "completed"), "{said:?}");
         // It came here by a migration, which QEMU still speaks of.
-        let acts = monitor.drive("tcp:x:1", false);
+        let acts = monitor.drive(to("b"));
         let (asked, _) = talk(&mut monitor, acts, status("running", "completed"));
         assert_eq!(asked[2], "migrate");
     }
@@ -305,18 +395,18 @@ mod tests {
     #[test]
     fn a_refusal_is_the_reason_and_giving_up_is_confirmed() {
         let (mut monitor, _) = begun("running", "");
-        let acts = monitor.drive("tcp:x:1", false);
+        let acts = monitor.drive(to("a"));
         let refuse = |name: &str| match name {
             "migrate" => json!({ "error": { "desc": "unknown migration protocol" } }),
             other => status("running", "")(other),
         };
         let (_, said) = talk(&mut monitor, acts, refuse);
         assert!(matches!(&said[..], [What::Migration(m)] if m.error == "unknown migration protocol"));
-        let acts = monitor.drive("", true);
+        let acts = monitor.drive(no("a"));
         let (asked, said) = talk(&mut monitor, acts, status("running", ""));
         assert_eq!(asked, ["query-migrate"]);
         assert!(matches!(&said[..], [What::Migration(m)] if m.status == "cancelled"));
-        let acts = monitor.drive("", true);
+        let acts = monitor.drive(no("a"));
         let (asked, said) = talk(&mut monitor, acts, status("running", "active"));
         assert_eq!((asked[1].as_str(), said.len()), ("migrate_cancel", 0));
     }
@@ -342,7 +432,7 @@ mod tests {
     #[test]
     fn an_order_before_the_greeting_waits_for_it() {
         let mut monitor = Monitor::default();
-        assert_eq!(monitor.drive("tcp:x:1", false), []);
+        assert_eq!(monitor.drive(to("a")), []);
         assert!(!monitor.ready());
         let acts = monitor.take(r#"{"QMP": {}}"#);
         let (asked, _) = talk(&mut monitor, acts, status("running", ""));
@@ -351,5 +441,66 @@ mod tests {
         for line in ["", "{}", r#"{"return": {}, "id": 99}"#, r#"{"error": {}, "id": 98}"#] {
             assert_eq!(monitor.take(line), []);
         }
+    }
+
+    #[test]
+    fn words_carry_the_migration_that_they_are_of() {
+        let of = |said: &[What]| -> Vec<(String, String)> {
+            let words = said.iter().filter_map(|w| if let What::Migration(m) = w { Some(m) } else { None });
+            words.map(|m| (m.migration.clone(), m.status.clone())).collect()
+        };
+        let is = |id: &str, status: &str| vec![(id.to_owned(), status.to_owned())];
+        let (mut monitor, _) = begun("running", "");
+        let acts = monitor.drive(to("a"));
+        let _ = talk(&mut monitor, acts, status("running", ""));
+        let acts = monitor.take(&event("MIGRATION", Some("active")));
+        let (_, said) = talk(&mut monitor, acts, status("running", "active"));
+        assert_eq!(of(&said)[0], is("a", "active")[0]);
+        // Another one waits its turn, and the first is not harmed by what is said of that.
+        let acts = monitor.drive(to("b"));
+        let (asked, said) = talk(&mut monitor, acts, status("running", "active"));
+        assert_eq!((of(&said), asked.contains(&"migrate".to_owned())), (is("b", "failed"), false));
+        let acts = monitor.drive(no("b"));
+        let (asked, said) = talk(&mut monitor, acts, status("running", "active"));
+        assert_eq!((of(&said), asked.len()), (is("b", "cancelled"), 1), "the first goes on");
+        let acts = monitor.take(&event("MIGRATION", Some("failed")));
+        let (_, said) = talk(&mut monitor, acts, status("running", "failed"));
+        assert_eq!(of(&said), is("a", "failed"));
+        // Somebody else begins one by a monitor of their own.
+        let acts = monitor.take(&event("MIGRATION", Some("setup")));
+        let (_, said) = talk(&mut monitor, acts, status("running", ""));
+        assert_eq!(of(&said), is("", "setup"));
+    }
+
+    #[test]
+    fn a_vm_that_has_left_is_not_given_up() {
+        let (mut monitor, _) = begun("postmigrate", "completed");
+        let acts = monitor.drive(no("a"));
+        let (_, said) = talk(&mut monitor, acts, status("postmigrate", "completed"));
+        assert!(matches!(&said[..], [What::Migration(m)] if m.status == "completed"), "{said:?}");
+        // One that came by a migration has not left.
+        let (mut monitor, _) = begun("running", "completed");
+        let acts = monitor.drive(no("a"));
+        let (_, said) = talk(&mut monitor, acts, status("running", "completed"));
+        assert!(matches!(&said[..], [What::Migration(m)] if m.status == "cancelled"), "{said:?}");
+    }
+
+    #[test]
+    fn the_end_of_qemu_ends_what_was_under_way() {
+        let (mut monitor, _) = begun("running", "");
+        assert_eq!(monitor.closed("QEMU ended"), []);
+        let acts = monitor.drive(to("a"));
+        let _ = talk(&mut monitor, acts, status("running", ""));
+        assert_eq!(monitor.closed("QEMU ended"), [failed("a", "QEMU ended")]);
+        // All of it was moved: only the figures are lost.
+        let (mut monitor, _) = begun("running", "active");
+        let _ = monitor.take(&event("MIGRATION", Some("completed")));
+        assert_eq!(monitor.closed("QEMU ended"), [ended(Migrate::word("", "completed"))]);
+        let (mut monitor, _) = begun("running", "active");
+        assert_eq!(monitor.closed("QEMU ended"), [failed("", "QEMU ended")]);
+        let mut monitor = Monitor::default();
+        let _ = monitor.drive(to("a"));
+        assert_eq!(monitor.give_up("taken"), [failed("a", "taken")]);
+        assert_eq!(monitor.give_up("taken"), []);
     }
 }

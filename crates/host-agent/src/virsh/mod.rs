@@ -3,16 +3,17 @@
 //! Of virsh's two streams of events, `qemu-monitor-event` tells STOP some milliseconds before `event --all` tells
 //! `Suspended`, and RESUME before `Resumed`: it passes on what QEMU says without waiting for libvirt's own part.
 
+mod follow;
 mod text;
 
 use crate::local::Domains;
-use crate::qmp::{Migrate, under_way};
-use crate::vms::{Said, What};
-use serde_json::Value;
+use crate::qmp::Migrate;
+use crate::vms::{Driven, Said, What};
+use follow::{Follow, Heard, State};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     process::{Output, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tenet_model::{Through, VmRef, check_migration_uri};
@@ -30,6 +31,9 @@ const ASK: Duration = Duration::from_millis(500);
 const ANSWER: Duration = Duration::from_secs(10);
 /// How often the destination is asked how long the domain stood still, and how often that is.
 const DOWNTIME: (u32, Duration) = (6, Duration::from_millis(150));
+/// When the domains are asked what they do, after virsh was started: it says not when it begins to listen, and what
+/// happens before is heard by nobody.
+const LOOKS: [Duration; 2] = [Duration::ZERO, Duration::from_secs(2)];
 /// Name in messages.
 const SOURCE: &str = "libvirt";
 
@@ -39,8 +43,26 @@ pub(crate) struct Virsh {
     uri: String,
     domains: Domains,
     said: mpsc::Sender<Said>,
-    /// VMs that are being moved by this agent.
-    driving: Arc<Mutex<BTreeSet<VmRef>>>,
+    /// VMs that this agent moves or has moved.
+    driving: Arc<Mutex<BTreeMap<VmRef, Move>>>,
+}
+
+/// A VM's move by this agent.
+#[derive(Debug, Default)]
+struct Move {
+    driven: Driven,
+    /// virsh is at it.
+    busy: bool,
+    /// What came of it, to be said again to who asks again.
+    end: Option<Migrate>,
+}
+
+/// What a domain was asked, when, and what it answered.
+struct Answer {
+    vm: VmRef,
+    domain: String,
+    asked: Instant,
+    state: State,
 }
 
 impl Virsh {
@@ -83,54 +105,75 @@ impl Virsh {
             .spawn()?;
         let Some(out) = child.stdout.take() else { return Ok(()) };
         let mut lines = BufReader::new(out).lines();
-        let mut migrating: BTreeMap<String, bool> = BTreeMap::new();
-        // What happened while nobody listened.
-        let states = self.clone();
-        let states = tokio::spawn(async move { states.look().await });
-        while let Some(line) = lines.next_line().await? {
-            if let Some(event) = text::event(&line) {
-                self.happened(&event, &mut migrating).await;
+        let mut follow = Follow::default();
+        // What happened while nobody listened. Its task ends when its answers are not taken any more.
+        let (answers, mut answered) = mpsc::channel(16);
+        let me = self.clone();
+        tokio::spawn(async move { me.look(answers).await });
+        loop {
+            tokio::select! {
+                biased;
+                line = lines.next_line() => match line? {
+                    Some(line) => {
+                        if let Some(event) = text::event(&line) {
+                            self.happened(&event, &mut follow).await;
+                        }
+                    }
+                    None => break,
+                },
+                Some(answer) = answered.recv() => {
+                    if let Some(what) = follow.answer(answer.asked, &answer.domain, &answer.state) {
+                        self.say(&answer.vm, what).await;
+                    }
+                }
             }
         }
-        states.abort();
         let output = child.wait_with_output().await?;
         Err(std::io::Error::other(words(&output)))
     }
 
-    /// Tells the state of each domain that is known.
-    async fn look(&self) {
-        for (vm, domain) in self.domains.all() {
-            let Ok(state) = self.ask(&["domstate", "--reason", &domain]).await else { continue };
-            match text::runs(&state) {
-                Some(true) => self.say(&vm, What::Resumed).await,
-                Some(false) => self.say(&vm, What::Stopped).await,
-                None => {}
+    /// Asks each domain that is known what it does.
+    async fn look(&self, answers: mpsc::Sender<Answer>) {
+        for pause in LOOKS {
+            tokio::time::sleep(pause).await;
+            for (vm, domain) in self.domains.all() {
+                let asked = Instant::now();
+                let Some(state) = self.state(&domain).await else { continue };
+                if answers.send(Answer { vm, domain, asked, state }).await.is_err() {
+                    return;
+                }
             }
         }
     }
 
-    async fn happened(&self, event: &text::Event<'_>, migrating: &mut BTreeMap<String, bool>) {
+    /// What a domain does; none if virsh does not say.
+    async fn state(&self, domain: &str) -> Option<State> {
+        // The job first: a migration that ends between the two questions is then none that is believed to go on.
+        let job = self.ask(&["domjobinfo", domain]).await;
+        match self.ask(&["domstate", "--reason", domain]).await {
+            Ok(state) if text::gone(&state) => Some(State::Gone),
+            Ok(state) => Some(State::Is(text::runs(&state), job.is_ok_and(|job| text::migrates(&job)))),
+            Err(error) => text::gone(&error).then_some(State::Gone),
+        }
+    }
+
+    async fn happened(&self, event: &text::Event<'_>, follow: &mut Follow) {
         let Some(vm) = self.domains.vm(event.domain) else { return };
-        let moves = migrating.get(event.domain).copied().unwrap_or(false);
-        match event.name {
-            "STOP" if moves => self.say(&vm, What::Stopped).await,
-            "RESUME" => {
+        match follow.event(Instant::now(), event) {
+            Some(Heard::Say(what)) => self.say(&vm, what).await,
+            Some(Heard::Migration(status)) => {
+                let migration = match self.moves().get_mut(&vm) {
+                    Some(known) => known.driven.of(&status),
+                    None => String::new(),
+                };
+                self.say(&vm, What::Migration(Migrate::word(&migration, &status))).await;
+            }
+            Some(Heard::Arrived) => {
                 self.say(&vm, What::Resumed).await;
-                if migrating.remove(event.domain).is_some() {
-                    let (me, domain) = (self.clone(), event.domain.to_owned());
-                    tokio::spawn(async move { me.downtime(&vm, &domain).await });
-                }
+                let (me, domain) = (self.clone(), event.domain.to_owned());
+                tokio::spawn(async move { me.downtime(&vm, &domain).await });
             }
-            "MIGRATION" => {
-                let status = event.data.get("status").and_then(Value::as_str).unwrap_or_default().to_owned();
-                // Once completed it is still one that came or went by a migration.
-                migrating.insert(event.domain.to_owned(), under_way(&status));
-                self.say(&vm, What::Migration(Migrate { status, ..Migrate::default() })).await;
-            }
-            "SHUTDOWN" => {
-                migrating.remove(event.domain);
-            }
-            _ => {}
+            None => {}
         }
     }
 
@@ -140,33 +183,62 @@ impl Virsh {
             tokio::time::sleep(DOWNTIME.1).await;
             let Ok(answer) = self.ask(&["domjobinfo", "--completed", domain]).await else { continue };
             if let Some(ms) = text::downtime_ms(&answer) {
-                let status = "completed".to_owned();
-                let migrate = Migrate { status, downtime_ms: Some(ms), ..Migrate::default() };
+                let migrate = Migrate { downtime_ms: Some(ms), ..Migrate::word("", "completed") };
                 return self.say(vm, What::Migration(migrate)).await;
             }
         }
     }
 
     /// Moves a VM to another libvirt.
-    pub(crate) async fn migrate(self, vm: &VmRef, to: &str) {
-        if !self.driving.lock().unwrap_or_else(PoisonError::into_inner).insert(vm.clone()) {
-            return;
+    pub(crate) async fn migrate(self, vm: &VmRef, migration: &str, to: &str) {
+        let again = {
+            let mut moves = self.moves();
+            let known = moves.entry(vm.clone()).or_default();
+            if known.busy || (known.end.is_some() && known.driven.id() == migration) {
+                Some((known.driven.id() == migration, known.end.clone()))
+            } else {
+                *known = Move { busy: true, ..Move::default() };
+                known.driven.begin(migration);
+                None
+            }
+        };
+        match again {
+            // Told again, as after a break: it is at it, or says again what came of it.
+            Some((true, None)) => return,
+            Some((true, Some(end))) => return self.say(vm, What::Migration(end)).await,
+            Some((false, _)) => {
+                let why = "libvirt has not ended an earlier migration of the VM yet: try again in a moment";
+                return self.say(vm, What::Migration(Migrate::failed(migration, why))).await;
+            }
+            None => {}
         }
-        if let Err(error) = self.drive(vm, to).await {
-            let _ = self.said.send(Said::failed(vm, SOURCE, error)).await;
+        let end = match self.drive(vm, migration, to).await {
+            Ok(()) => Migrate::word(migration, "completed"),
+            Err(error) => {
+                // It may have taken the VM back after all of it was moved; a failure is believed only of one that runs.
+                if let Ok(domain) = self.domain(vm)
+                    && let Some(State::Is(Some(true), _)) = self.state(&domain).await
+                {
+                    self.say(vm, What::Resumed).await;
+                }
+                Migrate::failed(migration, error)
+            }
+        };
+        if let Some(known) = self.moves().get_mut(vm) {
+            known.busy = false;
+            known.end = Some(end.clone());
         }
-        self.driving.lock().unwrap_or_else(PoisonError::into_inner).remove(vm);
+        self.say(vm, What::Migration(end)).await;
     }
 
-    async fn drive(&self, vm: &VmRef, to: &str) -> Result<(), String> {
+    async fn drive(&self, vm: &VmRef, migration: &str, to: &str) -> Result<(), String> {
         // A URI can have libvirt run programs as root: that is this host's to forbid, whatever the controller allows.
         check_migration_uri(Through::Libvirt, to)
             .map_err(|why| format!("this agent does not move a VM to {to:?}: {why}"))?;
         let domain = self.domain(vm)?;
-        let job = self.ask(&["domjobinfo", &domain]).await?;
-        if text::outgoing(&job).is_some() {
+        if text::outgoing(&self.ask(&["domjobinfo", &domain]).await?).is_some() {
             tracing::info!(%vm, "libvirt moves it already");
-            return Ok(());
+            return self.attend(vm, migration, &domain).await;
         }
         let info = self.ask(&["dominfo", &domain]).await?;
         let persistent =
@@ -182,27 +254,58 @@ impl Virsh {
                 output = &mut work => break output.map_err(|e| format!("virsh cannot be run: {e}"))?,
                 () = tokio::time::sleep(ASK) => {
                     let Ok(job) = self.ask(&["domjobinfo", &domain]).await else { continue };
-                    if let Some((transferred, total)) = text::outgoing(&job) {
-                        let status = "active".to_owned();
-                        self.say(vm, What::Migration(Migrate { status, transferred, total, ..Migrate::default() })).await;
-                    }
+                    self.progress(vm, migration, &job).await;
                 }
             }
         };
         if output.status.success() { Ok(()) } else { Err(words(&output)) }
     }
 
-    /// Gives up a VM's migration.
-    pub(crate) async fn cancel(self, vm: &VmRef) {
-        let aborted = match self.domain(vm) {
-            Ok(domain) => self.ask(&["domjobabort", &domain]).await.map(drop),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = aborted {
-            tracing::info!(%vm, error, "libvirt has no job to give up");
-            self.say(vm, What::Migration(Migrate { status: "cancelled".to_owned(), ..Migrate::default() }))
-                .await;
+    /// Waits for the end of a migration that an earlier run of the agent began.
+    async fn attend(&self, vm: &VmRef, migration: &str, domain: &str) -> Result<(), String> {
+        loop {
+            tokio::time::sleep(ASK).await;
+            match self.ask(&["domjobinfo", domain]).await {
+                Ok(job) if self.progress(vm, migration, &job).await => {}
+                Ok(_) | Err(_) => match self.state(domain).await {
+                    Some(State::Gone) => return Ok(()),
+                    Some(State::Is(Some(true) | None, false)) => {
+                        return Err("libvirt's migration has ended, and the VM is here still".to_owned());
+                    }
+                    Some(State::Is(..)) | None => {}
+                },
+            }
         }
+    }
+
+    /// Tells how far a job is; whether it is a migration away from here.
+    async fn progress(&self, vm: &VmRef, migration: &str, job: &str) -> bool {
+        let Some((transferred, total)) = text::outgoing(job) else { return false };
+        self.say(vm, What::Migration(Migrate { transferred, total, ..Migrate::word(migration, "active") }))
+            .await;
+        true
+    }
+
+    /// Gives up a VM's migration.
+    pub(crate) async fn cancel(self, vm: &VmRef, migration: &str) {
+        if self.moves().get(vm).is_some_and(|known| known.busy && known.driven.id() != migration) {
+            return;
+        }
+        let Ok(domain) = self.domain(vm) else {
+            return self.say(vm, What::Migration(Migrate::word(migration, "cancelled"))).await;
+        };
+        let Err(error) = self.ask(&["domjobabort", &domain]).await else { return };
+        let idle = self.ask(&["domjobinfo", &domain]).await.is_ok_and(|job| text::idle(&job));
+        let state = self.state(&domain).await;
+        tracing::info!(%vm, error, idle, ?state, "libvirt has no job to give up");
+        // A VM that has left, or is about to, is not given up: its end is told by who moves it.
+        if idle && matches!(state, Some(State::Is(Some(true), false))) {
+            self.say(vm, What::Migration(Migrate::word(migration, "cancelled"))).await;
+        }
+    }
+
+    fn moves(&self) -> MutexGuard<'_, BTreeMap<VmRef, Move>> {
+        self.driving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn domain(&self, vm: &VmRef) -> Result<String, String> {

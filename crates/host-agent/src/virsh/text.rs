@@ -56,6 +56,23 @@ pub(crate) fn outgoing(text: &str) -> Option<(u64, u64)> {
     Some((total.saturating_sub(left), total))
 }
 
+/// Whether `virsh domjobinfo` says that the domain comes or goes by a migration.
+pub(crate) fn migrates(text: &str) -> bool {
+    let operation = field(text, "Operation");
+    let one = matches!(operation, Some("Outgoing migration" | "Incoming migration"));
+    one && field(text, "Job type").is_some_and(|t| t != "None" && t != "Completed")
+}
+
+/// Whether `virsh domjobinfo` says that nothing is done with the domain.
+pub(crate) fn idle(text: &str) -> bool {
+    field(text, "Job type") == Some("None")
+}
+
+/// Whether a domain in this state, or of which virsh says this error, is not there.
+pub(crate) fn gone(text: &str) -> bool {
+    text.trim().starts_with("shut off") || text.contains("failed to get domain")
+}
+
 /// How long `virsh domjobinfo --completed` says that the domain stood still.
 pub(crate) fn downtime_ms(text: &str) -> Option<u64> {
     field(text, "Total downtime")?.split_whitespace().next()?.parse().ok()
@@ -95,6 +112,9 @@ mod tests {
                     Memory processed: 436.775 KiB\nMemory remaining: 8.000 MiB\nMemory total:     16.000 MiB\n";
         assert_eq!(outgoing(text), Some((8 << 20, 16 << 20)));
         assert_eq!(outgoing("Job type:         None        \n"), None);
+        assert!(migrates(text) && migrates("Job type: Unbounded\nOperation: Incoming migration\n"));
+        assert!(!migrates("Job type:         None        \n") && !migrates("garbage"));
+        assert!(idle("Job type:         None        \n") && !idle(text) && !idle(""));
         assert_eq!(outgoing("Job type: Unbounded\nOperation: Incoming migration\n"), None);
         assert_eq!(outgoing("garbage"), None);
         let done = "Job type:         Completed   \nTotal downtime:   98           ms\n";
@@ -107,6 +127,8 @@ mod tests {
     fn states_are_known_by_their_words() {
         assert_eq!(runs("running (migrated)\n\n"), Some(true));
         assert_eq!(runs("paused (migrating)\n"), Some(false));
+        assert!(gone("shut off (migrated)\n") && gone("failed to get domain 'vm1'"));
+        assert!(!gone("running (booted)") && !gone("virsh did not answer within 10 s"));
         assert_eq!((runs("paused (user)"), runs("shut off (migrated)"), runs("")), (None, None, None));
     }
 }

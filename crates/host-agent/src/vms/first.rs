@@ -34,9 +34,14 @@ impl First {
         }
     }
 
-    /// A port is not prepared any more.
-    pub(crate) fn over(&mut self, port: &PortRef) {
-        self.before.remove(port);
+    /// Whether any port is prepared.
+    pub(crate) fn expects(&self) -> bool {
+        !self.before.is_empty()
+    }
+
+    /// Forgets ports that are not prepared any more: what one had sent then says nothing of the next time that it is.
+    pub(crate) fn keep(&mut self, prepared: impl Fn(&PortRef) -> bool) {
+        self.before.retain(|port, _| prepared(port));
     }
 
     /// A VM runs since then; it is waited for if it came here.
@@ -90,5 +95,19 @@ mod tests {
         let found = first.look(|ifindex| (ifindex == 7).then_some(4));
         assert!(matches!(&found[..], [(of, us)] if *of == vm && *us >= 1500), "{found:?}");
         assert!(!first.waits());
+    }
+
+    #[test]
+    fn a_port_that_was_called_off_is_counted_anew_the_next_time() {
+        let mut first = First::default();
+        let port: PortRef = "contoso/sql/eth0".parse().unwrap();
+        first.prepared(&port, 7, 3);
+        first.keep(|p| *p == port);
+        first.keep(|_| false);
+        // Its tap has taken frames of the first attempt.
+        first.prepared(&port, 7, 9);
+        first.resumed(&port.vm_ref(), now_us());
+        assert_eq!(first.look(|_| Some(9)), []);
+        assert_eq!(first.look(|_| Some(10)).len(), 1);
     }
 }

@@ -3,6 +3,7 @@
 use super::{Said, Verdict, What, first_frame};
 use crate::agent::Agent;
 use crate::convert;
+use std::collections::BTreeSet;
 use std::time::Instant;
 use tenet_api::agent::agent_message;
 use tenet_compile::{PortState, Row};
@@ -41,22 +42,24 @@ impl Agent {
         }
     }
 
-    /// Ports that are prepared now, or are not any more: from what their devices have sent so far, a first frame is
-    /// told.
-    pub(crate) fn prepared(&mut self, ports: Vec<(PortRef, Option<String>)>) {
-        if ports.is_empty() {
+    /// Rows have come: from what the devices of ports that are prepared now have sent so far, a first frame is told.
+    pub(crate) fn prepared(&mut self, ports: Vec<(PortRef, String)>) {
+        if ports.is_empty() && !self.first.expects() {
             return;
         }
+        let known = self.core.rows().map(|rows| prepared(rows.0.values().map(|(row, _)| row)));
+        let known: BTreeSet<PortRef> = known.into_iter().flatten().map(|(port, _)| port).collect();
+        self.first.keep(|port| known.contains(port));
+        let new = !ports.is_empty();
         for (port, device) in ports {
-            match device.and_then(|d| self.core.device_index(&d)) {
-                Some(ifindex) => {
-                    let sent = self.kernel.sent(ifindex);
-                    self.first.prepared(&port, ifindex, sent.unwrap_or(0));
-                }
-                None => self.first.over(&port),
+            if let Some(ifindex) = self.core.device_index(&device).filter(|_| known.contains(&port)) {
+                let sent = self.kernel.sent(ifindex);
+                self.first.prepared(&port, ifindex, sent.unwrap_or(0));
             }
         }
-        self.vms.look();
+        if new {
+            self.vms.look();
+        }
     }
 
     pub(crate) fn look_for_first_frames(&mut self) {
@@ -67,11 +70,8 @@ impl Agent {
     }
 }
 
-/// Ports among these rows, with their devices if they are prepared.
-pub(crate) fn prepared<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<(PortRef, Option<String>)> {
+/// Prepared ports among these rows, with their devices.
+pub(crate) fn prepared<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<(PortRef, String)> {
     let ports = rows.filter_map(|row| if let Row::Port(p) = row { Some(p) } else { None });
-    ports
-        .filter(|p| p.peer_pa.is_some() || p.state == PortState::Prepared)
-        .map(|p| (p.name.clone(), (p.state == PortState::Prepared).then(|| p.device.clone())))
-        .collect()
+    ports.filter(|p| p.state == PortState::Prepared).map(|p| (p.name.clone(), p.device.clone())).collect()
 }

@@ -1,10 +1,12 @@
 //! What hypervisors say of the VMs on this host, whichever way they say it, and what they are told.
 
 mod budget;
+mod driven;
 mod first;
 mod heard;
 
 pub(crate) use budget::{Budget, Verdict};
+pub(crate) use driven::Driven;
 pub(crate) use first::{First, LOOK as FIRST_LOOK};
 pub(crate) use heard::prepared;
 
@@ -50,9 +52,8 @@ impl Said {
     }
 
     /// Why a migration that was asked for does not take place.
-    pub(crate) fn failed(vm: &VmRef, source: &'static str, error: String) -> Self {
-        let migrate = qmp::Migrate { status: "failed".to_owned(), error, ..qmp::Migrate::default() };
-        Self::new(vm, source, What::Migration(migrate))
+    pub(crate) fn failed(vm: &VmRef, source: &'static str, migration: &str, error: String) -> Self {
+        Self::new(vm, source, What::Migration(qmp::Migrate::failed(migration, error)))
     }
 
     /// Whether the next word makes up for this one.
@@ -74,6 +75,7 @@ impl Said {
             What::Resumed => event(Kind::Resumed),
             What::Silent => return None,
             What::Migration(m) => agent::VmEvent {
+                migration: m.migration.clone(),
                 status: m.status.clone(),
                 transferred: m.transferred,
                 total: m.total,
@@ -153,15 +155,21 @@ impl Vms {
         tracing::info!(%vm, through = drive.through, uri = drive.uri, cancel = drive.cancel, "told to move a VM");
         let refused = match (drive.through.as_str(), &self.qmp, &self.virsh) {
             ("qmp", Some(qmp), _) => {
-                let order = qmp::Order::Drive { vm: vm.clone(), uri: drive.uri, cancel: drive.cancel };
+                let order =
+                    qmp::Drive { migration: drive.migration.clone(), uri: drive.uri, cancel: drive.cancel };
+                let order = qmp::Order::Drive(vm.clone(), order);
                 qmp.try_send(order).err().map(|_| "the agent is busy with other VMs: try again".to_owned())
             }
             ("qmp", None, _) => Some("the agent has no --qmp-dir".to_owned()),
             ("libvirt", _, Some(virsh)) => {
                 self.tasks.retain(|t| !t.is_finished());
-                let (virsh, vm) = (virsh.clone(), vm.clone());
+                let (virsh, vm, id) = (virsh.clone(), vm.clone(), drive.migration.clone());
                 let work = async move {
-                    if drive.cancel { virsh.cancel(&vm).await } else { virsh.migrate(&vm, &drive.uri).await }
+                    if drive.cancel {
+                        virsh.cancel(&vm, &id).await;
+                    } else {
+                        virsh.migrate(&vm, &id, &drive.uri).await;
+                    }
                 };
                 self.tasks.push(tokio::spawn(work));
                 None
@@ -170,7 +178,7 @@ impl Vms {
             (other, ..) => Some(format!("this version of the agent knows no way named {other}")),
         };
         if let Some(error) = refused {
-            let said = Said::failed(&vm, "agent", error);
+            let said = Said::failed(&vm, "agent", &drive.migration, error);
             let to = self.said.clone();
             self.tasks.push(tokio::spawn(async move {
                 // The loop may be gone.
