@@ -417,7 +417,7 @@ mod tests {
         let mut early = Monitor::default();
         for uri in ["exec:touch /tmp/x", "file:/etc/shadow", "fd:3", "-x", ""] {
             for monitor in [&mut monitor, &mut early] {
-                let acts = monitor.drive(uri, false);
+                let acts = monitor.drive(Drive { uri: uri.to_owned(), ..to("a") });
                 assert!(
                     matches!(&acts[..], [Act::Say(What::Migration(m), _)]
                         if m.status == "failed" && m.error.contains("tcp:HOST:PORT")),

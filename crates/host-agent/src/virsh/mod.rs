@@ -354,14 +354,15 @@ mod tests {
         let virsh =
             Virsh::new("qemu:///system".into(), Domains::load(std::path::Path::new("/nowhere")), said);
         let vm: VmRef = "contoso/sql".parse().unwrap();
-        for uri in ["qemu+ext:///system?command=/tmp/x", "qemu+ssh://h2/system?netcat=/tmp/x", "-c"] {
-            virsh.clone().migrate(&vm, uri).await;
+        let wrong = ["qemu+ext:///system?command=/tmp/x", "qemu+ssh://h2/system?netcat=/tmp/x", "-c"];
+        for (number, uri) in wrong.into_iter().enumerate() {
+            virsh.clone().migrate(&vm, &number.to_string(), uri).await;
             let word = heard.try_recv().unwrap();
             let What::Migration(m) = word.what else { panic!("{:?}", word.what) };
             assert!(m.status == "failed" && m.error.contains("does not move a VM to"), "{}", m.error);
         }
         // A legal one comes as far as the question which domain it is.
-        virsh.clone().migrate(&vm, "qemu+ssh://h2/system").await;
+        virsh.clone().migrate(&vm, "legal", "qemu+ssh://h2/system").await;
         let word = heard.try_recv().unwrap();
         assert!(
             matches!(&word.what, What::Migration(m) if m.error.contains("no libvirt domain")),
