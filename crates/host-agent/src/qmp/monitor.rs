@@ -97,7 +97,9 @@ impl Monitor {
     /// The VM shall be moved, or that be given up. One that is being moved is only followed.
     pub(crate) fn drive(&mut self, drive: Drive) -> Vec<Act> {
         // A URI can have QEMU run programs: that is this host's to forbid, whatever the controller allows.
-        if !drive.cancel && let Err(why) = check_migration_uri(Through::Qmp, &drive.uri) {
+        if !drive.cancel
+            && let Err(why) = check_migration_uri(Through::Qmp, &drive.uri)
+        {
             let why = format!("this agent does not move a VM to {:?}: {why}", drive.uri);
             return vec![failed(&drive.migration, why)];
         }
