@@ -1,7 +1,7 @@
 //! The baseline: a plain Linux bridge on every host, and one as the wire between them; and the same with bridges that
 //! learn nothing, on which a guest that moves finds what it was sent meanwhile, as on Tenet.
 
-use super::fabric::{CLIENT, Fabric, Namespaces, Nic, PREFIX, Settled, move_memory, nics, run, tap};
+use super::fabric::{CLIENT, Fabric, Namespaces, Nic, PREFIX, move_memory, nics, run, tap};
 use super::qmp::Qmp;
 use super::result::BASELINE;
 use anyhow::Result;
@@ -83,10 +83,6 @@ impl Fabric for Bridges {
 
     fn migrate(&self, _nic: usize, _to: usize, uri: &str, source: &mut Qmp) -> Result<()> {
         move_memory(source, uri)
-    }
-
-    fn settle(&self, _nic: usize, _to: usize) -> Result<Settled> {
-        Ok(Settled::default())
     }
 
     fn reset(&self, _nic: usize) -> Result<()> {

@@ -246,11 +246,14 @@ fn measure(
         source.qmp.command("migrate-start-postcopy", &json!({}))?;
     }
     let resume = target.qmp.wait(marks.1, PATIENCE, "RESUME", None)?;
-    let settled = fabric.settle(nic, to)?;
+    let arrived = fabric.arrived(nic, to)?;
     target.qmp.wait(marks.1, PATIENCE, "MIGRATION", Some("completed"))?;
     let done = source.qmp.wait(marks.0, PATIENCE, "MIGRATION", Some("completed"))?;
     let stop = source.qmp.wait(marks.0, PATIENCE, "STOP", None)?;
     probe.wait_heard(resume.at, SILENCE);
+    ping.wait_heard(resume.at, SILENCE);
+    let settled = fabric.settle(nic, to)?;
+    let settled = Settled { last_ack: settled.last_ack.or(arrived), ..settled };
     let over = resume.at + AFTER.as_micros() as Micros;
     std::thread::sleep(Duration::from_micros((over - clock::now()).max(0) as u64));
 
@@ -262,8 +265,11 @@ fn measure(
         let card = card(fabric.host(to), &device);
         let kernel =
             if pings.first_reply.is_some() { "its kernel answers pings" } else { "nor does its kernel" };
-        let words = target.last_words();
-        bail!("the guest is silent for {} s after RESUME, {kernel}; {card}; {words}", SILENCE.as_secs());
+        let (words, state) = (target.last_words(), target.state());
+        bail!(
+            "the guest is silent for {} s after RESUME, {kernel}; {card}; {words}; {state}",
+            SILENCE.as_secs()
+        );
     }
     let flow = stream.pause(sent);
     if !flow.intact {

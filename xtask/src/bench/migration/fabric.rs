@@ -66,11 +66,23 @@ pub trait Fabric: Send + Sync {
     /// If the network or QEMU refuses.
     fn migrate(&self, nic: usize, to: usize, uri: &str, source: &mut Qmp) -> Result<()>;
 
-    /// Called when the guest runs on the destination; returns when the network is done with the move.
+    /// Called as soon as the guest runs on the destination, for a network that its mover has to tell; how long it took
+    /// all hosts to acknowledge that.
+    ///
+    /// # Errors
+    /// If the network does not take it.
+    fn arrived(&self, _nic: usize, _to: usize) -> Result<Option<Micros>> {
+        Ok(None)
+    }
+
+    /// Called when the guest has answered, or has had its time; returns when the network is done with the move. Asking
+    /// for what it tells takes the processors' time, and must not keep the guest from answering.
     ///
     /// # Errors
     /// If it does not get done.
-    fn settle(&self, nic: usize, to: usize) -> Result<Settled>;
+    fn settle(&self, _nic: usize, _to: usize) -> Result<Settled> {
+        Ok(Settled::default())
+    }
 
     /// After a failure: the guest will be started anew on the first host.
     ///

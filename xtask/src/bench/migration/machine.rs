@@ -110,6 +110,63 @@ impl Machine {
         }
     }
 
+    /// What keeps a guest that says nothing: where its processor is, how far the queues of its card are, and what its
+    /// kernel wrote into its log without having got it to the console.
+    #[must_use]
+    pub fn state(&mut self) -> String {
+        let mut said = vec![self.processor()];
+        std::thread::sleep(Duration::from_millis(100));
+        said.push(self.processor());
+        said.extend((0..2).map(|n| self.queue(n).unwrap_or_else(|e| format!("queue {n}: {e:#}"))));
+        said.push(self.log().unwrap_or_else(|e| format!("its memory: {e:#}")));
+        said.join("; ")
+    }
+
+    /// Where the processor is, and whether it waits for an interrupt (`HLT=1`).
+    fn processor(&mut self) -> String {
+        let answer = self.qmp.command("human-monitor-command", &json!({ "command-line": "info registers" }));
+        let text = answer.map_or_else(|e| format!("{e:#}"), |a| a.as_str().unwrap_or_default().to_owned());
+        let of =
+            |name: &str| text.split_whitespace().find(|w| w.starts_with(name)).unwrap_or(name).to_owned();
+        format!("processor at {} {} {}", of("RIP="), of("RFL="), of("HLT="))
+    }
+
+    /// A queue of the network card as QEMU has it: 0 is what the guest receives, 1 what it sends.
+    fn queue(&mut self, number: usize) -> Result<String> {
+        let all = self.qmp.command("x-query-virtio", &json!({}))?;
+        let card = all.as_array().into_iter().flatten().find(|d| d["name"] == "virtio-net");
+        let path = &card.context("QEMU knows no virtio-net")?["path"];
+        let queue = json!({ "path": path, "queue": number });
+        let state = self.qmp.command("x-query-virtio-queue-status", &queue)?;
+        let of = |name: &str| state[name].to_string();
+        Ok(format!(
+            "queue {number}: taken {}, done {}, last told {} (valid {}), in use {}",
+            of("last-avail-idx"),
+            of("used-idx"),
+            of("signalled-used"),
+            of("signalled-used-valid"),
+            of("inuse"),
+        ))
+    }
+
+    /// The first complaint in the kernel's log, looked up in the guest's memory.
+    fn log(&mut self) -> Result<String> {
+        let file = self.folder.join("dump");
+        let size = self.qmp.command("query-memory-size-summary", &json!({}))?;
+        self.qmp.command("pmemsave", &json!({ "val": 0, "size": size["base-memory"], "filename": file }))?;
+        let memory = std::fs::read(&file).context("read the guest's memory");
+        _ = std::fs::remove_file(&file);
+        let memory = memory?;
+        let complaints =
+            ["BUG: ", "Oops: ", "general protection fault", "Kernel panic - ", "rcu: INFO: ", "watchdog: "];
+        let found: Vec<String> = complaints.iter().filter_map(|c| complaint(&memory, c)).collect();
+        Ok(if found.is_empty() {
+            "its kernel complains of nothing".to_owned()
+        } else {
+            format!("{CRASHED}: {}", found.join(" / "))
+        })
+    }
+
     /// Has a shell in the guest carry out a line.
     ///
     /// # Errors
@@ -128,6 +185,17 @@ impl Drop for Machine {
             _ = std::fs::remove_file(self.folder.join("memory"));
         }
     }
+}
+
+/// A line in memory that begins like this, and is not the pattern that it was made from.
+fn complaint(memory: &[u8], begin: &str) -> Option<String> {
+    let at =
+        memory.windows(begin.len()).enumerate().filter(|(_, w)| *w == begin.as_bytes()).map(|(at, _)| at);
+    let line = |at: usize| {
+        let rest = memory.get(at..)?.iter().take(120);
+        Some(rest.take_while(|b| (b' '..=b'~').contains(*b)).map(|b| char::from(*b)).collect::<String>())
+    };
+    at.filter_map(line).find(|l| l.len() > begin.len() && !l.contains('%'))
 }
 
 fn uri(folder: &Path) -> String {

@@ -4,7 +4,7 @@
 //! destination by its RARP (`activation-strategy=rarp`).
 
 use super::clock::{self, Micros};
-use super::fabric::{CLIENT, Fabric, Namespaces, Nic, PREFIX, Settled, move_memory, nics, run, tap};
+use super::fabric::{CLIENT, Fabric, Namespaces, Nic, PREFIX, move_memory, nics, run, tap};
 use super::qmp::Qmp;
 use crate::bench::topology::wait;
 use crate::packages::{self, OPENVSWITCH, OVN_CENTRAL, OVN_HOST};
@@ -181,12 +181,11 @@ impl Fabric for Ovn {
         move_memory(source, uri)
     }
 
-    fn settle(&self, nic: usize, to: usize) -> Result<Settled> {
+    fn arrived(&self, nic: usize, to: usize) -> Result<Option<Micros>> {
         let begin = clock::now();
         let new = format!("requested-chassis={}", CHASSIS[to]);
         self.nb(&["--wait=hv", "lsp-set-options", &logical(nic), &new])?;
-        let last_ack: Micros = clock::now() - begin;
-        Ok(Settled { last_ack: Some(last_ack), ..Settled::default() })
+        Ok(Some(clock::now() - begin))
     }
 
     fn reset(&self, nic: usize) -> Result<()> {
