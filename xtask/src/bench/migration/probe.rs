@@ -27,9 +27,15 @@ pub struct Probe {
     receiver: JoinHandle<Vec<(u32, Micros)>>,
 }
 
-/// When each probe was sent, and when its answer came.
+/// What became of the probes.
 #[derive(Clone, Debug, Default)]
-pub struct Seen(pub Vec<(Micros, Option<Micros>)>);
+pub struct Seen {
+    /// When each was sent, and when its first answer came.
+    pub probes: Vec<(Micros, Option<Micros>)>,
+    /// When answers came, also those to what was answered before: a network that floods gives the guest a question
+    /// twice, once in its old place and once in its new one.
+    pub answers: Vec<Micros>,
+}
 
 /// What a pause cost.
 #[derive(Clone, PartialEq, Debug)]
@@ -88,13 +94,14 @@ impl Probe {
         self.stop.store(true, Ordering::Relaxed);
         let broke = |_| anyhow::anyhow!("the probe broke off");
         let sent = self.sender.join().map_err(broke)?;
-        let mut seen: Vec<_> = sent.into_iter().map(|at| (at, None)).collect();
-        for (number, at) in self.receiver.join().map_err(broke)? {
-            if let Some((_, answer @ None)) = seen.get_mut(number as usize) {
-                *answer = Some(at);
+        let mut probes: Vec<_> = sent.into_iter().map(|at| (at, None)).collect();
+        let heard = self.receiver.join().map_err(broke)?;
+        for (number, at) in &heard {
+            if let Some((_, answer @ None)) = probes.get_mut(*number as usize) {
+                *answer = Some(*at);
             }
         }
-        Ok(Seen(seen))
+        Ok(Seen { probes, answers: heard.into_iter().map(|(_, at)| at).collect() })
     }
 }
 
@@ -102,7 +109,7 @@ impl Seen {
     /// The median time from question to answer of those asked before a moment; none without answers.
     #[must_use]
     pub fn round_trip(&self, before: Micros) -> Option<Micros> {
-        let asked = self.0.iter().filter(|(sent, _)| *sent < before);
+        let asked = self.probes.iter().filter(|(sent, _)| *sent < before);
         let mut times: Vec<Micros> = asked.filter_map(|(sent, answer)| Some((*answer)? - sent)).collect();
         times.sort_unstable();
         times.get(times.len() / 2).copied()
@@ -114,13 +121,17 @@ impl Seen {
     /// before the guest stood still, or before it ran again.
     #[must_use]
     pub fn losses(&self, stop: Micros, resume: Micros, margin: Micros) -> Losses {
-        let lost = || self.0.iter().filter(|(_, answer)| answer.is_none()).map(|(sent, _)| *sent);
-        let first = self.0.iter().filter_map(|(_, answer)| *answer).filter(|at| *at > resume).min();
+        let lost = || self.probes.iter().filter(|(_, answer)| answer.is_none()).map(|(sent, _)| *sent);
+        let first = self.answers.iter().copied().filter(|at| *at > resume).min();
         Losses {
-            sent: self.0.len(),
+            sent: self.probes.len(),
             lost: lost().count(),
             beyond: lost().filter(|at| *at < stop - margin || *at > resume).map(|at| at - resume).collect(),
-            held: self.0.iter().filter(|(at, answer)| *at < stop - margin && *answer > Some(resume)).count(),
+            held: self
+                .probes
+                .iter()
+                .filter(|(at, answer)| *at < stop - margin && *answer > Some(resume))
+                .count(),
             first_reply: first.map(|at| at - resume),
         }
     }
@@ -216,13 +227,18 @@ mod tests {
             7 | 15..=20 => Some(ms(21) + n),
             n => Some(ms(n) + 300),
         };
-        let seen = Seen((0..30).map(|n| (ms(n), answer(n))).collect());
+        let probes: Vec<_> = (0..30).map(|n| (ms(n), answer(n))).collect();
+        let answers = probes.iter().filter_map(|(_, answer)| *answer).collect();
+        let mut seen = Seen { probes, answers };
         let found = seen.losses(ms(10), ms(20), 2000);
         assert_eq!(
             found,
             Losses { sent: 30, lost: 8, beyond: vec![-16_000, 2_000], held: 1, first_reply: Some(1007) }
         );
         assert_eq!(seen.round_trip(ms(9)), Some(300));
+        // Answered for the second time.
+        seen.answers.push(ms(20) + 500);
+        assert_eq!(seen.losses(ms(10), ms(20), 2000), Losses { first_reply: Some(500), ..found });
         assert_eq!(Seen::default().losses(0, 1, 0).first_reply, None);
     }
 
@@ -257,8 +273,8 @@ mod tests {
             };
             probe.wait_heard(clock::now() + 50_000, Duration::from_secs(10));
             let seen = probe.stop().unwrap();
-            let lost = seen.0.iter().filter(|(_, answer)| answer.is_none()).count();
-            assert!(seen.0.len() > 10 && lost == 0, "{port:?}: {lost} of {} lost", seen.0.len());
+            let lost = seen.probes.iter().filter(|(_, answer)| answer.is_none()).count();
+            assert!(seen.probes.len() > 10 && lost == 0, "{port:?}: {lost} of {} lost", seen.probes.len());
         }
     }
 }
