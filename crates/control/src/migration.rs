@@ -22,6 +22,9 @@ pub(crate) const CANCEL: Micros = 5_000_000;
 /// A VM that was moved, says the source's hypervisor, and is not heard of on the destination for this long is taken to
 /// be there all the same.
 pub(crate) const QUIET: Micros = 2_000_000;
+/// The source sends on for this long after the last host has acknowledged: frames that left before are still on the
+/// way, in queues too. Nor must the work of the end take the processors from a guest that is just getting going.
+pub(crate) const LINGER: Micros = 250_000;
 /// Longest wait, from the VM's first moment on the destination, for words that only the receipt needs.
 pub(crate) const WORDS: Micros = 1_000_000;
 
@@ -70,6 +73,8 @@ pub(crate) struct Run {
     /// When the switch was seen.
     pub(crate) switched: Option<Micros>,
     pub(crate) acks_us: BTreeMap<HostName, u64>,
+    /// When nobody's acknowledgement of the switch was awaited any more.
+    pub(crate) all_follow: Option<Micros>,
     pub(crate) before: BTreeMap<HostName, Frames>,
     pub(crate) after: BTreeMap<HostName, Frames>,
     /// When the last counters were asked for, and of whom an answer is awaited.
@@ -111,6 +116,7 @@ impl Run {
             prepare_us: None,
             switched: migration.switched_ms.map(|ms| ms.saturating_mul(1000)),
             acks_us: BTreeMap::new(),
+            all_follow: None,
             before: BTreeMap::new(),
             after: BTreeMap::new(),
             asked: None,

@@ -219,6 +219,8 @@ fn a_driven_migration_has_all_figures_in_its_receipt() {
     let progress = Progress { status: "completed".into(), ..Progress::default() };
     site.say("h1", Word::Migration { id: None, progress, downtime_us: Some(60_000), error: String::new() });
     site.pass(200_000);
+    assert!(site.receipts.is_empty(), "late frames are still sent on");
+    site.pass(300_000);
     let receipt = &site.receipts[0];
     assert!(receipt.moved && receipt.exact, "{receipt:?}");
     assert_eq!(

@@ -4,7 +4,7 @@ use super::{Control, Output, Refused, hypervisor::steer, open_id};
 use crate::{
     DISCONNECTED, Micros, PREPARE, SETTLE, SessionId,
     happening::Happening,
-    migration::{AGAIN, ASK, COMMIT, Frames, Run, Stage},
+    migration::{AGAIN, ASK, COMMIT, Frames, LINGER, Run, Stage},
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_model::{ActivatedBy, HostName, Key, Object, Operation, Phase, PortRef, VmRef};
@@ -277,6 +277,7 @@ impl Control {
             }
             Phase::Prepared => {}
             Phase::Switched => match run.asked {
+                None if now.saturating_sub(*run.all_follow.get_or_insert(now)) < LINGER => {}
                 None if run.awaits_words(now) => {}
                 None => {
                     let (from, to) = (run.migration.from.clone(), run.migration.to.clone());
