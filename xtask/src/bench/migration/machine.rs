@@ -14,7 +14,7 @@ const BOOT: Duration = Duration::from_secs(120);
 pub const ECHO: u16 = 7;
 
 /// How the words of a guest begin whose kernel found its memory damaged. QEMU 7.2's emulation loses a write of a page
-/// now and then while it moves memory on a busy machine, whatever the network.
+/// now and then while it moves memory on a busy machine, whatever the network: it was seen on bridges, too.
 pub const CRASHED: &str = "the guest's kernel crashed";
 
 /// A running QEMU; it ends with its handle.
@@ -114,6 +114,9 @@ impl Machine {
     /// kernel wrote into its log without having got it to the console.
     #[must_use]
     pub fn state(&mut self) -> String {
+        if !self.guest.runs() {
+            return "nothing is left to look at".to_owned();
+        }
         let mut said = vec![self.processor()];
         std::thread::sleep(Duration::from_millis(100));
         said.push(self.processor());

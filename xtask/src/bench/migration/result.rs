@@ -160,7 +160,7 @@ impl Results {
         for (network, kind, count) in self.crashes() {
             _ = writeln!(
                 out,
-                "\n{network}, {kind}: after {count} more migrations the guest's kernel crashed on damaged memory; those are not counted. (Emulated guests do so now and then on a busy machine, with OVN as with Tenet; on bridges, where no frames wait for a guest that wakes up, it was not seen.)"
+                "\n{network}, {kind}: after {count} more migrations the guest's kernel crashed on damaged memory; those are not counted. (Emulated guests do so now and then when they are moved on a busy machine, on OVN and on bridges that flood as on Tenet.)"
             );
         }
         for f in self.failures.iter().filter(|f| !f.crashed()) {
