@@ -438,8 +438,8 @@ mod tests {
                 let bytes = write(&frame);
                 let outer = bytes.len() - ETHERNET + usize::from(overhead(method, dst));
                 assert_eq!(outer, 1400, "{name}");
-                let (src, dst) = ends(src, dst, method);
-                let seen = Frame { src, dst, ..frame };
+                let ends = ends(src, dst, method);
+                let seen = Frame { src: ends.0, dst: ends.1, ..frame };
                 assert_eq!(parse(&VnetHeader::default(), &bytes), Some(Seen::Message(seen)), "{name}");
                 assert_eq!(Mac::new(bytes[..6].try_into().unwrap()), mac(dst, method), "{name}");
             }
