@@ -2,10 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
 use std::time::{Duration, Instant};
+use tenet_hostnet::Links;
 use tenet_lab::tool::{Probe, Stream};
 use tenet_lab::{Guests, Lab, LabOptions, guest};
-use tenet_model::{Family, Through};
-use tenet_tests::{binary, block_on, missing, skipped};
+use tenet_model::{Family, Through, tap_name};
+use tenet_tests::{binary, block_on, missing, skipped, until};
 
 const SQL: &str = "contoso/sql";
 const FAR: &str = "contoso/far";
@@ -49,22 +50,19 @@ fn a_real_guest_moves_there_and_back_and_only_its_pause_costs_frames() {
     panic!("the guest's kernel crashed {ATTEMPTS} times");
 }
 
-/// What the guest's kernel said when it crashed, if it did.
-fn crash(lab: &Lab) -> Option<String> {
-    let log = lab.guest(SQL).ok()?.console_log();
-    let signs = ["BUG:", "Oops", "Kernel panic", "general protection", "Bad page", "segfault", "Call Trace"];
-    log.lines().find(|line| signs.iter().any(|s| line.contains(s))).map(ToOwned::to_owned)
-}
-
-/// Looks a while: a kernel that dies takes its time to say so.
-fn crash_within(lab: &Lab, time: Duration) -> Option<String> {
-    let end = Instant::now() + time;
-    loop {
-        let found = crash(lab);
-        if found.is_some() || Instant::now() > end {
-            return found;
+/// The tap is the agent's own, on the guest's host and nowhere else.
+fn on_the_agents_tap(lab: &Lab, at: &str) {
+    let tap = tap_name(&format!("{SQL}/eth0").parse().unwrap());
+    for host in ["h1", "h2"] {
+        let links = Links::in_netns(lab.host(host).unwrap().netns()).unwrap();
+        let there = || links.find(&tap).unwrap();
+        if host == at {
+            let link = there().unwrap();
+            assert_eq!(link.alias, Some(format!("tenet:{SQL}/eth0")), "{host}: {link:?}");
+        } else {
+            // Its agent removes it once QEMU has let go.
+            until(&format!("no tap on {host}"), Duration::from_secs(10), || there().is_none().then_some(()));
         }
-        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -78,6 +76,8 @@ fn there_and_back() -> Result<(), String> {
     let mut lab =
         block_on(Lab::up(options)).unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
     println!("up after {:?}", begin.elapsed());
+
+    on_the_agents_tap(&lab, "h1");
 
     // It is a guest, and the lab's commands reach into it.
     let said = lab.guest(SQL).unwrap().exec(["sh", "-c", "cat /proc/uptime; ip -6 addr; exit 3"]).unwrap();
@@ -104,7 +104,7 @@ fn there_and_back() -> Result<(), String> {
         std::thread::sleep(Duration::from_millis(500));
         let moved = match block_on(lab.migrate(SQL, to)) {
             Ok(moved) => moved,
-            Err(e) => match crash_within(&lab, patience) {
+            Err(e) => match lab.crashed(patience) {
                 Some(said) => return Err(said),
                 None => panic!("{e}: {:?}", std::error::Error::source(&e)),
             },
@@ -113,7 +113,7 @@ fn there_and_back() -> Result<(), String> {
         std::thread::sleep(Duration::from_millis(1500));
         let (probe, stream) = (probe.stop(), stream.stop());
         let patience_with_it = if stream.is_err() { patience } else { Duration::ZERO };
-        if let Some(said) = crash_within(&lab, patience_with_it) {
+        if let Some(said) = lab.crashed(patience_with_it) {
             return Err(said);
         }
         let (probe, stream) = (probe.unwrap(), stream.unwrap());
@@ -134,6 +134,7 @@ fn there_and_back() -> Result<(), String> {
         assert!(!old.process.runs(), "the emptied QEMU is ended");
         assert_eq!(lab.vm_record(SQL).unwrap().host().unwrap().as_str(), to);
         block_on(lab.in_sync(patience)).unwrap();
+        on_the_agents_tap(&lab, to);
         let memory = lab.guest(SQL).unwrap().exec(["cat", "/tmp/memory"]).unwrap();
         assert_eq!(memory.stdout(), "remember\n");
     }

@@ -331,6 +331,7 @@ mod tests {
             },
             link: "eth0".into(),
             device: "t-v".into(),
+            tap: false,
             host: Some(Name::new("h1").unwrap()),
             mac: Some(Mac::new([2, 0, 0, 0, 0, 1]).unwrap()),
             addresses: vec!["10.1.1.11".parse().unwrap(), "fd00:1::11".parse().unwrap()],

@@ -190,6 +190,7 @@ mod tests {
             clsact: false,
             file: "site".into(),
             vm_mtu: None,
+            guests: crate::Guests::None,
         };
         let gone = Gone(plan(&options, &tenet_site::parse("site", site).unwrap()).unwrap());
         physical(&gone.0).unwrap();

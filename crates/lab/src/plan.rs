@@ -2,12 +2,12 @@
 
 use crate::record::PrefixRecord;
 use crate::record::{ControllerRecord, HostRecord, PortRecord, Record, Segment, VmRecord};
-use crate::{Error, Result};
+use crate::{Error, Guests, Result};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use tenet_model::{Family, Name, PortRef};
+use tenet_model::{Family, Name, PortRef, tap_name};
 use tenet_site::{Position, Problem, Site, SiteError};
 
 /// The provider network's MTU.
@@ -37,6 +37,8 @@ pub struct PlanOptions {
     pub file: String,
     /// Largest packet of all VMs, instead of what their network's method leaves of the provider network's.
     pub vm_mtu: Option<u32>,
+    /// Which VMs are real guests.
+    pub guests: Guests,
 }
 
 /// Plans a lab.
@@ -112,23 +114,30 @@ pub fn plan(options: &PlanOptions, site: &Site) -> Result<Record> {
         segments: segments.collect(),
         controller,
         hosts: hosts.collect(),
-        vms: vms(&prefix, site, outer, options.vm_mtu),
+        vms: vms(&prefix, site, outer, options),
         image: None,
         responder: None,
     })
 }
 
-fn vms(prefix: &str, site: &Site, outer: Family, vm_mtu: Option<u32>) -> Vec<VmRecord> {
+fn vms(prefix: &str, site: &Site, outer: Family, options: &PlanOptions) -> Vec<VmRecord> {
     let mut devices = BTreeSet::new();
     let vms = site.vms.iter().map(|vm| {
         let name = vm.value.name.clone();
+        let real = options.guests.has(&name);
         let ports =
             site.ports.iter().filter(|p| p.value.name.vm_ref() == name).enumerate().map(|(at, port)| {
                 let port = &port.value;
                 let subnet = site.subnets.iter().find(|s| s.value.name == port.subnet).map(|s| &s.value);
                 let network = site.networks.iter().find(|n| n.value.name == port.subnet.network_ref());
                 let method = network.and_then(|n| n.value.method).unwrap_or_default();
-                let device = port.device.clone().unwrap_or_else(|| device(&port.name, &devices));
+                // As on any host: a hypervisor gets the agent's tap unless the site names a device.
+                let tap = real && port.device.is_none();
+                let device = match &port.device {
+                    Some(named) => named.clone(),
+                    None if tap => tap_name(&port.name),
+                    None => device(&port.name, &devices),
+                };
                 devices.insert(device.clone());
                 let link = if port.name.port.as_str().len() <= 15 {
                     port.name.port.to_string()
@@ -139,18 +148,19 @@ fn vms(prefix: &str, site: &Site, outer: Family, vm_mtu: Option<u32>) -> Vec<VmR
                     name: port.name.clone(),
                     link,
                     device,
+                    tap,
                     host: port.host.clone(),
                     mac: port.mac,
                     addresses: port.addresses.clone(),
                     prefixes: subnet.map_or(Vec::new(), |s| s.prefixes.iter().map(prefix_record).collect()),
-                    mtu: vm_mtu.unwrap_or_else(|| PROVIDER_MTU - u32::from(method.overhead(outer))),
+                    mtu: options.vm_mtu.unwrap_or_else(|| PROVIDER_MTU - u32::from(method.overhead(outer))),
                 }
             });
         let ports = ports.collect();
         VmRecord {
             netns: format!("{prefix}-{}.{}", name.tenant, name.vm),
             name,
-            real: false,
+            real,
             guest: None,
             arriving: None,
             ports,
@@ -251,6 +261,7 @@ mod tests {
             clsact: false,
             file: "site.yaml".into(),
             vm_mtu: None,
+            guests: Guests::None,
         }
     }
 
@@ -321,6 +332,27 @@ mod tests {
             record.vms.iter().flat_map(|v| v.ports.iter().map(|p| p.device.clone())).collect();
         assert_eq!(devices.len(), 4, "{devices:?}");
         assert!(devices.iter().all(|d| d.len() <= 15), "{devices:?}");
+    }
+
+    #[test]
+    fn a_guest_gets_the_agents_tap_unless_the_site_names_a_device() {
+        let text = "hosts:\n  a: { pa: 10.0.0.1 }\ntenants:\n  t:\n    vms:\n      real: { ports: { p: { subnet: n/s, host: a }, q: { subnet: n/s, host: a, device: mine } } }\n      plain: { ports: { p: { subnet: n/s, host: a } } }\n";
+        let guests = Guests::These(vec!["t/real".parse().unwrap()]);
+        let options = PlanOptions { guests, ..options() };
+        let record = plan(&options, &tenet_site::parse("site.yaml", text).unwrap()).unwrap();
+        let ports = record
+            .vms
+            .iter()
+            .flat_map(|vm| vm.ports.iter().map(move |p| (vm.real, p.tap, p.device.as_str())));
+        let expected = tap_name(&"t/real/p".parse().unwrap());
+        assert_eq!(
+            ports.collect::<BTreeSet<_>>(),
+            BTreeSet::from([
+                (true, true, expected.as_str()),
+                (true, false, "mine"),
+                (false, false, "t-plain")
+            ])
+        );
     }
 
     #[test]

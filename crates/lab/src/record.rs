@@ -176,6 +176,9 @@ pub struct PortRecord {
     pub link: String,
     /// Its device on the host.
     pub device: String,
+    /// Whether that is the tap which the host's agent makes, owns and removes.
+    #[serde(default)]
+    pub tap: bool,
     /// The host it lives on, if it is attached.
     pub host: Option<HostName>,
     /// Its MAC.

@@ -32,11 +32,9 @@ pub async fn up(options: LabOptions) -> Result<Lab> {
         clsact: options.clsact,
         file: options.site.name.clone(),
         vm_mtu: options.vm_mtu,
+        guests: options.guests.clone(),
     };
     let mut record = plan(&plan_options, &site)?;
-    for vm in &mut record.vms {
-        vm.real = options.guests.has(&vm.name);
-    }
     // Before anything is made, as it may have to be fetched.
     record.image = real::image(&record, &options.progress).await?;
     bpffs::mount()?;
@@ -67,7 +65,7 @@ pub async fn up(options: LabOptions) -> Result<Lab> {
     let request = ChangesRequest { changes: site.puts(), ..ChangesRequest::default() };
     client.changes(&request).await.map_err(|e| refused("take the site", e))?;
     addresses(&mut lab, &client).await?;
-    real::boot_all(&mut lab)?;
+    real::boot_all(&mut lab).await?;
     if options.responder {
         start_responder(&mut lab.record)?;
     }
@@ -93,7 +91,8 @@ fn vms(record: &Record) -> Result<()> {
         .collect::<Result<_>>()?;
     for vm in &record.vms {
         if vm.real {
-            for port in &vm.ports {
+            // The others' taps are their agents' to make.
+            for port in vm.ports.iter().filter(|p| !p.tap) {
                 if let Some(host) = port.host.as_ref().and_then(|h| hosts.get(h)) {
                     real::tap(host, port)?;
                 }
@@ -110,13 +109,18 @@ fn vms(record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Fills in the devices that the lab chose.
+/// Fills in the devices that the lab chose. Where none is named, the agent makes a tap.
 fn devices(site: &mut Site, record: &Record) {
-    let devices: BTreeMap<&PortRef, &str> =
-        record.vms.iter().flat_map(|v| &v.ports).map(|p| (&p.name, p.device.as_str())).collect();
+    let ports: BTreeMap<&PortRef, &PortRecord> =
+        record.vms.iter().flat_map(|v| &v.ports).map(|p| (&p.name, p)).collect();
     for port in &mut site.ports {
-        if port.value.host.is_some() {
-            port.value.device = devices.get(&port.value.name).map(|d| (*d).to_owned());
+        let Some(planned) = ports.get(&port.value.name).filter(|_| port.value.host.is_some()) else {
+            continue;
+        };
+        port.value.device = (!planned.tap).then(|| planned.device.clone());
+        if planned.tap {
+            // A lab's guest opens one queue, and a tap made for several is opened by nobody who has one.
+            port.value.queues = None;
         }
     }
 }
@@ -245,9 +249,15 @@ pub async fn in_sync(lab: &Lab, patience: Duration) -> Result<()> {
         }
     };
     let log = lab.record.hosts.first().map_or(lab.record.controller.log.as_path(), |h| h.log.as_path());
-    match wait("the hosts were not in sync", patience, log, None, check).await {
-        Err(Error::Timeout { what, seconds, log, tail }) => {
-            Err(Error::Timeout { what: format!("{what} ({last})"), seconds, log, tail })
+    let done = wait("the hosts were not in sync", patience, log, None, check).await;
+    done.map_err(|e| because(e, &last))
+}
+
+/// Adds to an error that something took too long what was missing last.
+pub fn because(error: Error, last: &str) -> Error {
+    match error {
+        Error::Timeout { what, seconds, log, tail } if !last.is_empty() => {
+            Error::Timeout { what: format!("{what} ({last})"), seconds, log, tail }
         }
         other => other,
     }
@@ -280,7 +290,7 @@ fn not_ready(status: &Status, expected: usize) -> Option<String> {
 }
 
 /// Asks again and again until there is an answer, time is up, or the process that should give it has ended.
-async fn wait<T>(
+pub async fn wait<T>(
     what: &str,
     patience: Duration,
     log: &Path,

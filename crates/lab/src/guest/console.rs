@@ -3,6 +3,7 @@
 use crate::guest::Guest;
 use crate::{Error, Result};
 use std::io::{self, Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 
@@ -10,7 +11,7 @@ use std::os::unix::net::UnixStream;
 const LEAVE: u8 = 0x1d;
 
 /// Connects our terminal with the guest's console until Ctrl-] or the end of either. Without a terminal it sends what
-/// it reads and ends with it.
+/// it reads and ends when the guest has taken all of it.
 ///
 /// # Errors
 /// [`Error::Io`] if the console cannot be reached or the terminal does not obey.
@@ -24,7 +25,7 @@ pub fn attach(guest: &Guest) -> Result<()> {
 }
 
 fn copy(socket: &mut UnixStream) -> io::Result<()> {
-    let stdin = io::stdin().as_raw_fd();
+    let mut stdin = io::stdin().as_raw_fd();
     let mut buffer = [0; 4096];
     loop {
         let mut both = [poll_for(stdin), poll_for(socket.as_raw_fd())];
@@ -50,8 +51,14 @@ fn copy(socket: &mut UnixStream) -> io::Result<()> {
             let typed = buffer.get(..got).unwrap_or_default();
             let leave = typed.iter().position(|b| *b == LEAVE);
             socket.write_all(typed.get(..leave.unwrap_or(got)).unwrap_or_default())?;
-            if got == 0 || leave.is_some() {
+            if leave.is_some() {
                 return Ok(());
+            }
+            if got == 0 {
+                // A serial line takes a few bytes at a time. QEMU hangs up once it has seen the end; if we did, it
+                // would drop what the guest has not read.
+                socket.shutdown(Shutdown::Write)?;
+                stdin = -1;
             }
         }
     }

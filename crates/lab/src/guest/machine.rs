@@ -11,6 +11,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,26 @@ impl Guest {
     /// # Errors
     /// [`Error::Io`] if there is no QEMU; [`Error::Guest`] with QEMU's own words if it does not start.
     pub fn boot(image: &Image, netns: &Netns, options: GuestOptions) -> Result<Self> {
+        Self::start(image, netns, options, None)
+    }
+
+    /// Takes in a guest that comes from elsewhere, by a connection that its QEMU has made there already. Name, memory
+    /// and cards must be the same there and here.
+    ///
+    /// # Errors
+    /// As [`Guest::boot`].
+    pub fn receive(
+        image: &Image,
+        netns: &Netns,
+        mut options: GuestOptions,
+        from: impl Into<OwnedFd>,
+    ) -> Result<Self> {
+        let from = from.into();
+        options.incoming = Some(format!("fd:{}", from.as_raw_fd()));
+        Self::start(image, netns, options, Some(from))
+    }
+
+    fn start(image: &Image, netns: &Netns, options: GuestOptions, inherits: Option<OwnedFd>) -> Result<Self> {
         let arguments = options.arguments(image)?;
         kernel::make(&options.dir)?;
         let log = arguments::log(&options.dir);
@@ -60,6 +81,11 @@ impl Guest {
         let mut command = netns.command(QEMU);
         // A group of its own: Ctrl-C is for us, and we end our guests ourselves.
         command.args(arguments).stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+        if let Some(fd) = inherits {
+            // SAFETY: between fork and exec the closure makes one async-signal-safe system call on a descriptor that
+            // it owns, and allocates nothing.
+            unsafe { command.pre_exec(move || inherit(&fd)) };
+        }
         let child = command.spawn().map_err(|e| {
             let hint = super::missing().unwrap_or_else(|| "is it installed?".to_owned());
             Error::io(format!("start {QEMU} ({hint})"))(e)
@@ -264,6 +290,15 @@ impl GuestRecord {
         }
         said.push_str(&console);
         Error::Guest { name: self.name.clone(), what, dir: self.dir.clone(), said: Tail(said) }
+    }
+}
+
+/// Has a program that is about to be executed keep a descriptor.
+fn inherit(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: the descriptor is open as long as it is borrowed; flag 0 is the absence of FD_CLOEXEC.
+    match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

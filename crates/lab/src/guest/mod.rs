@@ -81,7 +81,30 @@ pub fn missing() -> Option<String> {
     })
 }
 
+/// How a kernel begins to say that it found itself damaged.
+const CRASHES: [&str; 7] =
+    ["BUG:", "Oops", "Kernel panic", "general protection", "Bad page", "segfault", "Call Trace"];
+
+/// The line of a console's text in which a guest's kernel says that it crashed, if it does. Emulated guests do now and
+/// then on a busy machine, above all when they have moved: QEMU 7.2's emulation loses a write, whatever the network.
+#[must_use]
+pub fn crash_in(console: &str) -> Option<&str> {
+    console.lines().find(|line| CRASHES.iter().any(|sign| line.contains(sign))).map(str::trim)
+}
+
 fn in_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_is_known_by_what_the_kernel_says() {
+        let oops = "[  3.1] BUG: unable to handle page fault for address: 0000000000001000\r";
+        assert_eq!(crash_in(&format!("Loading\r\n{oops}\nRIP: 0010")), Some(oops.trim_end()));
+        assert_eq!(crash_in("guest contoso/sql is up after 2.31 s\n~ # \n"), None);
+    }
 }
