@@ -8,9 +8,9 @@ use crate::failure::{Failure, Outcome};
 use crate::print::{self, Table, or_dash};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tenet_api::client::Client;
-use tenet_lab::{Guests, Lab, LabOptions};
+use tenet_lab::{Guests, Lab, LabOptions, guest};
 
 /// What was shown, and what of it is not so.
 #[derive(Default)]
@@ -40,33 +40,48 @@ pub fn options(binary: PathBuf, keep: bool, clsact: bool) -> Outcome<LabOptions>
     Ok(options)
 }
 
+/// Emulated guests' kernels crash now and then on a busy machine, whatever network they are on; then the demo begins
+/// anew, this often at most in all. Nothing else is forgiven.
+const ATTEMPTS: usize = 3;
+/// How long a kernel that dies may take to say so.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// How an attempt ended.
+enum Ended {
+    /// With this, and its lab if that shall be kept.
+    Shown(Judge, Option<Box<Lab>>),
+    /// A guest's kernel said this when it crashed.
+    Crashed(String),
+}
+
 /// Runs the demo; its lab goes down with it unless it is kept.
 pub async fn run(options: LabOptions, keep: bool) -> Outcome {
     let begin = Instant::now();
-    let mut judge = Judge::default();
-    title("Two tenants with the same addresses, on two hosts in different subnets")?;
-    let real = options.guests != Guests::None;
-    let mut lab = Lab::up(options).await?;
-    print::line(&format!(
-        "up after {:.1} s: a controller, two hosts with an agent each, six {}",
-        begin.elapsed().as_secs_f64(),
-        if real { "real guests with a kernel of their own" } else { "VMs" }
-    ))?;
-    let client = lab.client()?;
-    who_is_where(&lab, &client).await?;
-    tables(&lab, &client, &mut judge).await?;
-    reach::show(&lab, &client, &mut judge).await?;
-    moving::show(&mut lab, &client, &mut judge).await?;
-    let status = client.status().await?;
-    title("At the end")?;
-    judge.claim(status.in_sync, "every host is proven, by reading its kernel, to hold what is desired")?;
-    if keep {
+    let mut attempt = 1;
+    let (judge, kept) = loop {
+        match once(&options, keep).await? {
+            Ended::Shown(judge, lab) => break (judge, lab),
+            Ended::Crashed(said) if attempt < ATTEMPTS => {
+                attempt += 1;
+                title(&format!(
+                    "The kernel of an emulated guest crashed: the demo begins anew ({attempt} of {ATTEMPTS})"
+                ))?;
+                print::line(&said)?;
+            }
+            Ended::Crashed(said) => {
+                return Err(Failure::new(
+                    format!(
+                        "the kernels of emulated guests crashed {ATTEMPTS} times, the last one's words are: {said}"
+                    ),
+                    "emulation fails on busy machines: run it when this one is quieter, or without --vms qemu",
+                ));
+            }
+        }
+    };
+    if let Some(mut lab) = kept {
         lab.keep();
         print::line("")?;
         print::text(&lab::hints(lab.record()))?;
-    } else {
-        lab.down()?;
-        judge.claim(true, "all that the demo made is gone: processes, namespaces, programs, files")?;
     }
     let took = begin.elapsed().as_secs_f64();
     if judge.wrong.is_empty() {
@@ -77,6 +92,66 @@ pub async fn run(options: LabOptions, keep: bool) -> Outcome {
         format!("{} of {} claims are not so:\n  {wrong}", judge.wrong.len(), judge.shown),
         "run it with --keep and look at `tenet --lab demo status` and `events`",
     ))
+}
+
+/// One attempt.
+async fn once(options: &LabOptions, keep: bool) -> Outcome<Ended> {
+    title("Two tenants with the same addresses, on two hosts in different subnets")?;
+    let begin = Instant::now();
+    let real = options.guests != Guests::None;
+    let mut lab = match Lab::up(options.clone()).await {
+        Ok(lab) => lab,
+        // Its folder is gone with it; the error has the console's end.
+        Err(e) => match guest::crash_in(&e.to_string()) {
+            Some(said) => return Ok(Ended::Crashed(said.to_owned())),
+            None => return Err(e.into()),
+        },
+    };
+    print::line(&format!(
+        "up after {:.1} s: a controller, two hosts with an agent each, six {}",
+        begin.elapsed().as_secs_f64(),
+        if real { "real guests with a kernel of their own" } else { "VMs" }
+    ))?;
+    let mut judge = Judge::default();
+    let shown = all(&mut lab, &mut judge).await;
+    if real
+        && (shown.is_err() || !judge.wrong.is_empty())
+        && let Some(said) = last_words(&lab).await
+    {
+        lab.down()?;
+        return Ok(Ended::Crashed(said));
+    }
+    shown?;
+    if keep {
+        return Ok(Ended::Shown(judge, Some(Box::new(lab))));
+    }
+    lab.down()?;
+    judge.claim(true, "all that the demo made is gone: processes, namespaces, programs, files")?;
+    Ok(Ended::Shown(judge, None))
+}
+
+/// What a guest's kernel said when it crashed, if one did.
+async fn last_words(lab: &Lab) -> Option<String> {
+    let begin = Instant::now();
+    loop {
+        let said = lab.crashed(Duration::ZERO);
+        if said.is_some() || begin.elapsed() > LAST_WORDS {
+            return said;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// All that there is to show in a lab.
+async fn all(lab: &mut Lab, judge: &mut Judge) -> Outcome {
+    let client = lab.client()?;
+    who_is_where(lab, &client).await?;
+    tables(lab, &client, judge).await?;
+    reach::show(lab, &client, judge).await?;
+    moving::show(lab, &client, judge).await?;
+    let status = client.status().await?;
+    title("At the end")?;
+    judge.claim(status.in_sync, "every host is proven, by reading its kernel, to hold what is desired")
 }
 
 /// A heading.
