@@ -9,6 +9,7 @@ mod elf;
 mod fuzz;
 mod kernel;
 mod packages;
+mod skips;
 mod test;
 
 use anyhow::{Context as _, Result};
@@ -19,7 +20,9 @@ const USAGE: &str = "\
 cargo xtask TASK
 
   demo [--keep] [--clsact] [--vms qemu]   build, then show on this machine what Tenet does (as root)
-  test [ARGS]                every test, kernel ones included (as root); ARGS go to the tests
+  test [--no-skips] [--may-skip TEXT] [ARGS]
+                             every test, kernel ones included (as root), and at the end what was SKIPPED; ARGS go to
+                             the tests
   ebpf [--check] [--out F]   rebuild the eBPF object in the repository, or check that it belongs to its sources
   bench [PART] [OPTIONS]     measure (as root, `--help` tells more): methods, table, latency, scale, migration
   kernel [--version V]       the basic matrix on a kernel that users have (Debian's 6.1), in an emulated machine
