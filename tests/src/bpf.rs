@@ -96,12 +96,13 @@ pub fn tcx_programs(ifindex: u32) -> usize {
     TCX.into_iter().map(count).sum()
 }
 
-/// A device that loses large frames of GRE instead of cutting them up, as a NIC with a broken offload does, until the
-/// descriptor is closed; an error where the kernel has no TCX. The device is one of the calling thread's namespace.
+/// A device that loses frames of an IPv4 protocol that are to be cut up and are larger than so many bytes, as a NIC with
+/// a broken offload does, until the descriptor is closed; an error where the kernel has no TCX. The device is one of
+/// the calling thread's namespace.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn lose_large_gre(ifindex: u32) -> io::Result<OwnedFd> {
+pub fn lose_large(ifindex: u32, protocol: u8, larger: i32) -> io::Result<OwnedFd> {
     // One instruction a word: opcode, registers, offset, immediate (Documentation/bpf/standardization).
     let word = |code: u8, registers: u8, offset: i16, value: i32| {
         u64::from(code)
@@ -111,12 +112,14 @@ pub fn lose_large_gre(ifindex: u32) -> io::Result<OwnedFd> {
     };
     const GSO_SIZE: i16 = 176;
     let program = [
-        word(0xbf, 0x16, 0, 0),        // r6 = the frame
-        word(0x30, 0, 0, 23),          // r0 = its byte 23, IPv4's protocol
-        word(0x55, 0x00, 4, 47),       // not GRE: on to the end
-        word(0x61, 0x62, GSO_SIZE, 0), // r2 = size of its segments
-        word(0x15, 0x02, 2, 0),        // none: on to the end
-        word(0xb7, 0x00, 0, 2),        // TC_ACT_SHOT
+        word(0xbf, 0x16, 0, 0),               // r6 = the frame
+        word(0x30, 0, 0, 23),                 // r0 = its byte 23, IPv4's protocol
+        word(0x55, 0x00, 6, protocol.into()), // another: on to the end
+        word(0x61, 0x62, GSO_SIZE, 0),        // r2 = size of its segments
+        word(0x15, 0x02, 4, 0),               // none: on to the end
+        word(0x61, 0x62, 0, 0),               // r2 = the frame's length
+        word(0xb5, 0x02, 2, larger),          // not larger: on to the end
+        word(0xb7, 0x00, 0, 2),               // TC_ACT_SHOT
         word(0x95, 0, 0, 0),
         word(0xb7, 0x00, 0, -1), // TCX_NEXT
         word(0x95, 0, 0, 0),

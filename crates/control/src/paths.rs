@@ -77,6 +77,7 @@ impl Control {
 }
 
 /// A way that carries less than the uplinks at its ends promise.
+#[derive(Clone)]
 struct Narrow<'a> {
     path: &'a Path,
     mtu: u32,
@@ -108,8 +109,9 @@ fn findings(
         narrow.clear();
     }
     ends(&measured, &mut narrow, &mut found);
-    routers(&mut narrow, &mut found);
-    pairs(&narrow, &mut found);
+    let mut left = narrow.clone();
+    routers(&mut left, &mut found);
+    pairs(&left, &narrow, &mut found);
     odd_uplinks(uplinks, &mut found);
     found
 }
@@ -221,25 +223,27 @@ fn routers(narrow: &mut Vec<Narrow<'_>>, found: &mut Vec<Finding>) {
     }
 }
 
-/// What nothing else explains, pair by pair.
-fn pairs(narrow: &[Narrow<'_>], found: &mut Vec<Finding>) {
+/// What nothing else explains, pair by pair. `all` has also the ways back that a router is to blame for.
+fn pairs(left: &[Narrow<'_>], all: &[Narrow<'_>], found: &mut Vec<Finding>) {
     let mut told = BTreeSet::new();
-    for n in narrow {
+    for n in left {
         let (a, b) = (&n.path.from, &n.path.to);
         if !told.insert((a.min(b), a.max(b))) {
             continue;
         }
-        let back = narrow.iter().find(|o| o.path.from == *b && o.path.to == *a);
+        let back = all.iter().find(|o| o.path.from == *b && o.path.to == *a);
         let text = match back {
             Some(back) if back.mtu == n.mtu => format!("{a}→{b} and back carry {} bytes only", n.mtu),
             Some(back) => format!("{a}→{b} carries {} bytes only, {b}→{a} {}", n.mtu, back.mtu),
             None => format!("{a}→{b} carries {} bytes only, the way back is as it should be", n.mtu),
         };
+        // Those of ICMP and the provider network's IP.
+        let headers = if n.path.report.pa.is_ipv4() { 28 } else { 48 };
         found.push(Finding {
             kind: "pair",
             hosts: vec![a.clone(), b.clone()],
             text: format!("{text}, where the uplinks say {}", n.promised),
-            hint: format!("look at the links of both and at what lies between them: `ping -M do -s {} …` from one to the other shows where it ends", n.promised.saturating_sub(28)),
+            hint: format!("look at the links of both and at what lies between them: `ping -M do -s {} …` from one to the other shows where it ends", n.promised.saturating_sub(headers)),
         });
     }
 }
@@ -391,6 +395,12 @@ mod tests {
         let both = site(&FOUR[..2], &["h1>h2 1500", "h2>h1 1400"]);
         assert_eq!(both.len(), 1);
         assert!(both[0].2.contains("h1→h2 carries 1500 bytes only, h2→h1 1400"), "{both:?}");
+        let one_by_router = site(&FOUR[..2], &["h1>h2 1400@10.0.0.1", "h2>h1 1404"]);
+        assert_eq!(one_by_router.iter().map(|f| f.0).collect::<Vec<_>>(), ["router", "pair"]);
+        assert!(
+            one_by_router[1].2.contains("h2→h1 carries 1404 bytes only, h1→h2 1400"),
+            "{one_by_router:?}"
+        );
         let routed = site(
             &FOUR,
             &[

@@ -143,6 +143,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         tokio::select! {
             () = &mut shutdown => return Ok(()),
             () = ready(agent.prober.tap_ready()) => agent.probed(),
+            () = ready(agent.prober.wire_ready()) => agent.overheard(),
             () = ready(agent.prober.hints_ready()) => agent.hinted(),
             () = until(probe) => agent.measure(),
             Some(what) = heard.recv() => agent.heard(what)?,

@@ -59,7 +59,8 @@ impl Agent {
     /// Hosts, networks or devices may have changed.
     pub(crate) fn expect_hosts(&mut self) {
         let mtu = self.core.uplink().map_or(0, |u| u.mtu);
-        self.prober.expect(self.since.elapsed(), self.core.rows(), mtu);
+        let uplinks: Vec<u32> = self.uplinks.iter().filter_map(|u| self.core.device_index(u)).collect();
+        self.prober.expect(self.since.elapsed(), self.core.rows(), mtu, &uplinks);
         let needs = self.core.rows().map(needs).unwrap_or_default();
         if needs != self.measured.needs {
             self.measured.needs = needs;
@@ -106,6 +107,12 @@ impl Agent {
     /// The tap has frames.
     pub(crate) fn probed(&mut self) {
         self.prober.receive(self.since.elapsed());
+        self.conclude();
+    }
+
+    /// Probes by IP Rewrite have come.
+    pub(crate) fn overheard(&mut self) {
+        self.prober.overhear(self.since.elapsed());
         self.conclude();
     }
 

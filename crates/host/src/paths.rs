@@ -174,6 +174,14 @@ impl Paths {
         }
     }
 
+    /// How many ways a probe can go from now on: the first so many of the sender's list.
+    pub fn use_methods(&mut self, methods: usize) {
+        self.methods = methods.max(1);
+        for path in self.paths.values_mut().filter(|p| p.method >= methods) {
+            path.method = 0;
+        }
+    }
+
     /// The hosts that there are now, and the uplink's MTU (0: there is no uplink, nothing is measured).
     pub fn expect(&mut self, now: Duration, peers: impl IntoIterator<Item = IpAddr>, uplink_mtu: u32) {
         let top = u16::try_from(uplink_mtu).unwrap_or(u16::MAX);

@@ -3,41 +3,66 @@
 //! A probe takes the way of the VMs' frames: `port_in`, encapsulation, the wire, `uplink_in`, and the other agent's
 //! tap. Customer addresses in [`PROBE_NET`] are the hosts' provider addresses. Each host has one MAC for each method,
 //! so that the destination MAC chooses the method. Nothing here shows in digests, proofs or counters.
+//!
+//! By IP Rewrite a probe leaves as a packet between the hosts' own provider addresses: each host has a second customer
+//! address, its [`rewrite_ca`], for which its provider address stands. What comes so is no rewrite address of the
+//! other host's, passes `uplink_in` as its own traffic does, and is heard there beside its stack.
 
 mod frame;
 mod remedy;
 mod stream;
 
-pub use frame::{Content, Frame, Report, Seen, VnetHeader, offloaded, parse, segment, write, write_tcp};
+pub use frame::{
+    Content, Frame, PORT, Report, Seen, VnetHeader, offloaded, parse, segment, write, write_tcp,
+};
 pub use remedy::{Feature, Remedies, Turn, features};
 pub use stream::{Burst, Bursts, Grade, LOOKED_AT, Outcome, Shape, Streams, content};
 
 use crate::plan::{self, Device, DeviceKind, Plan};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tenet_compile::{PeerRow, Row, RowKey, Rows};
 use tenet_model::Name;
 use tenet_tables::{
-    Addr, DEVICE_TAP, METHOD_GENEVE, METHOD_NVGRE, METHOD_STT, METHOD_VXLAN, Mac, MacEntry, MacKey,
-    PORT_ACTIVE, PORT_FLAG_DOWN, PROBE_NET, PROBE_VSID, Port, Record, RecordKey, Subnet,
+    Addr, DEVICE_TAP, METHOD_GENEVE, METHOD_NVGRE, METHOD_REWRITE, METHOD_STT, METHOD_VXLAN, Mac, MacEntry,
+    MacKey, PORT_ACTIVE, PORT_FLAG_DOWN, PROBE_NET, PROBE_VSID, Port, Record, RecordKey, Subnet,
 };
 
 /// Name of the tap.
 pub const TAP: &str = "tenet-probe";
 
-/// The methods that frames can be probed by, each with its name. Under IP Rewrite nothing is added to a packet: what
-/// a path carries is the same, and there is no tunnel that an offload could get wrong.
-pub const METHODS: [(u8, &str); 4] =
-    [(METHOD_NVGRE, "nvgre"), (METHOD_VXLAN, "vxlan"), (METHOD_GENEVE, "geneve"), (METHOD_STT, "stt")];
+/// So many of [`METHODS`], the first ones, are tunnels.
+pub const TUNNELS: usize = 4;
+
+/// The methods that frames can be probed by, each with its name.
+pub const METHODS: [(u8, &str); 5] = [
+    (METHOD_NVGRE, "nvgre"),
+    (METHOD_VXLAN, "vxlan"),
+    (METHOD_GENEVE, "geneve"),
+    (METHOD_STT, "stt"),
+    (METHOD_REWRITE, "rewrite"),
+];
 
 /// Bytes that a method adds to an inner IP packet, the inner Ethernet header included.
 #[must_use]
 pub const fn overhead(method: u8, outer: IpAddr) -> u16 {
     let ip = if outer.is_ipv4() { 20 } else { 40 };
-    ip + match method {
-        METHOD_NVGRE => 8 + 14,
-        METHOD_STT => 20 + 18 + 14,
-        _ => 8 + 8 + 14,
+    match method {
+        METHOD_REWRITE => 0,
+        METHOD_NVGRE => ip + 8 + 14,
+        METHOD_STT => ip + 20 + 18 + 14,
+        _ => ip + 8 + 8 + 14,
+    }
+}
+
+/// The customer address of a host's probes by IP Rewrite: its provider address with one bit turned over, so that
+/// both it and the checksums are really rewritten.
+#[must_use]
+pub fn rewrite_ca(pa: IpAddr) -> IpAddr {
+    match pa {
+        IpAddr::V4(a) => Ipv4Addr::from_bits(a.to_bits() ^ 1 << 31).into(),
+        // No address of a machine becomes a group or one of IPv4's by it.
+        IpAddr::V6(a) => Ipv6Addr::from_bits(a.to_bits() ^ 1 << 126).into(),
     }
 }
 
@@ -116,6 +141,11 @@ pub(crate) fn plan_probe(rows: &Rows, devices: &BTreeMap<String, Device>, plan: 
             ..Record::default()
         };
         image.records.insert(RecordKey { net: PROBE_NET, ca: pa.into() }, record);
+        let rewritten =
+            Record { mac: mac(pa, METHOD_REWRITE), method: METHOD_REWRITE, rewrite_pa: pa.into(), ..record };
+        // Where a host's own address is in the place, its tunnels matter more.
+        let key = RecordKey { net: PROBE_NET, ca: rewrite_ca(pa).into() };
+        image.records.entry(key).or_insert(rewritten);
         for (method, _) in METHODS {
             let key = MacKey { vsid: PROBE_VSID, mac: mac(pa, method), reserved: 0 };
             image.macs.insert(key, MacEntry { pa: pa.into(), ifindex, method: u32::from(method) });

@@ -198,6 +198,25 @@ fn a_method_that_is_blocked_on_the_way_gives_way_to_the_next() {
 }
 
 #[test]
+fn a_method_that_is_for_some_networks_only_is_used_as_long_as_they_are_there() {
+    let mut world = World::new([(host(1), Link { method: 4, ..GOOD })]);
+    world.until(30 * SECOND, |_| false);
+    assert_eq!(
+        world.paths.reports().next().unwrap().state,
+        PathState::Silent,
+        "by the first four nothing comes"
+    );
+    world.paths.use_methods(5);
+    world.knows(90 * SECOND, host(1), 1500);
+    assert_eq!(world.paths.reports().next().unwrap().method, 4);
+    world.paths.use_methods(4);
+    world.until(150 * SECOND, |_| false);
+    let report = world.paths.reports().next().unwrap();
+    assert_eq!((report.state, report.mtu), (PathState::Silent, Some(1500)));
+    assert!(report.method < 4);
+}
+
+#[test]
 fn a_host_that_comes_in_the_middle_of_the_first_tries_is_not_held_narrow() {
     for late in [100, 300, 500, 900, 1500, 1700, 2500] {
         let mut world = World::new([(host(1), Link { dead: true, ..GOOD })]);

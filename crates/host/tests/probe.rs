@@ -6,9 +6,9 @@ use common::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use tenet_compile::{RowKey, digests};
-use tenet_host::probe::{METHODS, TAP, mac};
+use tenet_host::probe::{METHODS, TAP, mac, rewrite_ca};
 use tenet_host::{Device, DeviceKind, Input, Message, Role, plan, rows_back};
-use tenet_tables::{GATEWAY_MAC, MacKey, PROBE_NET, PROBE_VSID, RecordKey};
+use tenet_tables::{GATEWAY_MAC, METHOD_REWRITE, MacKey, PROBE_NET, PROBE_VSID, RecordKey};
 
 const TAP_INDEX: u32 = 77;
 
@@ -30,7 +30,11 @@ fn every_host_is_reached_by_every_method() {
         }
         let record = plan.records[&RecordKey { net: PROBE_NET, ca: IpAddr::from(pa).into() }];
         assert_eq!((record.ifindex, record.vsid), (ifindex, PROBE_VSID));
+        let behind = plan.records[&RecordKey { net: PROBE_NET, ca: rewrite_ca(pa.into()).into() }];
+        assert_eq!(IpAddr::from(behind.rewrite_pa), IpAddr::from(pa), "leaves as the host's own");
+        assert_eq!((behind.mac, behind.ifindex), (mac(pa.into(), METHOD_REWRITE), ifindex));
     }
+    assert!(plan.rewrites.is_empty(), "what comes to a host's own address stays its stack's");
     assert_eq!(plan.ports[&TAP_INDEX].mtu, u16::MAX);
 }
 
@@ -55,6 +59,30 @@ fn no_proof_and_no_digest_knows_of_probes() {
         assert!(!format!("{message:?}").contains(&PROBE_NET.to_string()), "{message:?}");
     }
     assert_eq!(sim.core.name_of(TAP_INDEX), "");
+}
+
+#[test]
+fn addresses_behind_provider_addresses_are_of_the_same_kind() {
+    for pa in ["10.0.0.1", "192.168.1.10", "127.0.0.1", "fd7e:192:168:1::a", "2001:db8::1", "fe80::1", "::1"]
+    {
+        let pa: IpAddr = pa.parse().unwrap();
+        let ca = rewrite_ca(pa);
+        assert_eq!((ca.is_ipv4(), rewrite_ca(ca)), (pa.is_ipv4(), pa));
+        assert!(ca != pa && !matches!(ca, IpAddr::V6(a) if a.is_multicast() || a.to_ipv4_mapped().is_some()));
+    }
+}
+
+#[test]
+fn a_host_with_the_address_behind_anothers_keeps_its_tunnels() {
+    let odd: std::net::Ipv4Addr = std::net::Ipv4Addr::from(OTHER);
+    let IpAddr::V4(odd) = rewrite_ca(odd.into()) else { panic!("IPv4") };
+    let mut rows = small(7);
+    let row = peer(odd.octets(), vec![]);
+    rows.0.insert(row.key(), (row, 8));
+    let plan = plan(&rows, &with_tap(), None, &BTreeMap::new()).image;
+    let record = plan.records[&RecordKey { net: PROBE_NET, ca: IpAddr::from(odd).into() }];
+    assert_eq!(IpAddr::from(record.pa), IpAddr::from(odd));
+    assert!(record.rewrite_pa.is_unset());
 }
 
 #[test]

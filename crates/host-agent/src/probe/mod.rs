@@ -1,11 +1,15 @@
-//! The agent's probes: paths measured, offloads tested, others' probes answered. All by one tap; decisions are
-//! [`tenet_host::paths`]' and [`tenet_host::probe`]'s.
+//! The agent's probes: paths measured, offloads tested, others' probes answered. All leave by one tap and come to it,
+//! but for those by IP Rewrite, which come by [`wire`]. Decisions are [`tenet_host::paths`]' and
+//! [`tenet_host::probe`]'s.
 
 mod hints;
+mod overheard;
 mod report;
 mod tap;
+mod wire;
 
 use hints::Hints;
+use overheard::Overheard;
 pub(crate) use report::methods_in_use;
 use tap::Tap;
 pub(crate) use tap::open as open_tap;
@@ -18,10 +22,11 @@ use std::time::Duration;
 use tenet_compile::Rows;
 use tenet_host::paths::{PathState, Paths, Settings};
 use tenet_host::probe::{
-    Burst, Bursts, Content, Frame, METHODS, Outcome, Seen, Shape, Streams, VnetHeader, content, offloaded,
-    own, parse, peers, segment, write, write_tcp,
+    Burst, Bursts, Content, Frame, METHODS, Outcome, Seen, Shape, Streams, TUNNELS, VnetHeader, content,
+    offloaded, own, parse, peers, segment, write, write_tcp,
 };
 use tenet_model::Name;
+use tenet_tables::METHOD_REWRITE;
 use tokio::io::unix::AsyncFd;
 
 /// Frames of the tap that are looked at in one go.
@@ -58,6 +63,7 @@ pub(crate) struct Prober {
     tap_ready: Option<AsyncFd<OwnedFd>>,
     hints: Option<Hints>,
     hints_ready: Option<AsyncFd<OwnedFd>>,
+    wire: Overheard,
     /// Why there is no tap, as last told.
     failure: Option<String>,
     pub(crate) paths: Paths,
@@ -85,8 +91,9 @@ impl Prober {
             tap_ready: None,
             hints: None,
             hints_ready: None,
+            wire: Overheard::default(),
             failure: None,
-            paths: Paths::new(settings, rand::rng().random(), METHODS.len()),
+            paths: Paths::new(settings, rand::rng().random(), TUNNELS),
             streams: Streams::default(),
             bursts: None,
             tested: None,
@@ -139,8 +146,12 @@ impl Prober {
         self.hints_ready.as_ref()
     }
 
-    /// The hosts and the uplink may have changed.
-    pub(crate) fn expect(&mut self, now: Duration, rows: Option<&Rows>, uplink_mtu: u32) {
+    pub(crate) fn wire_ready(&self) -> Option<&AsyncFd<OwnedFd>> {
+        self.wire.ready()
+    }
+
+    /// The hosts and the uplinks may have changed; those are `uplinks` by number, with `uplink_mtu` for all.
+    pub(crate) fn expect(&mut self, now: Duration, rows: Option<&Rows>, uplink_mtu: u32, uplinks: &[u32]) {
         let Some(rows) = rows else { return };
         if self.tap.is_none() {
             return;
@@ -154,11 +165,17 @@ impl Prober {
             self.uplink_mtu = uplink_mtu;
             self.test_at = now;
         }
+        // That plain packets arrive says nothing of tunnels: it counts only for those who need no tunnel.
+        let plain = methods_in_use(rows).contains("rewrite");
+        self.paths.use_methods(if plain { METHODS.len() } else { TUNNELS });
         self.paths.expect(now, self.names.keys().copied(), uplink_mtu);
         if self.hints.is_none()
             && let Some(own) = self.own
         {
             self.listen(own.is_ipv6());
+        }
+        if let Some(own) = self.own {
+            self.wire.listen(own, uplinks);
         }
     }
 
@@ -196,13 +213,16 @@ impl Prober {
             Some(bursts) => bursts.next(now),
             None => self.test_peer().map(|_| self.test_at),
         };
-        self.paths.next(now).into_iter().chain(test).min()
+        self.paths.next(now).into_iter().chain(test).chain(self.wire.paused()).min()
     }
 
     /// Sends what is due.
     pub(crate) fn poll(&mut self, now: Duration) {
         if self.more {
             self.receive(now);
+        }
+        if self.wire.paused().is_some_and(|until| now >= until) {
+            self.overhear(now);
         }
         let Some(own) = self.own else { return };
         for probe in self.paths.poll(now) {
@@ -312,6 +332,29 @@ impl Prober {
                 }
             };
             self.heard(now, answer);
+        }
+    }
+
+    /// Takes the probes by IP Rewrite: anybody on the provider network can send such, so that they must come from a host.
+    pub(crate) fn overhear(&mut self, now: Duration) {
+        self.refill(now);
+        let mut messages = Vec::new();
+        let Self { wire, names, streams, figures, .. } = self;
+        wire.take(now, |header, frame| match parse(&header, frame) {
+            Some(Seen::Data { src, stream, offset, payload, good, unfinished })
+                if names.contains_key(&src) =>
+            {
+                streams.piece((src, stream), offset, payload, good, unfinished);
+            }
+            Some(Seen::Message(frame))
+                if frame.method == METHOD_REWRITE && names.contains_key(&frame.src) =>
+            {
+                messages.push(frame);
+            }
+            _ => figures.ignored += 1,
+        });
+        for message in messages {
+            self.heard(now, message);
         }
     }
 

@@ -66,7 +66,6 @@ impl Prober {
                 Some(outcome) => tested_one(name, tested, outcome, device),
             },
         };
-        // IP Rewrite adds nothing to packets: offloads work as for the host's own, there is nothing to test.
         METHODS.into_iter().map(one).collect()
     }
 }
@@ -82,10 +81,11 @@ fn untested(method: &str, detail: &str) -> agent::OffloadTest {
 
 fn tested_one(method: &str, tested: &Tested, outcome: &Outcome, device: &str) -> agent::OffloadTest {
     let words = |shape| outcome.flaw(shape).unwrap_or_else(|| "ok".to_owned());
-    let feature = match method {
-        "nvgre" => "tx-gre-segmentation",
-        "stt" => "tcp-segmentation-offload",
-        _ => "tx-udp_tnl-segmentation",
+    let (feature, sums) = match method {
+        "nvgre" => ("tx-gre-segmentation", "tx-checksum-ip-generic"),
+        "stt" => ("tcp-segmentation-offload", "tx-checksum-ip-generic"),
+        "rewrite" => ("tcp-segmentation-offload", "tx-checksumming"),
+        _ => ("tx-udp_tnl-segmentation", "tx-checksum-ip-generic"),
     };
     let detail = match outcome.grade() {
         Grade::Ok => String::new(),
@@ -96,6 +96,7 @@ fn tested_one(method: &str, tested: &Tested, outcome: &Outcome, device: &str) ->
             match method {
                 "nvgre" => "IP protocol 47",
                 "stt" => "TCP port 7471",
+                "rewrite" => "TCP and UDP between provider addresses (the test's port is 7446)",
                 _ => "the method's UDP port",
             }
         ),
@@ -103,9 +104,9 @@ fn tested_one(method: &str, tested: &Tested, outcome: &Outcome, device: &str) ->
             "large frames by {method} do not survive being cut up on the way out: \
              `ethtool -K {device} {feature} off`"
         ),
-        Grade::Degraded => format!(
-            "checksums by {method} are not finished on the way out: `ethtool -K {device} tx-checksum-ip-generic off`"
-        ),
+        Grade::Degraded => {
+            format!("checksums by {method} are not finished on the way out: `ethtool -K {device} {sums} off`")
+        }
     };
     agent::OffloadTest {
         method: method.to_owned(),

@@ -3,14 +3,15 @@
 //! Inside UDP, in network order: magic `TnPb`, version 1, kind, method, 0, a mark of 64 bits, a size or stream number
 //! of 32 bits, then the kind's own fields. All else is ignored: other hosts of the site may send what they like.
 
-use super::{mac, overhead};
+use super::{mac, overhead, rewrite_ca};
 use std::net::IpAddr;
-use tenet_tables::Mac;
+use tenet_tables::{METHOD_REWRITE, Mac};
 
 const MAGIC: [u8; 4] = *b"TnPb";
 const VERSION: u8 = 1;
-/// UDP and TCP port of probes; they never meet a host's stack.
-const PORT: u16 = 7446;
+/// UDP and TCP port of probes. Those by IP Rewrite come to a host's stack, too, where nobody has the port; what it
+/// answers them (a reset, an error) nobody hears.
+pub const PORT: u16 = 7446;
 const ETHERNET: usize = 14;
 const UDP: usize = 8;
 const TCP: usize = 20;
@@ -189,14 +190,15 @@ pub fn write(frame: &Frame) -> Vec<u8> {
         body.resize(usize::from(size).saturating_sub(headers).max(body.len()), 0);
     }
     let length = UDP + body.len();
-    let mut out = headers(frame.src, frame.dst, frame.method, PROTOCOL_UDP, length);
+    let (src, dst) = ends(frame.src, frame.dst, frame.method);
+    let mut out = headers((frame.src, frame.dst, frame.method), PROTOCOL_UDP, length);
     let l4 = out.len();
     out.extend(PORT.to_be_bytes());
     out.extend(PORT.to_be_bytes());
     out.extend(u16_of(length).to_be_bytes());
     out.extend([0, 0]);
     out.extend(&body);
-    let sum = checksum(&out[l4..], pseudo(frame.src, frame.dst, PROTOCOL_UDP, length));
+    let sum = checksum(&out[l4..], pseudo(src, dst, PROTOCOL_UDP, length));
     put(&mut out, l4 + 6, if sum == 0 { 0xffff } else { sum });
     out
 }
@@ -204,14 +206,15 @@ pub fn write(frame: &Frame) -> Vec<u8> {
 /// A piece of a stream as a TCP segment; `finished` says whether its checksum is done or left to the kernel.
 #[must_use]
 pub fn write_tcp(
-    (src, dst, method): (IpAddr, IpAddr, u8),
+    hosts: (IpAddr, IpAddr, u8),
     stream: u16,
     offset: u32,
     payload: &[u8],
     finished: bool,
 ) -> Vec<u8> {
     let length = TCP + payload.len();
-    let mut out = headers(src, dst, method, PROTOCOL_TCP, length);
+    let (src, dst) = ends(hosts.0, hosts.1, hosts.2);
+    let mut out = headers(hosts, PROTOCOL_TCP, length);
     let l4 = out.len();
     out.extend(stream.to_be_bytes());
     out.extend(PORT.to_be_bytes());
@@ -337,10 +340,16 @@ fn ipv6(packet: &[u8]) -> Option<Packet<'_>> {
     Some((address(8)?, address(24)?, *packet.get(6)?, packet.get(40..end)?))
 }
 
+/// The addresses that a frame from host to host leaves the tap with.
+fn ends(src: IpAddr, dst: IpAddr, method: u8) -> (IpAddr, IpAddr) {
+    if method == METHOD_REWRITE { (rewrite_ca(src), rewrite_ca(dst)) } else { (src, dst) }
+}
+
 /// Ethernet and IP headers; `length` is that of what follows.
-fn headers(src: IpAddr, dst: IpAddr, method: u8, protocol: u8, length: usize) -> Vec<u8> {
+fn headers((src, dst, method): (IpAddr, IpAddr, u8), protocol: u8, length: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(ETHERNET + 40 + length);
     let (to, from): (Mac, Mac) = (mac(dst, method), mac(src, method));
+    let (src, dst) = ends(src, dst, method);
     out.extend(to.octets());
     out.extend(from.octets());
     match (src, dst) {
@@ -429,7 +438,9 @@ mod tests {
                 let bytes = write(&frame);
                 let outer = bytes.len() - ETHERNET + usize::from(overhead(method, dst));
                 assert_eq!(outer, 1400, "{name}");
-                assert_eq!(parse(&VnetHeader::default(), &bytes), Some(Seen::Message(frame)), "{name}");
+                let ends = ends(src, dst, method);
+                let seen = Frame { src: ends.0, dst: ends.1, ..frame };
+                assert_eq!(parse(&VnetHeader::default(), &bytes), Some(Seen::Message(seen)), "{name}");
                 assert_eq!(Mac::new(bytes[..6].try_into().unwrap()), mac(dst, method), "{name}");
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{METHODS, Outcome, Shape};
 use std::collections::{BTreeMap, BTreeSet};
-use tenet_tables::{METHOD_NVGRE, METHOD_STT};
+use tenet_tables::{METHOD_NVGRE, METHOD_REWRITE, METHOD_STT};
 
 /// An offload of an uplink, by the name that `ethtool -k` has for it.
 pub type Feature = &'static str;
@@ -12,10 +12,14 @@ pub type Feature = &'static str;
 pub const fn features(method: u8, shape: Shape) -> &'static [Feature] {
     match (shape, method) {
         (Shape::Plain, _) => &[],
+        // What has no tunnel around it a NIC may sum up by offloads of its own for either family.
+        (Shape::Checksum, METHOD_REWRITE) => {
+            &["tx-checksum-ip-generic", "tx-checksum-ipv4", "tx-checksum-ipv6"]
+        }
         (Shape::Checksum, _) => &["tx-checksum-ip-generic"],
         (Shape::Segments, METHOD_NVGRE) => &["tx-gre-segmentation", "tx-gre-csum-segmentation"],
-        // The kernel cuts the outer TCP; also the host's own, which is the price.
-        (Shape::Segments, METHOD_STT) => &["tx-tcp-segmentation", "tx-tcp6-segmentation"],
+        // The kernel cuts what is TCP on the wire; also the host's own, which is the price.
+        (Shape::Segments, METHOD_STT | METHOD_REWRITE) => &["tx-tcp-segmentation", "tx-tcp6-segmentation"],
         (Shape::Segments, _) => &["tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"],
     }
 }
@@ -156,7 +160,7 @@ impl Remedies {
 mod tests {
     use super::super::Report;
     use super::*;
-    use tenet_tables::{METHOD_GENEVE, METHOD_VXLAN};
+    use tenet_tables::{METHOD_GENEVE, METHOD_REWRITE, METHOD_VXLAN};
 
     fn outcome(checksum: bool, segments: bool) -> Outcome {
         let seen = |good: bool| {
@@ -278,6 +282,20 @@ mod tests {
             turns.iter().map(|t| t.feature).collect::<Vec<_>>(),
             features(METHOD_VXLAN, Shape::Segments).iter().rev().copied().collect::<Vec<_>>()
         );
+    }
+
+    #[test]
+    fn what_rewrite_needs_is_the_hosts_own_tcp_offload() {
+        let mut remedies = Remedies::default();
+        let broken = BTreeMap::from([(METHOD_REWRITE, outcome(true, false))]);
+        assert_eq!(remedies.judge(&broken, &BTreeSet::from(["nvgre"])), []);
+        let turns = remedies.judge(&broken, &BTreeSet::from(["rewrite"]));
+        let names: Vec<_> = turns.iter().map(|t| (t.feature, t.on)).collect();
+        assert_eq!(names, [("tx-tcp-segmentation", false), ("tx-tcp6-segmentation", false)]);
+        let mut remedies = Remedies::default();
+        let broken = BTreeMap::from([(METHOD_REWRITE, outcome(false, true))]);
+        let turns = remedies.judge(&broken, &BTreeSet::from(["rewrite"]));
+        assert!(turns.iter().any(|t| t.feature == "tx-checksum-ipv4" && !t.on), "{turns:?}");
     }
 
     #[test]

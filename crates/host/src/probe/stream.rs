@@ -312,7 +312,7 @@ mod tests {
 
     /// Runs a test over a network that does with each burst what `network` says.
     fn run(mut network: impl FnMut(u8, Shape, &mut Streams, u16, Vec<u8>)) -> BTreeMap<u8, Outcome> {
-        let mut bursts = Bursts::new(PEER, [1400; 4], 0x1234_5678_9abc_def0);
+        let mut bursts = Bursts::new(PEER, [1400; METHODS.len()], 0x1234_5678_9abc_def0);
         let mut streams = Streams::default();
         let mut now = Duration::ZERO;
         while !bursts.done() {
