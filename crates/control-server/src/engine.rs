@@ -14,7 +14,7 @@ use tenet_api::{
     agent,
     rest::{Applied, ChangeItem, ChangeReply, Changed, Wait, WaitQuery},
 };
-use tenet_control::{Control, Frames, Happening, Hello, Message, Output, Refused, SessionId};
+use tenet_control::{Control, Frames, Happening, Hello, Message, Order, Output, Refused, SessionId};
 use tenet_model::{Change, Desired, HostName, NetworkRef, Operation, Receipt, VmRef};
 use tenet_store::{SiteError, SiteStore};
 use tokio::{
@@ -252,15 +252,15 @@ impl Engine {
                         me.drive(|core, now| core.counted(now, migration, &vm, &host, stage, frames));
                     });
                 }
-                Output::Drive { session, migration, vm, through, uri, cancel } => {
+                Output::Drive { session, migration, vm, through, uri, order } => {
                     if let Some(link) = lock(&self.links).get(&session) {
                         lock(&link.drives).push(agent::Drive {
                             migration: migration.to_string(),
                             vm: vm.to_string(),
                             through: through.name().to_owned(),
                             uri,
-                            options: Default::default(),
-                            cancel,
+                            cancel: order == Order::GiveUp,
+                            follow: order == Order::Follow,
                         });
                         link.wake.notify_one();
                     }

@@ -70,7 +70,7 @@ pub enum Output {
         /// Which ones.
         stage: Stage,
     },
-    /// Tell the source's agent to move a VM, or to give that up.
+    /// Tell the source's agent to move a VM, to say how far that is, or to give it up.
     Drive {
         /// Its session.
         session: SessionId,
@@ -82,11 +82,22 @@ pub enum Output {
         through: Through,
         /// Where to.
         uri: String,
-        /// Whether to give it up.
-        cancel: bool,
+        /// What it shall do.
+        order: Order,
     },
     /// Tell whoever watches.
     Happened(Happening),
+}
+
+/// What the source's agent shall do about a VM that it moves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// Move it; what is under way already is only followed.
+    Move,
+    /// Say what has become of it, and begin nothing: an earlier run of the controller may have had it moved.
+    Follow,
+    /// Give it up.
+    GiveUp,
 }
 
 /// Why the core does not do what it was asked.

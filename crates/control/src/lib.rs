@@ -21,10 +21,10 @@ mod plan;
 mod session;
 mod status;
 
-pub use control::{Control, LEAVE, NotReady, Output, Refused, Word};
+pub use control::{Control, LEAVE, NotReady, Order, Output, Refused, Word};
 pub use happening::Happening;
 pub use measured::{Measured, OffloadTest, PathReport, PathState, ReceiveWay, UdpTunnel, UplinkReport};
-pub use migration::{DISCONNECTED, Frames, PREPARE, Progress, SETTLE, Stage};
+pub use migration::{DISCONNECTED, DOUBT, Frames, PREPARE, Progress, SETTLE, Stage};
 pub use paths::{Finding, Path, Paths};
 pub use session::{Ack, Hello, Message, NetworkProof, PortReport, Proof, SessionId};
 pub use status::{HostReport, NetworkReport, state_name};

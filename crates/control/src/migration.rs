@@ -25,6 +25,8 @@ pub(crate) const QUIET: Micros = 2_000_000;
 /// The source sends on for this long after the last host has acknowledged: frames that left before are still on the
 /// way, in queues too. Nor must the work of the end take the processors from a guest that is just getting going.
 pub(crate) const LINGER: Micros = 250_000;
+/// Where a VM is that an earlier run of the controller had moved is told as a problem if it is not known by then.
+pub const DOUBT: Micros = 30_000_000;
 /// Longest wait, from the VM's first moment on the destination, for words that only the receipt needs.
 pub(crate) const WORDS: Micros = 1_000_000;
 
@@ -37,6 +39,18 @@ pub struct Progress {
     pub total: u64,
     /// QEMU's word (`setup`, `active`, `completed` …), or `stopped` once the VM stands still.
     pub status: String,
+}
+
+/// What is known of a migration that an earlier run of the controller may have had driven: until it is known, it is
+/// neither driven again nor given up, for the VM may run on the destination.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Taken {
+    /// Nothing yet.
+    Unknown,
+    /// The VM runs on the source, says its hypervisor, and nothing moves it.
+    Idle,
+    /// The source's agent knows nothing of it, and why.
+    Gone(String),
 }
 
 /// Frames of a VM's ports on one host, as its kernel counts them.
@@ -86,8 +100,12 @@ pub(crate) struct Run {
     pub(crate) ending: Option<String>,
     /// Why it shall be rolled back.
     pub(crate) cancelled: Option<String>,
-    /// The session that was told to move the VM.
+    /// The session that was told to move the VM, or to follow that.
     pub(crate) driven: Option<SessionId>,
+    /// It was found in the store, and the source's hypervisor has not said yet how it stands.
+    pub(crate) taken: Option<Taken>,
+    /// That this lasts was told.
+    pub(crate) doubted: bool,
     /// The hypervisor was told to give it up then, because of this.
     pub(crate) cancelling: Option<(Micros, String)>,
     /// What the hypervisor said last.
@@ -108,6 +126,7 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn new(migration: Migration, revision: u64, now: Micros, fresh: bool) -> Self {
         let started = migration.started_ms.saturating_mul(1000);
+        let taken = !fresh && migration.phase == Phase::Prepared && migration.through.driven();
         Self {
             revision,
             waiting: BTreeSet::new(),
@@ -125,6 +144,8 @@ impl Run {
             ending: None,
             cancelled: None,
             driven: None,
+            taken: taken.then_some(Taken::Unknown),
+            doubted: false,
             cancelling: None,
             progress: None,
             completed: None,
@@ -150,6 +171,19 @@ impl Run {
 
     /// The hypervisor of the source says how far it is.
     pub(crate) fn moves(&mut self, now: Micros, progress: Progress, downtime_us: Option<u64>, error: &str) {
+        let answer = match progress.status.as_str() {
+            "idle" => Some(Taken::Idle),
+            "gone" => Some(Taken::Gone(error.to_owned())),
+            _ => None,
+        };
+        if answer.is_some() {
+            // To who did not ask they say nothing.
+            if self.taken.is_some() {
+                self.taken = answer;
+            }
+            return;
+        }
+        self.taken = None;
         self.downtime_us = downtime_us.or(self.downtime_us);
         match progress.status.as_str() {
             "completed" => {

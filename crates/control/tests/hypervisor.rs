@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use tenet_control::{
-    Ack, Control, Frames, Hello, Measured, Output, PathReport, PathState, PortReport, Progress, Refused,
+    Ack, Control, DOUBT, Frames, Hello, Measured, Order, Output, PathReport, PathState, PortReport, Progress, Refused,
     SessionId, Word,
 };
 use tenet_model::{
@@ -28,7 +28,7 @@ struct Site {
     now: u64,
     sessions: BTreeMap<HostName, SessionId>,
     receipts: Vec<Receipt>,
-    drives: Vec<(bool, String)>,
+    drives: Vec<(Order, String)>,
     told: Vec<String>,
 }
 
@@ -97,6 +97,20 @@ impl Site {
         self.carry_out(outputs);
     }
 
+    /// The controller is started again: it has what is in the store, and no session.
+    fn restart(&mut self) {
+        self.control = Control::new(self.store.clone(), self.now);
+        self.sessions.clear();
+        self.drives.clear();
+        self.told.clear();
+    }
+
+    fn activate(&mut self, host: &str) {
+        let port = "t/sql/eth0".parse().unwrap();
+        let outputs = self.control.activated(self.now, self.sessions[&name(host)], &port);
+        self.carry_out(outputs);
+    }
+
     fn disconnect(&mut self, host: &str) {
         let session = self.sessions.remove(&name(host)).unwrap();
         let outputs = self.control.closed(self.now, session);
@@ -133,8 +147,8 @@ impl Site {
                 Output::Count { migration, vm, host, stage, .. } => {
                     self.control.counted(self.now, migration, &vm, &host, stage, Some(Frames::default()))
                 }
-                Output::Drive { uri, cancel, .. } => {
-                    self.drives.push((cancel, uri));
+                Output::Drive { uri, order, .. } => {
+                    self.drives.push((order, uri));
                     vec![]
                 }
                 Output::Happened(h) => {
@@ -206,7 +220,7 @@ fn a_driven_migration_has_all_figures_in_its_receipt() {
     site.migrate(Through::Qmp);
     site.pass(100_000);
     assert_eq!(site.phase(), Some(Phase::Prepared));
-    assert_eq!(site.drives, [(false, "tcp:h2:1".to_owned())], "told once");
+    assert_eq!(site.drives, [(Order::Move, "tcp:h2:1".to_owned())], "told once");
     site.status("h1", "active");
     assert_eq!(site.control.migration_progress(&vm()).unwrap().total, 100);
     site.now += 1000;
@@ -289,7 +303,7 @@ fn giving_up_stops_the_hypervisor_before_the_network_lets_go() {
     site.pass(100_000);
     let outputs = site.control.cancel(site.now, &vm(), "it was cancelled").unwrap();
     site.carry_out(outputs);
-    assert!(site.drives[1].0 && site.receipts.is_empty());
+    assert!(site.drives[1].0 == Order::GiveUp && site.receipts.is_empty());
     site.status("h1", "cancelled");
     assert_eq!(site.receipts[0].reason.as_deref(), Some("it was cancelled"));
 
@@ -421,4 +435,107 @@ fn a_word_of_another_migration_ends_nothing() {
     assert_eq!((say(8, "failed"), say(8, "cancelled"), say(8, "completed")), (0, 0, 0));
     assert_eq!(say(9, "failed"), 1);
     assert!(!site.receipts[0].moved);
+}
+
+/// A controller that was started again in the middle of a move that it has driven.
+fn taken_over(through: Through) -> Site {
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.migrate(through);
+    site.pass(100_000);
+    assert_eq!((site.phase(), site.drives.len()), (Some(Phase::Prepared), 1));
+    site.restart();
+    site
+}
+
+#[test]
+fn a_move_found_in_the_store_is_not_driven_again_nor_given_up_while_its_destination_is_awaited() {
+    for through in [Through::Qmp, Through::Libvirt] {
+        // The source is back first, and its QEMU has ended: the VM runs on h2.
+        let mut site = taken_over(through);
+        site.connect("h3");
+        site.connect("h1");
+        site.pass(100_000);
+        assert_eq!(site.drives, [(Order::Follow, "tcp:h2:1".to_owned())], "asked, once");
+        site.status("h1", "gone");
+        site.pass(DOUBT + 10_000_000);
+        assert_eq!((site.phase(), site.receipts.len()), (Some(Phase::Prepared), 0));
+        let doubts: Vec<_> = site.told.iter().filter(|t| t.starts_with("problem: since")).collect();
+        assert_eq!(doubts.len(), 1, "{:?}", site.told);
+        assert!(doubts[0].contains("tenet vm switch t/sql") && doubts[0].contains("no room"), "{doubts:?}");
+        site.connect("h2");
+        site.activate("h2");
+        site.pass(3_000_000);
+        assert_eq!((site.receipts[0].moved, site.home().as_str(), site.drives.len()), (true, "h2", 1));
+
+        // The destination is back first.
+        let mut site = taken_over(through);
+        site.connect("h2");
+        site.activate("h2");
+        site.connect("h1");
+        site.connect("h3");
+        site.pass(3_000_000);
+        assert_eq!((site.receipts[0].moved, site.receipts[0].exact), (true, false));
+        assert_eq!((site.home().as_str(), &site.drives[..]), ("h2", &[][..]));
+
+        // The source does not come back for long: that is no reason to call off what it may have done.
+        let mut site = taken_over(through);
+        site.connect("h2");
+        site.pass(DOUBT + 10_000_000);
+        assert_eq!(site.phase(), Some(Phase::Prepared));
+        assert!(site.told.iter().any(|t| t.contains("the agent of host h1 is not connected")));
+    }
+}
+
+#[test]
+fn a_move_found_in_the_store_goes_on_by_what_its_hypervisor_says() {
+    // All of it was moved meanwhile, and nobody is there to say so on the destination.
+    let mut site = taken_over(Through::Qmp);
+    site.connect("h1");
+    site.status("h1", "completed");
+    site.pass(20_000_000);
+    assert_eq!((site.receipts[0].moved, site.home().as_str()), (true, "h2"));
+    assert!(site.drives.iter().all(|(order, _)| *order == Order::Follow), "{:?}", site.drives);
+
+    // It goes on, and ends as any other does.
+    let mut site = taken_over(Through::Qmp);
+    site.connect("h1");
+    site.status("h1", "active");
+    site.connect("h2");
+    site.pass(DOUBT + 10_000_000);
+    assert_eq!((site.phase(), site.drives.len()), (Some(Phase::Prepared), 1));
+    assert!(site.told.iter().all(|t| !t.starts_with("problem")), "{:?}", site.told);
+    site.say("h2", Word::Resumed);
+    site.pass(3_000_000);
+    assert!(site.receipts[0].moved);
+
+    // It failed meanwhile.
+    let mut site = taken_over(Through::Qmp);
+    site.connect("h1");
+    site.status("h1", "failed");
+    assert!(!site.receipts[0].moved);
+
+    // It had not been told to anybody: it is now, once the destination knows of it.
+    let mut site = taken_over(Through::Qmp);
+    site.connect("h1");
+    site.status("h1", "idle");
+    site.pass(1_000_000);
+    assert_eq!(site.drives.len(), 1);
+    site.connect("h2");
+    site.pass(1_000_000);
+    let orders: Vec<_> = site.drives.iter().map(|(order, _)| *order).collect();
+    assert_eq!(orders, [Order::Follow, Order::Move]);
+    // Such an answer that comes late, or unasked, says nothing.
+    site.status("h1", "gone");
+    site.pass(DOUBT + 10_000_000);
+    assert_eq!((site.phase(), site.drives.len()), (Some(Phase::Prepared), 2));
+
+    // An operator knows better.
+    let mut site = taken_over(Through::Qmp);
+    site.connect("h1");
+    site.status("h1", "gone");
+    let outputs = site.control.cancel(site.now, &vm(), "it was cancelled").unwrap();
+    site.carry_out(outputs);
+    assert_eq!(site.drives[1].0, Order::GiveUp);
+    site.status("h1", "failed");
+    assert_eq!(site.receipts[0].reason.as_deref(), Some("it was cancelled"));
 }

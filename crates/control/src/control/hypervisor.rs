@@ -1,10 +1,10 @@
 //! What hypervisors say of a VM that moves, and what the source's agent is told to do.
 
-use super::{Control, Output, open_id};
+use super::{Control, Order, Output, open_id};
 use crate::{
     DISCONNECTED, Micros, SessionId,
     happening::Happening,
-    migration::{CANCEL, Progress, QUIET, Run},
+    migration::{CANCEL, DOUBT, Progress, QUIET, Run, Taken},
     session::Host,
 };
 use std::collections::BTreeMap;
@@ -119,11 +119,11 @@ impl Control {
     pub(super) fn cancel_drive(&mut self, now: Micros, vm: &VmRef, reason: &str, outputs: &mut Vec<Output>) {
         let Some(run) = self.runs.get_mut(vm) else { return };
         let session = self.hosts.get(&run.migration.from).and_then(open_id);
-        match session.filter(|_| run.driven.is_some()) {
+        match session.filter(|_| run.driven.is_some() || run.taken.is_some()) {
             Some(session) => {
                 if run.cancelling.is_none() {
                     run.cancelling = Some((now, reason.to_owned()));
-                    outputs.push(drive(run, session, true));
+                    outputs.push(drive(run, session, Order::GiveUp));
                 }
             }
             None => {
@@ -137,14 +137,14 @@ fn told(text: String, vm: &VmRef, host: &HostName) -> Output {
     Output::Happened(Happening::new("migration", text).host(host).field("vm", vm))
 }
 
-fn drive(run: &Run, session: SessionId, cancel: bool) -> Output {
+fn drive(run: &Run, session: SessionId, order: Order) -> Output {
     Output::Drive {
         session,
         migration: run.migration.id,
         vm: run.migration.vm.clone(),
         through: run.migration.through,
         uri: run.migration.uri.clone().unwrap_or_default(),
-        cancel,
+        order,
     }
 }
 
@@ -168,12 +168,15 @@ pub(super) fn steer(now: Micros, run: &mut Run, hosts: &BTreeMap<HostName, Host>
     if run.migration.phase != Phase::Prepared || !run.migration.through.driven() || run.cancelling.is_some() {
         return;
     }
+    if take_up(now, run, hosts, outputs) {
+        return;
+    }
     let from = &run.migration.from;
     let source = hosts.get(from);
     match source.and_then(open_id) {
         Some(session) if run.driven != Some(session) => {
             run.driven = Some(session);
-            outputs.push(drive(run, session, false));
+            outputs.push(drive(run, session, Order::Move));
         }
         Some(_) => {}
         None if run.driven.is_none()
@@ -184,4 +187,57 @@ pub(super) fn steer(now: Micros, run: &mut Run, hosts: &BTreeMap<HostName, Host>
         }
         None => {}
     }
+}
+
+/// Finds out how a migration stands that an earlier run of the controller may have had driven; whether that is still
+/// open. Then nothing is begun or given up: the source's QEMU may have ended because the VM runs on the destination,
+/// which says so when its agent's session is there.
+fn take_up(
+    now: Micros,
+    run: &mut Run,
+    hosts: &BTreeMap<HostName, Host>,
+    outputs: &mut Vec<Output>,
+) -> bool {
+    let Some(taken) = &run.taken else { return false };
+    let m = &run.migration;
+    let source = hosts.get(&m.from).and_then(open_id);
+    let target = hosts.get(&m.to).and_then(|h| h.session.as_ref());
+    // An agent says which ports are active before it acknowledges anything.
+    let heard = target.is_some_and(|s| s.has(run.revision));
+    match source {
+        Some(session) if run.driven != Some(session) => {
+            outputs.push(drive(run, session, Order::Follow));
+            run.driven = Some(session);
+            run.taken = Some(Taken::Unknown);
+            return true;
+        }
+        Some(_) if *taken == Taken::Idle && heard => {
+            run.driven = None;
+            run.taken = None;
+            return false;
+        }
+        Some(_) | None => {}
+    }
+    if now.saturating_sub(run.since) > DOUBT && !run.doubted {
+        let (vm, from, to) = (&m.vm, &m.from, &m.to);
+        let at_source = match (source, taken) {
+            (None, _) => format!("the agent of host {from} is not connected"),
+            (Some(_), Taken::Unknown) => format!("host {from} does not say how far its move is"),
+            (Some(_), Taken::Idle) => format!("it runs on host {from}, says its hypervisor there"),
+            (Some(_), Taken::Gone(why)) => format!("host {from} knows nothing of it ({why})"),
+        };
+        let at_target = match (target, heard) {
+            (None, _) => format!("the agent of host {to} is not connected"),
+            (Some(_), false) => format!("host {to} does not acknowledge its state"),
+            (Some(_), true) => format!("it has not been heard of on host {to}"),
+        };
+        let text = format!(
+            "since the controller was started again it is not known how the move of {vm} ended: {at_source}, and \
+             {at_target}; start the agents, or say `tenet vm switch {vm}` if it runs on {to}, `tenet vm cancel {vm}` \
+             if it does not"
+        );
+        outputs.push(Output::Happened(Happening::new("problem", text).host(to).field("vm", vm)));
+        run.doubted = true;
+    }
+    true
 }

@@ -102,6 +102,11 @@ impl Migrate {
     }
 }
 
+/// Nothing moves the VM, which runs here: an answer to a question, no word of QEMU's.
+pub(crate) const IDLE: &str = "idle";
+/// Nothing is known of the VM here: likewise.
+pub(crate) const GONE: &str = "gone";
+
 /// Whether a migration of this status is under way.
 pub(crate) fn under_way(status: &str) -> bool {
     matches!(

@@ -8,7 +8,7 @@ mod monitor;
 #[cfg(test)]
 mod real;
 
-pub(crate) use line::{Migrate, under_way};
+pub(crate) use line::{GONE, IDLE, Migrate, under_way};
 
 use crate::options::monitor_path as path;
 use crate::vms::{Said, What};
@@ -55,8 +55,29 @@ pub(crate) struct Drive {
     pub(crate) migration: String,
     /// Where to.
     pub(crate) uri: String,
-    /// Give it up.
-    pub(crate) cancel: bool,
+    /// What.
+    pub(crate) want: Want,
+}
+
+/// What is wanted of a VM's migration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Want {
+    /// That it takes place.
+    Move,
+    /// To know how it stands.
+    Follow,
+    /// That it is given up.
+    Cancel,
+}
+
+impl Drive {
+    /// What is said where it cannot be done: that the migration failed; to a question, that nothing is known.
+    pub(crate) fn hopeless(&self, why: impl Into<String>) -> Migrate {
+        match self.want {
+            Want::Move | Want::Cancel => Migrate::failed(&self.migration, why),
+            Want::Follow => Migrate { error: why.into(), ..Migrate::word(&self.migration, GONE) },
+        }
+    }
 }
 
 /// A monitor that is listened to.
@@ -87,7 +108,7 @@ pub(crate) async fn watch(dir: PathBuf, said: mpsc::Sender<Said>, mut orders: mp
         };
         look(&dir, &mut clients, &said);
         if let Order::Drive(vm, drive) = order {
-            let migration = drive.migration.clone();
+            let asked = drive.clone();
             let refused = match clients.get(&vm) {
                 Some(client) => client.orders.try_send(drive).err().map(|_| "its monitor is busy".to_owned()),
                 None => Some(format!(
@@ -97,7 +118,7 @@ pub(crate) async fn watch(dir: PathBuf, said: mpsc::Sender<Said>, mut orders: mp
                 )),
             };
             if let Some(error) = refused
-                && said.send(Said::failed(&vm, "qmp", &migration, error)).await.is_err()
+                && said.send(Said::new(&vm, "qmp", What::Migration(asked.hopeless(error)))).await.is_err()
             {
                 return;
             }
@@ -156,7 +177,7 @@ async fn listen(vm: VmRef, path: PathBuf, said: mpsc::Sender<Said>, mut orders: 
     let replaced = orders.is_closed();
     orders.close();
     while let Some(drive) = orders.recv().await {
-        acts.push(Act::Say(What::Migration(Migrate::failed(&drive.migration, why.as_str())), 0));
+        acts.push(Act::Say(What::Migration(drive.hopeless(why.as_str())), 0));
     }
     // Where nobody listened, nothing was heard that there is to forget.
     if monitor.ready() && !replaced {
@@ -274,15 +295,15 @@ mod tests {
     }
 
     /// What becomes of an order to move the VM whose socket is in the folder.
-    async fn outcome(dir: &Path) -> Migrate {
+    async fn outcome(dir: &Path, want: Want) -> Migrate {
         let ((orders, taken), (said, mut heard)) = (mpsc::channel(4), mpsc::channel(16));
         let task = tokio::spawn(watch(dir.to_owned(), said, taken));
-        let drive = Drive { migration: "a".into(), uri: "tcp:x:1".into(), cancel: false };
+        let drive = Drive { migration: "a".into(), uri: "tcp:x:1".into(), want };
         orders.send(Order::Drive("contoso/sql".parse().unwrap(), drive)).await.unwrap();
         let told = tokio::time::timeout(Duration::from_secs(10), async {
             loop {
                 match heard.recv().await.unwrap().what {
-                    What::Migration(m) if m.status == "failed" => return m,
+                    What::Migration(m) if m.status == "failed" || m.status == GONE => return m,
                     _ => {}
                 }
             }
@@ -296,15 +317,21 @@ mod tests {
     async fn a_socket_that_a_killed_qemu_left_fails_the_move() {
         let folder = Folder::new("left");
         drop(std::os::unix::net::UnixListener::bind(folder.0.join("contoso.sql.sock")).unwrap());
-        let told = outcome(&folder.0).await;
+        let told = outcome(&folder.0, Want::Move).await;
         assert!(told.migration == "a" && told.error.contains("does not answer"), "{told:?}");
+        // To a question it is no failure: the VM may run elsewhere.
+        let told = outcome(&folder.0, Want::Follow).await;
+        assert!(told.status == GONE && told.error.contains("does not answer"), "{told:?}");
+        fs::remove_file(folder.0.join("contoso.sql.sock")).unwrap();
+        let told = outcome(&folder.0, Want::Follow).await;
+        assert!(told.status == GONE && told.error.contains("is not there"), "{told:?}");
     }
 
     #[tokio::test]
     async fn a_monitor_with_another_client_fails_the_move() {
         let folder = Folder::new("taken");
         let _silent = std::os::unix::net::UnixListener::bind(folder.0.join("contoso.sql.sock")).unwrap();
-        let told = outcome(&folder.0).await;
+        let told = outcome(&folder.0, Want::Move).await;
         assert!(told.migration == "a" && told.error.contains("another client"), "{told:?}");
     }
 
@@ -325,7 +352,7 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
         });
-        let told = outcome(&folder.0).await;
+        let told = outcome(&folder.0, Want::Move).await;
         assert!(told.migration == "a" && told.error.contains("QEMU ended"), "{told:?}");
         qemu.await.unwrap();
     }

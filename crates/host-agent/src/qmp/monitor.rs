@@ -1,6 +1,6 @@
 //! One QEMU's monitor: which line follows which, and what it means for the VM. No I/O, no clock.
 
-use super::Drive;
+use super::{Drive, IDLE, Want};
 use super::line::{self, Line, Migrate, under_way};
 use crate::vms::{Driven, What};
 use serde_json::{Value, json};
@@ -36,6 +36,9 @@ enum Asked {
     /// Whether it may be moved there.
     StatusToMove(Drive),
     ProgressToMove(Drive),
+    /// How this migration, which may have been begun before, stands.
+    StatusToFollow(Drive),
+    ProgressToFollow(Drive),
     /// This migration begins.
     Move(String),
     /// Whether there is anything left to give up of this one.
@@ -70,9 +73,12 @@ impl Monitor {
                     let _ = self.driven.of("failed");
                     vec![failed(&migration, why)]
                 }
-                Some(Asked::StatusToMove(drive) | Asked::ProgressToMove(drive)) => {
-                    vec![failed(&drive.migration, why)]
-                }
+                Some(
+                    Asked::StatusToMove(drive)
+                    | Asked::ProgressToMove(drive)
+                    | Asked::StatusToFollow(drive)
+                    | Asked::ProgressToFollow(drive),
+                ) => vec![ended(drive.hopeless(why))],
                 Some(Asked::End { migration, status, .. }) => vec![ended(Migrate::word(&migration, &status))],
                 _ => Vec::new(),
             },
@@ -97,7 +103,7 @@ impl Monitor {
     /// The VM shall be moved, or that be given up. One that is being moved is only followed.
     pub(crate) fn drive(&mut self, drive: Drive) -> Vec<Act> {
         // A URI can have QEMU run programs: that is this host's to forbid, whatever the controller allows.
-        if !drive.cancel
+        if drive.want == Want::Move
             && let Err(why) = check_migration_uri(Through::Qmp, &drive.uri)
         {
             let why = format!("this agent does not move a VM to {:?}: {why}", drive.uri);
@@ -106,14 +112,14 @@ impl Monitor {
         if !self.ready {
             let replaced = self.early.replace(drive).filter(|old| Some(&old.migration) != self.early_id());
             return replaced
-                .map(|old| failed(&old.migration, "another order came before it began"))
+                .map(|old| ended(old.hopeless("another order came before it began")))
                 .into_iter()
                 .collect();
         }
-        vec![if drive.cancel {
-            self.ask(Asked::ProgressToCancel(drive.migration), "query-migrate", None)
-        } else {
-            self.ask(Asked::StatusToMove(drive), "query-status", None)
+        vec![match drive.want {
+            Want::Cancel => self.ask(Asked::ProgressToCancel(drive.migration), "query-migrate", None),
+            Want::Move => self.ask(Asked::StatusToMove(drive), "query-status", None),
+            Want::Follow => self.ask(Asked::StatusToFollow(drive), "query-status", None),
         }]
     }
 
@@ -123,7 +129,7 @@ impl Monitor {
 
     /// The monitor does not greet: what was told early is not done.
     pub(crate) fn give_up(&mut self, why: &str) -> Vec<Act> {
-        self.early.take().map(|drive| failed(&drive.migration, why)).into_iter().collect()
+        self.early.take().map(|drive| ended(drive.hopeless(why))).into_iter().collect()
     }
 
     /// The monitor is closed: what becomes of that which was under way.
@@ -137,9 +143,10 @@ impl Monitor {
                     told = true;
                     acts.push(ended(Migrate::word(&migration, &status)));
                 }
-                Asked::StatusToMove(drive) | Asked::ProgressToMove(drive) => {
-                    acts.push(failed(&drive.migration, why));
-                }
+                Asked::StatusToMove(drive)
+                | Asked::ProgressToMove(drive)
+                | Asked::StatusToFollow(drive)
+                | Asked::ProgressToFollow(drive) => acts.push(ended(drive.hopeless(why))),
                 _ => {}
             }
         }
@@ -222,6 +229,27 @@ impl Monitor {
                 self.driven.begin(&drive.migration);
                 let to = json!({ "uri": drive.uri });
                 vec![self.ask(Asked::Move(drive.migration), "migrate", Some(to))]
+            }
+            Asked::StatusToFollow(drive) => match status() {
+                "postmigrate" => vec![self.ask_end(drive.migration, "completed", 0)],
+                "inmigrate" => vec![ended(drive.hopeless("its QEMU here waits for its memory itself"))],
+                _ => vec![self.ask(Asked::ProgressToFollow(drive), "query-migrate", None)],
+            },
+            Asked::ProgressToFollow(drive) => {
+                let now = Migrate::new(value);
+                let ours = self.driven.id() == drive.migration;
+                if under_way(&now.status) {
+                    self.migrating = true;
+                    if !self.driven.holds_against(&drive.migration) {
+                        self.driven.begin(&drive.migration);
+                    }
+                    return vec![self.progress(now)];
+                }
+                match now.status.as_str() {
+                    // Of this one, and not of one before it.
+                    "failed" | "cancelled" if ours => vec![self.progress(now)],
+                    _ => vec![ended(Migrate::word(&drive.migration, IDLE))],
+                }
             }
             Asked::ProgressToCancel(migration) => match Migrate::new(value).status.as_str() {
                 status if under_way(status) && !self.driven.holds_against(&migration) => {
@@ -324,11 +352,11 @@ mod tests {
     }
 
     fn to(migration: &str) -> Drive {
-        Drive { migration: migration.into(), uri: "tcp:x:1".into(), cancel: false }
+        Drive { migration: migration.into(), uri: "tcp:x:1".into(), want: Want::Move }
     }
 
     fn no(migration: &str) -> Drive {
-        Drive { migration: migration.into(), uri: String::new(), cancel: true }
+        Drive { migration: migration.into(), uri: String::new(), want: Want::Cancel }
     }
 
     fn event(name: &str, status: Option<&str>) -> String {
@@ -472,6 +500,32 @@ mod tests {
         let acts = monitor.take(&event("MIGRATION", Some("setup")));
         let (_, said) = talk(&mut monitor, acts, status("running", ""));
         assert_eq!(of(&said), is("", "setup"));
+    }
+
+    #[test]
+    fn who_asks_how_it_stands_begins_nothing() {
+        let follow = |migration: &str| Drive { want: Want::Follow, ..to(migration) };
+        let ask = |monitor: &mut Monitor, id, vm, migration| {
+            let acts = monitor.drive(follow(id));
+            let (asked, said) = talk(monitor, acts, status(vm, migration));
+            assert!(!asked.contains(&"migrate".to_owned()), "{asked:?}");
+            let [What::Migration(m)] = &said[..] else { panic!("{said:?}") };
+            (m.migration.clone(), m.status.clone())
+        };
+        let is = |id: &str, status: &str| (id.to_owned(), status.to_owned());
+        let (mut monitor, _) = begun("running", "");
+        assert_eq!(ask(&mut monitor, "a", "running", ""), is("a", "idle"));
+        // What an earlier one came to is nothing of this one.
+        assert_eq!(ask(&mut monitor, "a", "running", "failed"), is("a", "idle"));
+        assert_eq!(ask(&mut monitor, "a", "running", "active"), is("a", "active"));
+        let (mut monitor, _) = begun("running", "");
+        let acts = monitor.drive(to("a"));
+        let _ = talk(&mut monitor, acts, status("running", ""));
+        assert_eq!(ask(&mut monitor, "a", "running", "failed"), is("a", "failed"));
+        assert_eq!(ask(&mut monitor, "b", "running", "active").0, "a", "the one that runs is another");
+        // An agent that was started again has all of it from QEMU.
+        let (mut monitor, _) = begun("postmigrate", "completed");
+        assert_eq!(ask(&mut monitor, "a", "postmigrate", "completed"), is("a", "completed"));
     }
 
     #[test]

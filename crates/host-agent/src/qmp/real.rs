@@ -1,6 +1,6 @@
 //! With real QEMUs, which need no guest: an idle BIOS moves like any VM.
 
-use super::{Drive, Order, watch};
+use super::{Drive, Order, Want, watch};
 use crate::vms::{Said, What};
 use std::{
     path::{Path, PathBuf},
@@ -100,8 +100,8 @@ impl Host {
     }
 }
 
-fn drive(uri: impl Into<String>, cancel: bool) -> Drive {
-    Drive { migration: "a".into(), uri: uri.into(), cancel }
+fn drive(uri: impl Into<String>, want: Want) -> Drive {
+    Drive { migration: "a".into(), uri: uri.into(), want }
 }
 
 fn is(status: &'static str) -> impl Fn(&What) -> bool {
@@ -122,7 +122,7 @@ async fn a_vm_is_moved_and_both_sides_tell_of_it() {
     while !to.folder.0.join("memory").exists() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    from.orders.send(Order::Drive(vm.clone(), drive(uri, false))).await.unwrap();
+    from.orders.send(Order::Drive(vm.clone(), drive(uri, Want::Move))).await.unwrap();
     let (_, stopped) = from.until("STOP", |w| *w == What::Stopped).await;
     let (_, done) = from.until("the end", is("completed")).await;
     let What::Migration(figures) = &done.what else { panic!("{done:?}") };
@@ -131,7 +131,10 @@ async fn a_vm_is_moved_and_both_sides_tell_of_it() {
     assert!(resumed.time_us > stopped.time_us, "{stopped:?} {resumed:?}");
     println!("STOP to RESUME {} us, {figures:?}", resumed.time_us - stopped.time_us);
     // The order again, as after a break of the session: it is over, and said to be.
-    from.orders.send(Order::Drive(vm, drive("unix:/nowhere", false))).await.unwrap();
+    from.orders.send(Order::Drive(vm, drive("unix:/nowhere", Want::Move))).await.unwrap();
+    from.until("that it is over", is("completed")).await;
+    let vm: VmRef = "contoso/sql".parse().unwrap();
+    from.orders.send(Order::Drive(vm, drive("unix:/nowhere", Want::Follow))).await.unwrap();
     from.until("that it is over", is("completed")).await;
     drop(old);
     from.until("that QEMU has ended", |w| *w == What::Silent).await;
@@ -144,17 +147,17 @@ async fn a_move_to_nowhere_fails_with_qemu_s_reason_and_the_vm_runs_on() {
     }
     let vm: VmRef = "contoso/sql".parse().unwrap();
     let mut host = Host::new("nowhere");
-    host.orders.send(Order::Drive(vm.clone(), drive("unix:/x", false))).await.unwrap();
+    host.orders.send(Order::Drive(vm.clone(), drive("unix:/x", Want::Move))).await.unwrap();
     let (_, missing) = host.until("that no QEMU is there", is("failed")).await;
     assert!(format!("{missing:?}").contains("contoso.sql.sock"), "{missing:?}");
     let _qemu = qemu(&host.monitor(), None);
     host.until("that it runs", |w| *w == What::Resumed).await;
     let uri = format!("unix:{}", host.folder.0.join("nobody").display());
-    host.orders.send(Order::Drive(vm.clone(), drive(uri, false))).await.unwrap();
+    host.orders.send(Order::Drive(vm.clone(), drive(uri, Want::Move))).await.unwrap();
     let (before, failed) = host.until("the failure", is("failed")).await;
     let What::Migration(m) = &failed.what else { panic!("{failed:?}") };
     assert!(!m.error.is_empty() && !before.contains(&What::Stopped), "{failed:?} {before:?}");
-    host.orders.send(Order::Drive(vm, drive("", true))).await.unwrap();
+    host.orders.send(Order::Drive(vm, drive("", Want::Cancel))).await.unwrap();
     host.until("that nothing is left to give up", is("cancelled")).await;
 }
 
@@ -170,8 +173,8 @@ async fn a_move_under_way_is_given_up() {
     let _silent = std::os::unix::net::UnixListener::bind(host.folder.0.join("silent")).unwrap();
     let _qemu = qemu(&host.monitor(), None);
     host.until("that it runs", |w| *w == What::Resumed).await;
-    host.orders.send(Order::Drive(vm.clone(), drive(uri, false))).await.unwrap();
+    host.orders.send(Order::Drive(vm.clone(), drive(uri, Want::Move))).await.unwrap();
     host.until("that it moves", |w| is("active")(w) || is("setup")(w)).await;
-    host.orders.send(Order::Drive(vm, drive("", true))).await.unwrap();
+    host.orders.send(Order::Drive(vm, drive("", Want::Cancel))).await.unwrap();
     host.until("that it is given up", is("cancelled")).await;
 }

@@ -7,7 +7,7 @@ mod follow;
 mod text;
 
 use crate::local::Domains;
-use crate::qmp::Migrate;
+use crate::qmp::{Drive, IDLE, Migrate};
 use crate::vms::{Driven, Said, What};
 use follow::{Follow, Heard, State};
 use std::{
@@ -189,8 +189,8 @@ impl Virsh {
         }
     }
 
-    /// Moves a VM to another libvirt.
-    pub(crate) async fn migrate(self, vm: &VmRef, migration: &str, to: &str) {
+    /// Moves a VM to another libvirt; to none: waits for the end of what an earlier run of the agent began.
+    pub(crate) async fn migrate(self, vm: &VmRef, migration: &str, to: Option<&str>) {
         let again = {
             let mut moves = self.moves();
             let known = moves.entry(vm.clone()).or_default();
@@ -231,7 +231,8 @@ impl Virsh {
         self.say(vm, What::Migration(end)).await;
     }
 
-    async fn drive(&self, vm: &VmRef, migration: &str, to: &str) -> Result<(), String> {
+    async fn drive(&self, vm: &VmRef, migration: &str, to: Option<&str>) -> Result<(), String> {
+        let Some(to) = to else { return self.attend(vm, migration, &self.domain(vm)?).await };
         // A URI can have libvirt run programs as root: that is this host's to forbid, whatever the controller allows.
         check_migration_uri(Through::Libvirt, to)
             .map_err(|why| format!("this agent does not move a VM to {to:?}: {why}"))?;
@@ -284,6 +285,33 @@ impl Virsh {
         self.say(vm, What::Migration(Migrate { transferred, total, ..Migrate::word(migration, "active") }))
             .await;
         true
+    }
+
+    /// Says how a migration stands that may have been begun before, and begins none.
+    pub(crate) async fn look_after(self, vm: &VmRef, drive: &Drive) {
+        let known = self.moves().get(vm).filter(|m| m.driven.id() == drive.migration).map(|m| m.end.clone());
+        match known {
+            Some(Some(end)) => return self.say(vm, What::Migration(end)).await,
+            // It is at it, and says how far every moment.
+            Some(None) => return,
+            None => {}
+        }
+        let job = match self.domain(vm) {
+            Ok(domain) => match self.state(&domain).await {
+                Some(State::Is(Some(true) | None, false)) => {
+                    return self.say(vm, What::Migration(Migrate::word(&drive.migration, IDLE))).await;
+                }
+                // Its agent began it in an earlier life: only its end is waited for, which `migrate` does.
+                Some(State::Is(..)) => true,
+                Some(State::Gone) | None => false,
+            },
+            Err(_) => false,
+        };
+        if job {
+            return self.migrate(vm, &drive.migration, None).await;
+        }
+        let why = "libvirt here has no such domain, or does not answer";
+        self.say(vm, What::Migration(drive.hopeless(why))).await;
     }
 
     /// Gives up a VM's migration.
@@ -356,13 +384,13 @@ mod tests {
         let vm: VmRef = "contoso/sql".parse().unwrap();
         let wrong = ["qemu+ext:///system?command=/tmp/x", "qemu+ssh://h2/system?netcat=/tmp/x", "-c"];
         for (number, uri) in wrong.into_iter().enumerate() {
-            virsh.clone().migrate(&vm, &number.to_string(), uri).await;
+            virsh.clone().migrate(&vm, &number.to_string(), Some(uri)).await;
             let word = heard.try_recv().unwrap();
             let What::Migration(m) = word.what else { panic!("{:?}", word.what) };
             assert!(m.status == "failed" && m.error.contains("does not move a VM to"), "{}", m.error);
         }
         // A legal one comes as far as the question which domain it is.
-        virsh.clone().migrate(&vm, "legal", "qemu+ssh://h2/system").await;
+        virsh.clone().migrate(&vm, "legal", Some("qemu+ssh://h2/system")).await;
         let word = heard.try_recv().unwrap();
         assert!(
             matches!(&word.what, What::Migration(m) if m.error.contains("no libvirt domain")),

@@ -51,11 +51,6 @@ impl Said {
         Self { vm: vm.clone(), source, time_us: now_us(), what }
     }
 
-    /// Why a migration that was asked for does not take place.
-    pub(crate) fn failed(vm: &VmRef, source: &'static str, migration: &str, error: String) -> Self {
-        Self::new(vm, source, What::Migration(qmp::Migrate::failed(migration, error)))
-    }
-
     /// Whether the next word makes up for this one.
     pub(crate) fn is_progress(&self) -> bool {
         matches!(&self.what, What::Migration(m) if qmp::under_way(&m.status))
@@ -152,23 +147,28 @@ impl Vms {
                 return;
             }
         };
-        tracing::info!(%vm, through = drive.through, uri = drive.uri, cancel = drive.cancel, "told to move a VM");
-        let refused = match (drive.through.as_str(), &self.qmp, &self.virsh) {
+        let want = match (drive.cancel, drive.follow) {
+            (true, _) => qmp::Want::Cancel,
+            (false, true) => qmp::Want::Follow,
+            (false, false) => qmp::Want::Move,
+        };
+        tracing::info!(%vm, through = drive.through, uri = drive.uri, ?want, "told to move a VM");
+        let through = drive.through;
+        let drive = qmp::Drive { migration: drive.migration, uri: drive.uri, want };
+        let refused = match (through.as_str(), &self.qmp, &self.virsh) {
             ("qmp", Some(qmp), _) => {
-                let order =
-                    qmp::Drive { migration: drive.migration.clone(), uri: drive.uri, cancel: drive.cancel };
-                let order = qmp::Order::Drive(vm.clone(), order);
+                let order = qmp::Order::Drive(vm.clone(), drive.clone());
                 qmp.try_send(order).err().map(|_| "the agent is busy with other VMs: try again".to_owned())
             }
             ("qmp", None, _) => Some("the agent has no --qmp-dir".to_owned()),
             ("libvirt", _, Some(virsh)) => {
                 self.tasks.retain(|t| !t.is_finished());
-                let (virsh, vm, id) = (virsh.clone(), vm.clone(), drive.migration.clone());
+                let (virsh, vm, drive) = (virsh.clone(), vm.clone(), drive.clone());
                 let work = async move {
-                    if drive.cancel {
-                        virsh.cancel(&vm, &id).await;
-                    } else {
-                        virsh.migrate(&vm, &id, &drive.uri).await;
+                    match want {
+                        qmp::Want::Cancel => virsh.cancel(&vm, &drive.migration).await,
+                        qmp::Want::Follow => virsh.look_after(&vm, &drive).await,
+                        qmp::Want::Move => virsh.migrate(&vm, &drive.migration, Some(&drive.uri)).await,
                     }
                 };
                 self.tasks.push(tokio::spawn(work));
@@ -178,7 +178,7 @@ impl Vms {
             (other, ..) => Some(format!("this version of the agent knows no way named {other}")),
         };
         if let Some(error) = refused {
-            let said = Said::failed(&vm, "agent", &drive.migration, error);
+            let said = Said::new(&vm, "agent", What::Migration(drive.hopeless(error)));
             let to = self.said.clone();
             self.tasks.push(tokio::spawn(async move {
                 // The loop may be gone.
