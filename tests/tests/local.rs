@@ -73,7 +73,7 @@ fn prepare_new(world: &World, host: &str, vm: &str, subnet: &str) -> Result<Prep
 }
 
 fn release(world: &World, host: &str, vm: &str, outcome: Outcome) -> String {
-    let release = Release { vm: vm.parse().unwrap(), domain: None, outcome, ports: Vec::new() };
+    let release = Release { vm: vm.parse().unwrap(), outcome, ports: Vec::new() };
     block_on(agent(world, host).release(&release)).unwrap().done
 }
 

@@ -168,9 +168,6 @@ pub enum Outcome {
 pub struct Release {
     /// The VM.
     pub vm: VmRef,
-    /// Name of its libvirt domain, if it is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub domain: Option<String>,
     /// How it ended.
     pub outcome: Outcome,
     /// The ports that it is about; all that it has here if none is given.
@@ -197,9 +194,6 @@ pub struct LocalVm {
     pub domain: Option<String>,
     /// Its ports on this host.
     pub ports: Vec<LocalPort>,
-    /// State of its QEMU by QMP, if the agent is connected to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub qmp: Option<String>,
 }
 
 /// Why a request to the agent came to nothing.

@@ -4,6 +4,7 @@ mod hold;
 mod hypervisor;
 mod migrate;
 mod ready;
+mod stray;
 mod switching;
 
 pub use hypervisor::Word;
@@ -123,6 +124,8 @@ pub struct Control {
     holds: BTreeMap<PortRef, hold::Hold>,
     runs: BTreeMap<VmRef, Run>,
     switches: BTreeMap<NetworkRef, switching::Switch>,
+    /// VMs that were moved without a word.
+    strays: BTreeMap<VmRef, stray::Stray>,
     touched: VecDeque<(u64, BTreeSet<HostName>)>,
 }
 
@@ -138,6 +141,7 @@ impl Control {
             holds: BTreeMap::new(),
             runs: BTreeMap::new(),
             switches: BTreeMap::new(),
+            strays: BTreeMap::new(),
             touched: VecDeque::new(),
         };
         let revision = me.plan.desired().revision;
@@ -170,6 +174,7 @@ impl Control {
         self.keep_hosts(now, revision, &mut outputs);
         self.spread(revision, changes, &mut outputs);
         self.start_holds(&candidates);
+        self.follow_strays(now, operations, &mut outputs);
         self.follow_migrations(now, revision, operations, &moving, &mut outputs);
         self.follow_switches(now, revision, operations, &members, &mut outputs);
         self.progress(now, &mut outputs);

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use tenet_control::{
-    Ack, Control, DOUBT, Frames, Hello, Measured, Order, Output, PathReport, PathState, PortReport, Progress, Refused,
-    SessionId, Word,
+    Ack, Control, DOUBT, Frames, Hello, Measured, Order, Output, PathReport, PathState, PortReport, Progress,
+    Refused, SessionId, Word,
 };
 use tenet_model::{
     ActivatedBy, Change, Desired, Host, HostName, Method, Migration, Name, NetId, Network, Object, Operation,
@@ -538,4 +538,51 @@ fn a_move_found_in_the_store_goes_on_by_what_its_hypervisor_says() {
     assert_eq!(site.drives[1].0, Order::GiveUp);
     site.status("h1", "failed");
     assert_eq!(site.receipts[0].reason.as_deref(), Some("it was cancelled"));
+}
+
+#[test]
+fn a_move_that_nobody_was_asked_to_prepare_is_told_with_what_it_cost_and_what_to_do() {
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.status("h1", "active");
+    site.say("h1", Word::Stopped);
+    site.now += 40_000;
+    site.status("h1", "completed");
+    site.status("h2", "completed");
+    assert!(site.told.iter().all(|t| !t.starts_with("problem")), "it may have been saved: {:?}", site.told);
+    site.now += 60_000;
+    site.say("h2", Word::Resumed);
+    let told = site.told.pop().unwrap();
+    assert!(told.starts_with("problem: t/sql was moved from h1 to h2 by another tool"), "{told}");
+    assert!(told.contains("for 100 ms") && told.contains("migrate t/sql --to h2 --switch-only"), "{told}");
+    assert_eq!((site.home().as_str(), site.receipts.len()), ("h1", 0), "forwarding stays with the site");
+    // Said once, and again once the site follows.
+    site.status("h1", "completed");
+    assert!(site.told.iter().all(|t| !t.starts_with("problem")), "{:?}", site.told);
+    site.now += 20_000_000;
+    site.migrate(Through::SwitchOnly);
+    site.pass(100_000);
+    site.activate("h2");
+    site.pass(3_000_000);
+    assert_eq!((site.receipts[0].moved, site.home().as_str()), (true, "h2"));
+    let told: Vec<_> = site.told.iter().filter(|t| t.starts_with("problem")).collect();
+    assert!(told.len() == 1 && told[0].contains("for 20 s they named h1"), "{told:?}");
+
+    // The new host may be heard first.
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.say("h2", Word::Resumed);
+    assert!(site.told.pop().unwrap().contains("end the one that should not run"));
+    site.say("h1", Word::Stopped);
+    assert!(site.told.pop().unwrap().contains("by another tool"));
+
+    // One that goes on where it was, or is moved as it should be, is none.
+    let mut site = Site::new(&["h1", "h2", "h3"]);
+    site.say("h1", Word::Stopped);
+    site.status("h1", "failed");
+    site.say("h1", Word::Stopped);
+    site.say("h1", Word::Resumed);
+    site.migrate(Through::SwitchOnly);
+    site.pass(100_000);
+    site.say("h2", Word::Resumed);
+    site.pass(3_000_000);
+    assert!(site.receipts[0].moved && site.told.iter().all(|t| !t.starts_with("problem")), "{:?}", site.told);
 }

@@ -25,6 +25,7 @@ use tenet_api::agent::{self, AgentMessage, agent_message, controller_message::Me
 use tenet_compile::{Delta, Row};
 use tenet_host::paths::Settings;
 use tenet_host::{HostCore, Input, Output};
+use tenet_model::PortRef;
 use tenet_tables::{DropReason, LAYOUT_VERSION};
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio::sync::{mpsc, watch};
@@ -96,6 +97,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         since: Instant::now(),
         failures: BTreeMap::new(),
         taps: BTreeMap::new(),
+        tap_notes: BTreeMap::new(),
+        notes: BTreeMap::new(),
         applied: 0,
         ready: options.ready,
         prober: Prober::new(Settings::default()),
@@ -182,6 +185,10 @@ pub(crate) struct Agent {
     failures: BTreeMap<u32, String>,
     /// Taps that cannot be had, and why.
     taps: BTreeMap<String, String>,
+    /// What is to be known of taps that are there, by the port's name.
+    tap_notes: BTreeMap<String, String>,
+    /// What the ports' operator should know, as last told.
+    notes: BTreeMap<PortRef, String>,
     /// Writes to the kernel since the start.
     applied: u64,
     ready: Option<Box<dyn FnOnce() + Send>>,
@@ -236,6 +243,10 @@ impl Agent {
             if let Some(trouble) = trouble.filter(|t| self.taps.get(&wish.device) != Some(t)) {
                 tracing::error!(port = wish.port, trouble, "the port has no tap");
             }
+            match made.notes.get(&wish.port) {
+                Some(note) => self.tap_notes.insert(wish.port.clone(), note.clone()),
+                None => self.tap_notes.remove(&wish.port),
+            };
             match trouble {
                 Some(trouble) => self.taps.insert(wish.device.clone(), trouble.clone()),
                 None => self.taps.remove(&wish.device),
@@ -283,6 +294,7 @@ impl Agent {
         self.open_tap();
         self.keep_taps();
         self.look_at_devices();
+        self.take_notes();
         self.take_events();
         match self.kernel.restore() {
             Ok(lines) if lines.is_empty() => {}
@@ -297,6 +309,29 @@ impl Agent {
             }
         }
         self.look_at_uplinks();
+    }
+
+    /// What the operator should know of ports that work: told with them, and once in the log.
+    fn take_notes(&mut self) {
+        let rows = self.core.rows().into_iter().flat_map(|rows| rows.0.values());
+        let ports = rows.filter_map(|(row, _)| if let Row::Port(p) = row { Some(&p.name) } else { None });
+        let deaf = self.vms.unheard();
+        let mut notes = BTreeMap::new();
+        for port in ports {
+            let tap = self.tap_notes.get(&port.to_string()).cloned();
+            if let Some(note) = tap.or_else(|| deaf.get(&port.vm_ref()).map(|d| vms::unheard(d))) {
+                notes.insert(port.clone(), note);
+            }
+        }
+        self.tap_notes.retain(|port, _| notes.keys().any(|p| p.to_string() == *port));
+        if notes == self.notes {
+            return;
+        }
+        for (port, note) in notes.iter().filter(|(port, note)| self.notes.get(*port) != Some(*note)) {
+            tracing::warn!(%port, note, "to be known of a port");
+        }
+        self.notes.clone_from(&notes);
+        self.feed(Input::Notes(notes));
     }
 
     /// The kernel holds back news of lost carrier for up to a second; a VM that moves must not wait for it.

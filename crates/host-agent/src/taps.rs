@@ -38,6 +38,8 @@ pub struct Made {
     pub troubles: BTreeMap<String, String>,
     /// Taps that were there before and had to be made again, in plain words.
     pub again: Vec<String>,
+    /// What is to be known of taps that are there, by the port's name.
+    pub notes: BTreeMap<String, String>,
 }
 
 /// The taps of one agent's run.
@@ -61,6 +63,11 @@ impl Taps {
             }
         };
         for wish in wishes {
+            if let Some(link) = there.get(&wish.device).filter(|l| is_ours(l) && l.connected)
+                && link.multi_queue != wish.multi_queue
+            {
+                made.notes.insert(wish.port.clone(), other_queues(wish));
+            }
             match self.one(links, there.get(&wish.device), wish) {
                 Ok(None) => {}
                 Ok(Some(line)) => {
@@ -125,6 +132,16 @@ impl Taps {
         self.looked = true;
         Ok(())
     }
+}
+
+/// A VM has the tap open as it was made before the port's queues were changed.
+fn other_queues(wish: &TapWish) -> String {
+    let (has, wants) = if wish.multi_queue { ("one queue", "several") } else { ("several queues", "one") };
+    format!(
+        "a VM has tap {} open with {has}, and its port has {wants} now: stop the VM and start it with the port's queues \
+         (`tenet vm run-args`, or <driver queues='N'/> in libvirt); once it lets go, the agent makes the tap anew",
+        wish.device
+    )
 }
 
 /// Gives a tap of our own the MTU that its port has.
@@ -256,7 +273,10 @@ mod tests {
         let mut taps = Taps::default();
         taps.make(&links, std::slice::from_ref(&one));
         let held = open(&links, &one);
-        assert_eq!(taps.make(&links, std::slice::from_ref(&several)), Made::default());
+        let made = taps.make(&links, std::slice::from_ref(&several));
+        assert_eq!((made.changed, made.troubles.len()), (false, 0), "{made:?}");
+        let note = &made.notes[&one.port];
+        assert!(note.contains("open with one queue") && note.contains("has several now"), "{note}");
         assert!(!links.get(&one.device).unwrap().multi_queue, "a running VM keeps its own");
         drop(held);
         assert!(taps.make(&links, std::slice::from_ref(&several)).changed);
@@ -275,7 +295,7 @@ mod tests {
         let held = links.open_tap(&one.device, options).unwrap();
         let index = links.index(&one.device).unwrap();
         assert!(!links.get(&one.device).unwrap().up);
-        assert_eq!(taps.make(&links, std::slice::from_ref(&several)), Made::default());
+        assert!(!taps.make(&links, std::slice::from_ref(&several)).changed);
         taps.drop_unwanted(&links, &BTreeSet::new()).unwrap();
         assert_eq!(links.index(&one.device).unwrap(), index, "still the one that the VM has");
         // Whoever takes Tenet off the host is told whose network is gone for good.

@@ -40,6 +40,8 @@ pub struct HostCore {
     devices: BTreeMap<String, Device>,
     /// Taps that cannot be had, and why.
     taps: BTreeMap<String, String>,
+    /// What an operator should know of ports that work.
+    notes: BTreeMap<PortRef, String>,
     paths: BTreeMap<IpAddr, u16>,
     wanted: Image,
     actual: Option<Image>,
@@ -72,6 +74,7 @@ impl HostCore {
             state: None,
             devices: BTreeMap::new(),
             taps: BTreeMap::new(),
+            notes: BTreeMap::new(),
             paths: BTreeMap::new(),
             wanted: Image::default(),
             actual: None,
@@ -130,6 +133,11 @@ impl HostCore {
                 for line in lines {
                     self.repair(line);
                 }
+                Vec::new()
+            }
+            // Told with the next proof, which is not far.
+            Input::Notes(notes) => {
+                self.notes = notes;
                 Vec::new()
             }
             Input::Taps(taps) => {

@@ -5,7 +5,7 @@ use crate::plan::Device;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use tenet_compile::{Delta, Rows};
-use tenet_model::VmRef;
+use tenet_model::{PortRef, VmRef};
 use tenet_tables::Event;
 use tenet_tables::image::{Image, Operation};
 
@@ -70,6 +70,8 @@ pub enum Input {
     Restored(Vec<String>),
     /// Taps that ports ask for and that cannot be had, each with the reason: what bears the name now is not theirs.
     Taps(BTreeMap<String, String>),
+    /// What an operator should know of ports that work, by port.
+    Notes(BTreeMap<PortRef, String>),
     /// Result of [`Output::Attach`].
     Attached {
         /// The device's number.

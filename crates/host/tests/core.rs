@@ -592,6 +592,20 @@ fn a_tap_that_is_somebody_elses_is_not_touched_and_said() {
 }
 
 #[test]
+fn what_an_operator_should_know_of_a_port_that_works_is_told_with_it() {
+    let mut sim = Sim::started();
+    sim.full(5, on_tap(5, PortState::Active, None));
+    sim.feed(Input::Devices(devices(&[("eth0", 2), ("tap1-11", 11)])));
+    let port = sim.core.taps().next().unwrap().name.clone();
+    sim.feed(Input::Notes([(port, "nobody listens".to_owned())].into()));
+    sim.look();
+    assert_eq!(details(&mut sim), [(true, true, "nobody listens".to_owned())]);
+    sim.feed(Input::Notes(BTreeMap::new()));
+    sim.look();
+    assert_eq!(details(&mut sim), [(true, true, String::new())]);
+}
+
+#[test]
 fn a_prepared_tap_that_nobody_has_open_yet_is_no_lost_vm() {
     let mut sim = Sim::started();
     sim.full(5, on_tap(5, PortState::Prepared, Some(OTHER)));

@@ -98,6 +98,8 @@ pub struct Interface {
     pub managed: bool,
     /// Kind of the NIC: `virtio`, `e1000`.
     pub model: Option<String>,
+    /// Queues of its tap that libvirt opens.
+    pub queues: u16,
 }
 
 impl Domain {
@@ -144,6 +146,8 @@ impl Interface {
         let source = child(node, "source");
         let from = |attribute| source.and_then(|s| s.attribute(attribute)).unwrap_or_default().to_owned();
         let target = child(node, "target");
+        let model = child(node, "model").and_then(|m| m.attribute("type"));
+        let queues = child(node, "driver").and_then(|d| d.attribute("queues")).and_then(|q| q.parse().ok());
         let tags = child(node, "vlan").map(|v| v.children().filter(|c| c.has_tag_name("tag")).collect());
         let tags: Vec<Node<'_, '_>> = tags.unwrap_or_default();
         Self {
@@ -161,7 +165,9 @@ impl Interface {
             },
             device: target.and_then(|t| t.attribute("dev")).map(str::to_owned),
             managed: target.and_then(|t| t.attribute("managed")) != Some("no"),
-            model: child(node, "model").and_then(|m| m.attribute("type")).map(str::to_owned),
+            // libvirt passes over what it says of other models.
+            queues: queues.filter(|q| *q > 0 && model.is_some_and(|m| m.starts_with("virtio"))).unwrap_or(1),
+            model: model.map(str::to_owned),
         }
     }
 }

@@ -80,6 +80,8 @@ pub struct Wanted {
     pub device: String,
     /// Whether somebody else than the agent makes that tap.
     pub foreign: bool,
+    /// Queues of it that the domain opens.
+    pub queues: u16,
 }
 
 /// A port that is ready, as the agent says.
@@ -89,6 +91,10 @@ pub struct Answer {
     pub mac: Mac,
     /// Its tap on this host.
     pub device: String,
+    /// Its port.
+    pub port: PortRef,
+    /// Queues for which the agent makes the tap; none: somebody else makes it.
+    pub queues: Option<u16>,
 }
 
 /// Why a domain cannot start as it is.
@@ -149,6 +155,40 @@ pub enum HookError {
         /// What the port is on.
         device: String,
     },
+    /// It opens several queues, and the tap has one.
+    #[error(
+        "interface {mac} of domain {domain} has <driver queues='{opened}'/>, and the tap of its port {port} is made \
+         for one queue: run `tenet vm attach {} --port {} --host THIS-HOST --queues {opened}`, or take \
+         <driver queues> out with `virsh edit {domain}`",
+        port.vm_ref(), port.port
+    )]
+    OneQueue {
+        /// The domain.
+        domain: String,
+        /// The interface.
+        mac: Mac,
+        /// The port.
+        port: Box<PortRef>,
+        /// Queues that the domain opens.
+        opened: u16,
+    },
+    /// It opens one queue, and the tap has several.
+    #[error(
+        "interface {mac} of domain {domain} opens one queue, and the tap of its port {port} is made for {queues}: add \
+         <driver queues='{queues}'/> to it with `virsh edit {domain}`, or run \
+         `tenet vm attach {} --port {} --host THIS-HOST --queues 1`",
+        port.vm_ref(), port.port
+    )]
+    SeveralQueues {
+        /// The domain.
+        domain: String,
+        /// The interface.
+        mac: Mac,
+        /// The port.
+        port: Box<PortRef>,
+        /// Queues that the port has.
+        queues: u16,
+    },
 }
 
 /// What a call asks for; `xml` is what libvirt wrote to the hook's standard input.
@@ -197,6 +237,7 @@ impl Prepare {
     /// # Errors
     /// [`HookError::Device`] for the first one that differs.
     pub fn check(&self, domain: &str, answers: &[Answer]) -> Result<(), HookError> {
+        self.check_queues(domain, answers)?;
         for want in &self.ports {
             let Some(answer) = answers.iter().find(|a| a.mac == want.mac) else { continue };
             if answer.device != want.device {
@@ -212,15 +253,39 @@ impl Prepare {
     }
 }
 
+impl Prepare {
+    /// Checks that the domain opens each tap of the agent's as it is made: the kernel lets nobody open a tap for several
+    /// queues with one, nor the other way round, and libvirt says of it only that the tap cannot be opened.
+    ///
+    /// # Errors
+    /// [`HookError::OneQueue`] or [`HookError::SeveralQueues`] for the first one that differs.
+    pub fn check_queues(&self, domain: &str, answers: &[Answer]) -> Result<(), HookError> {
+        for want in &self.ports {
+            let Some(answer) = answers.iter().find(|a| a.mac == want.mac) else { continue };
+            let (domain, mac, port) = (domain.to_owned(), want.mac, Box::new(answer.port.clone()));
+            match (want.queues, answer.queues) {
+                (opened, Some(queues)) if opened > 1 && queues <= 1 => {
+                    return Err(HookError::OneQueue { domain, mac, port, opened });
+                }
+                (opened, Some(queues)) if opened <= 1 && queues > 1 => {
+                    return Err(HookError::SeveralQueues { domain, mac, port, queues });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 fn wanted(domain: &Domain, mark: &Mark) -> Result<Vec<Wanted>, HookError> {
     if mark.ports.is_empty() {
         // The site knows which of them are its ports.
         let plain = domain.interfaces.iter().filter(|i| i.source == Source::Ethernet && !i.managed);
-        let known = plain.filter_map(|i| Some((i.mac?, i.device.clone()?)));
+        let known = plain.filter_map(|i| Some((i.mac?, i.device.clone()?, i.queues)));
         return Ok(known
-            .map(|(mac, device)| {
+            .map(|(mac, device, queues)| {
                 let foreign = !is_tap_name(&device);
-                Wanted { name: None, mac, subnet: None, addresses: Vec::new(), device, foreign }
+                Wanted { name: None, mac, subnet: None, addresses: Vec::new(), device, foreign, queues }
             })
             .collect());
     }
@@ -257,6 +322,7 @@ fn wanted(domain: &Domain, mark: &Mark) -> Result<Vec<Wanted>, HookError> {
                 addresses: port.addresses.clone(),
                 foreign: device != tap,
                 device,
+                queues: interface.queues,
             })
         })
         .collect()

@@ -18,6 +18,11 @@ fn prepare(xml: &str) -> Prepare {
     }
 }
 
+fn answer(asked: &Prepare, device: &str, queues: Option<u16>) -> Answer {
+    let port = "contoso/sql/eth0".parse().unwrap();
+    Answer { mac: asked.ports[0].mac, device: device.to_owned(), port, queues }
+}
+
 #[test]
 fn other_domains_are_none_of_our_business_whatever_they_are() {
     for operation in ["prepare", "start", "started", "stopped", "release", "migrate", "restore", "reconnect"]
@@ -102,13 +107,40 @@ fn a_domain_that_cannot_work_is_refused_with_what_to_do() {
 fn a_domain_goes_on_with_the_tap_that_the_destination_has() {
     let asked = prepare(OURS);
     let mac = asked.ports[0].mac;
-    let same = Answer { mac, device: asked.ports[0].device.clone() };
+    let same = answer(&asked, &asked.ports[0].device, Some(1));
     assert_eq!(redirect(OURS, &asked.ports, std::slice::from_ref(&same)).unwrap(), None);
     assert_eq!(asked.check("sql-1", &[same]), Ok(()));
-    let other = Answer { mac, device: "tap9".into() };
+    let other = answer(&asked, "tap9", None);
     let xml = redirect(OURS, &asked.ports, std::slice::from_ref(&other)).unwrap().unwrap();
     let moved = Domain::parse(&xml).unwrap();
     assert_eq!(moved.interface(mac).unwrap().device.as_deref(), Some("tap9"));
     let error = asked.check("sql-1", &[other]).unwrap_err().to_string();
     assert!(error.contains("tap9") && error.contains(&asked.ports[0].device), "{error}");
+}
+
+#[test]
+fn a_tap_of_other_queues_than_the_domain_opens_is_refused_with_what_to_do() {
+    let several =
+        OURS.replace("<model type='virtio'/>", "<model type='virtio'/><driver name='vhost' queues='4'/>");
+    let (one, several) = (prepare(OURS), prepare(&several));
+    assert_eq!((one.ports[0].queues, several.ports[0].queues), (1, 4));
+    let tap = one.ports[0].device.clone();
+    let said = |asked: &Prepare, queues| {
+        let said = asked.check("sql-1", &[answer(asked, &tap, queues)]);
+        said.map_or_else(|e| e.to_string(), |()| String::new())
+    };
+    let text = said(&several, Some(1));
+    assert!(text.contains("queues='4'") && text.contains("contoso/sql/eth0"), "{text}");
+    assert!(
+        text.contains("tenet vm attach contoso/sql --port eth0") && text.contains("--queues 4"),
+        "{text}"
+    );
+    let text = said(&one, Some(2));
+    assert!(text.contains("<driver queues='2'/>") && text.contains("virsh edit sql-1"), "{text}");
+    for (asked, queues) in [(&one, Some(1)), (&several, Some(4)), (&several, Some(2)), (&several, None)] {
+        assert_eq!(said(asked, queues), "", "{queues:?}");
+    }
+    // Only virtio has queues: libvirt opens one of another model.
+    let other = OURS.replace("<model type='virtio'/>", "<model type='e1000e'/><driver queues='4'/>");
+    assert_eq!(prepare(&other).ports[0].queues, 1);
 }

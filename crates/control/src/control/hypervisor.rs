@@ -42,9 +42,7 @@ impl Control {
         let mut outputs = Vec::new();
         let Some(host) = self.sessions.get(&session).cloned() else { return outputs };
         let Some(run) = self.runs.get_mut(vm) else {
-            if word == Word::Resumed {
-                outputs.extend(self.claimed(vm, &host));
-            }
+            outputs.extend(self.without_migration(now, vm, &host, &word));
             return outputs;
         };
         let (from, to) = (run.migration.from == host, run.migration.to == host);
@@ -96,23 +94,28 @@ impl Control {
         outputs
     }
 
+    /// Something is said of a VM of which no migration is known.
+    fn without_migration(&mut self, now: Micros, vm: &VmRef, host: &HostName, word: &Word) -> Option<Output> {
+        match word {
+            Word::Resumed => self.runs_on(now, vm, host),
+            Word::Stopped => self.leaves(now, vm, host),
+            // With an id it is the late word of one that was known.
+            Word::Migration { id: None, progress, .. } => match progress.status.as_str() {
+                "completed" => self.leaves(now, vm, host),
+                "failed" | "cancelled" => {
+                    self.stays(vm, host);
+                    None
+                }
+                _ => None,
+            },
+            Word::Migration { .. } | Word::FirstFrame { .. } => None,
+        }
+    }
+
     /// How far a migration's hypervisor is, as it says.
     #[must_use]
     pub fn migration_progress(&self, vm: &VmRef) -> Option<&Progress> {
         self.runs.get(vm)?.progress.as_ref()
-    }
-
-    /// A VM runs on a host where the site does not have it: forwarding stays with the site.
-    fn claimed(&self, vm: &VmRef, host: &HostName) -> Option<Output> {
-        let home = self.desired().ports_of(vm).find_map(|(_, p)| p.value.host.as_ref())?;
-        if home == host {
-            return None;
-        }
-        let text = format!(
-            "{vm} runs on {host}, says its hypervisor, but belongs to {home}, where its frames go: end the one that \
-             should not run, or move it with `tenet vm migrate {vm} --to {host}`"
-        );
-        Some(Output::Happened(Happening::new("problem", text).host(host).field("vm", vm)))
     }
 
     /// Gives up what the source's agent drives: first the hypervisor, then the network.
@@ -192,12 +195,7 @@ pub(super) fn steer(now: Micros, run: &mut Run, hosts: &BTreeMap<HostName, Host>
 /// Finds out how a migration stands that an earlier run of the controller may have had driven; whether that is still
 /// open. Then nothing is begun or given up: the source's QEMU may have ended because the VM runs on the destination,
 /// which says so when its agent's session is there.
-fn take_up(
-    now: Micros,
-    run: &mut Run,
-    hosts: &BTreeMap<HostName, Host>,
-    outputs: &mut Vec<Output>,
-) -> bool {
+fn take_up(now: Micros, run: &mut Run, hosts: &BTreeMap<HostName, Host>, outputs: &mut Vec<Output>) -> bool {
     let Some(taken) = &run.taken else { return false };
     let m = &run.migration;
     let source = hosts.get(&m.from).and_then(open_id);

@@ -227,7 +227,7 @@ mod tests {
 
     fn stopped(ports: &[&str]) -> Release {
         let ports = ports.iter().map(|p| p.parse().unwrap()).collect();
-        Release { vm: "a/sql".parse().unwrap(), domain: None, outcome: Outcome::Stopped, ports }
+        Release { vm: "a/sql".parse().unwrap(), outcome: Outcome::Stopped, ports }
     }
 
     fn kept(dir: &Path) -> Vec<Release> {

@@ -58,7 +58,6 @@ impl Controller {
                 Purpose::Incoming => ClaimPurpose::Incoming,
             }
             .into(),
-            domain: prepare.domain.clone().unwrap_or_default(),
             timeout_ms: u64::try_from(longest.as_millis()).unwrap_or(u64::MAX),
         };
         // It answers late rather than not at all.

@@ -172,8 +172,7 @@ async fn prepare(State(desk): State<Desk>, bytes: Bytes) -> Result<Json<Prepared
             desk.owed.owe(release);
         }
         if began.into_inner() {
-            let Prepare { vm, domain, .. } = request;
-            desk.owed.owe(Release { vm, domain, outcome: Outcome::Failed, ports: Vec::new() });
+            desk.owed.owe(Release { vm: request.vm, outcome: Outcome::Failed, ports: Vec::new() });
         }
     });
     answer.await.map_err(|_| ends())?
@@ -224,7 +223,6 @@ async fn vms(State(Desk { local, .. }): State<Desk>) -> Result<Json<Vec<LocalVm>
             domain: local.domains.of(&vm),
             vm,
             ports: Vec::new(),
-            qmp: None,
         });
         entry.ports.extend(ready::local_port(&here));
     }

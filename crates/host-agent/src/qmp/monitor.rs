@@ -1,7 +1,7 @@
 //! One QEMU's monitor: which line follows which, and what it means for the VM. No I/O, no clock.
 
-use super::{Drive, IDLE, Want};
 use super::line::{self, Line, Migrate, under_way};
+use super::{Drive, IDLE, Want};
 use crate::vms::{Driven, What};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -240,9 +240,12 @@ impl Monitor {
                 let ours = self.driven.id() == drive.migration;
                 if under_way(&now.status) {
                     self.migrating = true;
-                    if !self.driven.holds_against(&drive.migration) {
-                        self.driven.begin(&drive.migration);
+                    if self.driven.holds_against(&drive.migration) {
+                        return vec![ended(
+                            drive.hopeless("QEMU has not ended an earlier migration of the VM yet"),
+                        )];
                     }
+                    self.driven.begin(&drive.migration);
                     return vec![self.progress(now)];
                 }
                 match now.status.as_str() {
@@ -521,8 +524,12 @@ mod tests {
         let (mut monitor, _) = begun("running", "");
         let acts = monitor.drive(to("a"));
         let _ = talk(&mut monitor, acts, status("running", ""));
+        assert_eq!(
+            ask(&mut monitor, "b", "running", "active"),
+            is("b", "gone"),
+            "the one that runs is another"
+        );
         assert_eq!(ask(&mut monitor, "a", "running", "failed"), is("a", "failed"));
-        assert_eq!(ask(&mut monitor, "b", "running", "active").0, "a", "the one that runs is another");
         // An agent that was started again has all of it from QEMU.
         let (mut monitor, _) = begun("postmigrate", "completed");
         assert_eq!(ask(&mut monitor, "a", "postmigrate", "completed"), is("a", "completed"));

@@ -11,8 +11,8 @@ pub(crate) use first::{First, LOOK as FIRST_LOOK};
 pub(crate) use heard::prepared;
 
 use crate::{local::Domains, qmp, virsh};
-use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
+use std::{collections::BTreeMap, path::PathBuf};
 use tenet_api::agent::{self, vm_event::Kind};
 use tenet_model::VmRef;
 use tokio::sync::mpsc;
@@ -100,10 +100,20 @@ pub(crate) fn now_us() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// What follows from nobody listening to the libvirt of a domain, and what to do.
+pub(crate) fn unheard(domain: &str) -> String {
+    format!(
+        "libvirt's domain {domain} is not listened to: when it moves, what comes during its pause is lost, and \
+         `tenet vm migrate --libvirt` cannot move it; start the agent with --libvirt qemu:///system \
+         (TENET_AGENT_OPTIONS in /etc/default/tenet-agent)"
+    )
+}
+
 /// The tasks that listen to hypervisors; they end with it.
 pub(crate) struct Vms {
     qmp: Option<mpsc::Sender<qmp::Order>>,
     virsh: Option<virsh::Virsh>,
+    domains: Domains,
     said: mpsc::Sender<Said>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -123,11 +133,11 @@ impl Vms {
             orders
         });
         let virsh = libvirt.map(|uri| {
-            let virsh = virsh::Virsh::new(uri, domains, said.clone());
+            let virsh = virsh::Virsh::new(uri, domains.clone(), said.clone());
             tasks.push(tokio::spawn(virsh.clone().listen()));
             virsh
         });
-        (Self { qmp, virsh, said, tasks }, heard)
+        (Self { qmp, virsh, domains, said, tasks }, heard)
     }
 
     /// Something may have changed: looks at once instead of in a moment.
@@ -136,6 +146,11 @@ impl Vms {
             // A full queue has a look in it already.
             let _ = qmp.try_send(qmp::Order::Look);
         }
+    }
+
+    /// VMs that are libvirt's domains although nobody listens to libvirt, with the domains' names.
+    pub(crate) fn unheard(&self) -> BTreeMap<VmRef, String> {
+        if self.virsh.is_some() { BTreeMap::new() } else { self.domains.all().into_iter().collect() }
     }
 
     /// Moves a VM, or gives that up, as the controller says.

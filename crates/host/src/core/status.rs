@@ -72,7 +72,7 @@ impl HostCore {
                 format!("no VM has tap {name} open")
             }
             (Some(d), Some(AttachState::Attached)) if !d.carrier => format!("device {name} has no carrier"),
-            (Some(_), Some(AttachState::Attached)) => String::new(),
+            (Some(_), Some(AttachState::Attached)) => self.notes.get(&row.name).cloned().unwrap_or_default(),
         };
         PortStatus {
             port: row.name.clone(),

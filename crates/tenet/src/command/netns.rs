@@ -132,7 +132,7 @@ pub async fn attached(global: &Global, args: AttachedArgs) -> Outcome {
 }
 
 fn release(port: &PortRef, outcome: Ended) -> Release {
-    Release { vm: port.vm_ref(), domain: None, outcome, ports: vec![port.port.clone()] }
+    Release { vm: port.vm_ref(), outcome, ports: vec![port.port.clone()] }
 }
 
 fn port(vm: &VmRef, port: Option<&Name>, device: &str) -> Outcome<PortRef> {

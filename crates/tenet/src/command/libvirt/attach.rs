@@ -61,7 +61,7 @@ pub async fn attach(context: &Context, args: DomainArgs) -> Outcome {
     };
     if let Err(mut failure) = stored {
         if now && old.is_none() {
-            wish.undo(&args, &domain.name).await;
+            wish.undo(&args).await;
             failure.hint =
                 format!("{}\nthe port is in the site and on no host", failure.hint).trim().to_owned();
         }
@@ -160,7 +160,7 @@ impl Wish {
             Err(e) => return Err(refused(&e)),
         };
         if !now {
-            self.undo(args, domain).await;
+            self.undo(args).await;
         }
         let name = self.mark.port(&self.port.name);
         let port = ready.ports.into_iter().find(|p| p.port == name).ok_or_else(|| {
@@ -177,10 +177,9 @@ impl Wish {
     }
 
     /// Takes the port off this host again; it stays in the site.
-    async fn undo(&self, args: &DomainArgs, domain: &str) {
+    async fn undo(&self, args: &DomainArgs) {
         let release = local::Release {
             vm: self.mark.vm.clone(),
-            domain: Some(domain.to_owned()),
             outcome: local::Outcome::Stopped,
             ports: vec![self.port.name.clone()],
         };

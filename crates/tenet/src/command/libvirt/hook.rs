@@ -59,8 +59,7 @@ fn act(args: &HookArgs) -> Result<Option<String>, String> {
             Plan::Release { vm } => {
                 // libvirt does not say why it is over, nor whether the guest runs elsewhere: the controller knows, and
                 // takes this for the end of a move that failed, or for nothing where the guest has moved.
-                let (domain, outcome) = (Some(args.domain.clone()), Outcome::Stopped);
-                let release = local::Release { vm, domain, outcome, ports: Vec::new() };
+                let release = local::Release { vm, outcome: Outcome::Stopped, ports: Vec::new() };
                 let patience = patience.min(RELEASE);
                 let release = timeout(patience, client.release(&release)).await;
                 // The agent has it by then, and sees to it whoever waits.
@@ -102,8 +101,16 @@ fn ready(
     answer: &local::Prepared,
     xml: &[u8],
 ) -> Result<Option<String>, String> {
-    let answers: Vec<Answer> =
-        answer.ports.iter().map(|p| Answer { mac: p.mac, device: p.device.clone() }).collect();
+    let answers: Vec<Answer> = answer
+        .ports
+        .iter()
+        .map(|p| Answer {
+            mac: p.mac,
+            device: p.device.clone(),
+            port: p.port.clone(),
+            queues: p.tap.then_some(p.queues),
+        })
+        .collect();
     // Where the domain names no ports, the site says which of its interfaces are some.
     let named = prepare.ports.iter().filter(|p| p.name.is_some());
     if let Some(missing) = named.clone().find(|p| !answers.iter().any(|a| a.mac == p.mac)) {
@@ -118,6 +125,7 @@ fn ready(
         });
     }
     if prepare.purpose == Purpose::Incoming {
+        prepare.check_queues(&args.domain, &answers).map_err(|e| e.to_string())?;
         let xml = std::str::from_utf8(xml).map_err(|e| e.to_string())?;
         return tenet_libvirt::redirect(xml, &prepare.ports, &answers).map_err(|e| e.to_string());
     }
