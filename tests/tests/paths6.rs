@@ -13,7 +13,8 @@ static LAB: Fixture = Fixture::set_up("pt6", DUAL, Setup { underlay: Some(Family
 
 const SHRINKS: Duration = Duration::from_secs(45);
 const HEALS: Duration = Duration::from_secs(60);
-const TESTED: Duration = Duration::from_secs(60);
+/// What was lost on a busy machine is tested again after two minutes.
+const TESTED: Duration = Duration::from_secs(180);
 /// NVGRE over IPv6.
 const OVERHEAD: u32 = 62;
 
@@ -57,9 +58,8 @@ fn port_mtu(world: &World, host: &str) -> Option<u32> {
     ports.iter().all(|p| p.mtu == first).then_some(first)
 }
 
-#[test]
-fn all_methods_are_tested() {
-    let Some(world) = LAB.world() else { return };
+/// Waits until each host's self-test has ended well; with the link as it should be, whatever test comes first.
+fn tested(world: &World) {
     for host in world.status().hosts {
         assert!(host.pa.is_ipv6(), "{}", host.pa);
         let name = host.name.as_str();
@@ -69,6 +69,12 @@ fn all_methods_are_tested() {
             (tests.len() == 5 && tests.iter().all(|t| t.outcome == "ok")).then_some(())
         });
     }
+}
+
+#[test]
+fn all_methods_are_tested() {
+    let Some(world) = LAB.world() else { return };
+    tested(&world);
     let (code, text) = cli(&world, &["status"]);
     assert!(code == 0 && text.contains("all ok"), "{text}");
     let (_, text) = cli(&world, &["host", "show", "h1"]);
@@ -81,6 +87,7 @@ fn all_methods_are_tested() {
 #[test]
 fn a_link_that_carries_less_is_found_and_named() {
     let Some(world) = LAB.world() else { return };
+    tested(&world);
     until("both ways are measured", SHRINKS, || (carried(&world)? == (1500, 1500)).then_some(()));
     let (code, text) = cli(&world, &["paths"]);
     assert!(code == 0 && text.contains("1500") && text.contains("good"), "{text}");
