@@ -32,9 +32,11 @@ fn guest_whose_migration_fails_or_is_given_up_stays_without_a_blackout() {
     let folder = guest.record().dir.clone();
     let probe = Probe::start(&far, address, VM, 1000).unwrap();
 
-    // Nobody waits there.
-    let nowhere = folder.join("nowhere.sock");
-    let receipt = moved(&world, &nowhere);
+    // Nobody waits there, and nobody comes.
+    let begun = begin(&world, &folder.join("nowhere.sock"));
+    nobody_listens(&world, &begun);
+    block_on(world.client.migrate_cancel(&vm())).unwrap();
+    let receipt = ended(&world, &begun);
     println!("{:?}", receipt.reason);
     rolled_back(&world, &receipt);
 
@@ -69,7 +71,18 @@ fn guest_whose_migration_fails_or_is_given_up_stays_without_a_blackout() {
     assert_eq!((probe.lost, probe.strangers), (0, 0), "{probe:?}");
     assert!(guest.runs());
     assert_eq!(ask(&far, address, PATIENCE).unwrap().as_deref(), Some(VM));
+
+    // Somebody who comes late, as everybody does who opens the tap that h2's agent makes for the move.
+    let late = folder.join("late.sock");
+    let begun = begin(&world, &late);
+    nobody_listens(&world, &begun);
+    let moved = start(&world, &image, "h2", Some(format!("unix:{}", late.display())));
+    let receipt = ended(&world, &begun);
+    assert!(receipt.moved, "{receipt:?}");
+    println!("pause {:?} us, {} lost", receipt.pause_us, receipt.lost);
     guest.stop().unwrap();
+    assert_eq!(ask(&far, address, PATIENCE).unwrap().as_deref(), Some(VM));
+    moved.stop().unwrap();
     block_on(world.client.delete_vm(&vm())).unwrap();
     world.in_sync();
 }
@@ -89,7 +102,15 @@ fn boot(world: &World, image: &Image) -> Guest {
     .unwrap();
     let changes = specs.into_iter().map(|object| ChangeItem::Put { object }).collect();
     block_on(world.client.changes(&ChangesRequest { changes, ..Default::default() })).unwrap();
-    let host = world.lab.host("h1").unwrap();
+    let guest = start(world, image, "h1", None);
+    guest.wait_up(PATIENCE).unwrap();
+    guest
+}
+
+/// A QEMU on a host, on the tap that the agent makes there.
+fn start(world: &World, image: &Image, host: &str, incoming: Option<String>) -> Guest {
+    let name: PortRef = format!("{VM}/eth0").parse().unwrap();
+    let host = world.lab.host(host).unwrap();
     let links = Links::in_netns(host.netns()).unwrap();
     let tap = tap_name(&name);
     let link = until("the agent makes the tap", PATIENCE, || links.get(&tap).ok());
@@ -101,9 +122,16 @@ fn boot(world: &World, image: &Image) -> Guest {
     let mut options = GuestOptions::new(VM, dir);
     options.nics.push(nic);
     options.monitor = Some(host.record().state_dir.join("qmp/contoso.real.sock"));
-    let guest = Guest::boot(image, host.netns(), options).unwrap();
-    guest.wait_up(PATIENCE).unwrap();
-    guest
+    options.incoming = incoming;
+    Guest::boot(image, host.netns(), options).unwrap()
+}
+
+/// Waits until the source's agent has found out that nobody listens at the destination, and waits itself.
+fn nobody_listens(world: &World, begun: &MigrationView) {
+    until("the source's agent waits", PATIENCE, || {
+        let running = block_on(world.client.migrations()).unwrap();
+        running.into_iter().find(|m| m.id == begun.id)?.progress.filter(|p| p.status == "waiting")
+    });
 }
 
 fn begin(world: &World, socket: &Path) -> MigrationView {

@@ -107,6 +107,9 @@ pub(crate) const IDLE: &str = "idle";
 /// Nothing is known of the VM here: likewise.
 pub(crate) const GONE: &str = "gone";
 
+/// Nobody listens at the destination yet: no word of QEMU's either.
+pub(crate) const WAITING: &str = "waiting";
+
 /// Whether a migration of this status is under way.
 pub(crate) fn under_way(status: &str) -> bool {
     matches!(

@@ -12,6 +12,7 @@ pub(crate) use line::{GONE, IDLE, Migrate, under_way};
 
 use crate::options::monitor_path as path;
 use crate::vms::{Said, What};
+use line::WAITING;
 use monitor::{Act, Monitor};
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! One QEMU's monitor: which line follows which, and what it means for the VM. No I/O, no clock.
 
 use super::line::{self, Line, Migrate, under_way};
-use super::{Drive, IDLE, Want};
+use super::{Drive, IDLE, WAITING, Want};
 use crate::vms::{Driven, What};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -9,6 +9,11 @@ use tenet_model::{Through, check_migration_uri};
 
 /// How often the end of a migration is asked for until QEMU has its figures together.
 const AGAIN: u32 = 10;
+/// Ticks between two attempts to begin where nobody listens yet.
+const PAUSE: u32 = 5;
+/// So many attempts; with ticks of 200 ms, two minutes of them. Whoever starts the destination's QEMU by hand can do so
+/// only once its tap is there, which is when all is prepared and this agent is told to begin.
+const ATTEMPTS: u32 = 120;
 
 /// What is to be done.
 #[derive(Clone, PartialEq, Debug)]
@@ -46,6 +51,15 @@ enum Asked {
     StatusToCancel(String),
 }
 
+/// A move that is begun again as long as nobody listens at the destination.
+#[derive(Debug)]
+struct Attempt {
+    drive: Drive,
+    number: u32,
+    /// Ticks until the next one; none: it is under way.
+    pause: Option<u32>,
+}
+
 /// The dialogue with one QEMU.
 #[derive(Debug, Default)]
 pub(crate) struct Monitor {
@@ -55,6 +69,8 @@ pub(crate) struct Monitor {
     /// QEMU moves the VM's memory away or takes it in.
     migrating: bool,
     driven: Driven,
+    /// The move that was begun last.
+    attempt: Option<Attempt>,
     /// Told before the dialogue had begun.
     early: Option<Drive>,
 }
@@ -71,6 +87,9 @@ impl Monitor {
             Some(Line::Error(id, why)) => match self.asked.remove(&id) {
                 Some(Asked::Move(migration)) => {
                     let _ = self.driven.of("failed");
+                    if self.begins_again(&migration, &Migrate::failed(&migration, why.as_str())) {
+                        return vec![waits(&migration)];
+                    }
                     vec![failed(&migration, why)]
                 }
                 Some(
@@ -94,6 +113,14 @@ impl Monitor {
 
     /// Time has passed.
     pub(crate) fn tick(&mut self) -> Vec<Act> {
+        if let Some(Attempt { drive, pause: pause @ Some(_), .. }) = &mut self.attempt {
+            *pause = pause.and_then(|ticks| ticks.checked_sub(1));
+            if pause.is_none() {
+                let drive = drive.clone();
+                return vec![self.ask(Asked::StatusToMove(drive), "query-status", None)];
+            }
+            return Vec::new();
+        }
         if !self.migrating || self.asked.values().any(|a| *a == Asked::Progress) {
             return Vec::new();
         }
@@ -116,6 +143,15 @@ impl Monitor {
                 .into_iter()
                 .collect();
         }
+        if self.attempt.as_ref().is_some_and(|a| a.pause.is_some()) {
+            // It waits for somebody to listen.
+            let same = self.attempt.as_ref().is_some_and(|a| a.drive.migration == drive.migration);
+            match drive.want {
+                Want::Move | Want::Follow if same => return vec![waits(&drive.migration)],
+                Want::Move | Want::Cancel => self.attempt = None,
+                Want::Follow => {}
+            }
+        }
         vec![match drive.want {
             Want::Cancel => self.ask(Asked::ProgressToCancel(drive.migration), "query-migrate", None),
             Want::Move => self.ask(Asked::StatusToMove(drive), "query-status", None),
@@ -136,6 +172,9 @@ impl Monitor {
     pub(crate) fn closed(&mut self, why: &str) -> Vec<Act> {
         let mut acts = self.give_up(why);
         let mut told = false;
+        if let Some(Attempt { drive, pause: Some(_), .. }) = self.attempt.take() {
+            acts.push(ended(drive.hopeless(why)));
+        }
         for asked in std::mem::take(&mut self.asked).into_values() {
             match asked {
                 // Only its figures are lacking.
@@ -195,6 +234,9 @@ impl Monitor {
             Asked::End { migration, status, tries } => {
                 let now = Migrate::new(value);
                 let whole = now.status == status && (status != "completed" || now.downtime_ms.is_some());
+                if whole && self.begins_again(&migration, &now) {
+                    return vec![waits(&migration)];
+                }
                 if whole || tries >= AGAIN {
                     return vec![ended(Migrate { migration, status, ..now })];
                 }
@@ -227,6 +269,8 @@ impl Monitor {
                     return vec![self.progress(now)];
                 }
                 self.driven.begin(&drive.migration);
+                let number = self.attempt.take().filter(|a| a.drive == drive).map_or(1, |a| a.number + 1);
+                self.attempt = Some(Attempt { drive: drive.clone(), number, pause: None });
                 let to = json!({ "uri": drive.uri });
                 vec![self.ask(Asked::Move(drive.migration), "migrate", Some(to))]
             }
@@ -269,6 +313,17 @@ impl Monitor {
         }
     }
 
+    /// Whether a move that failed is begun again, for nobody listens at its destination yet.
+    fn begins_again(&mut self, migration: &str, now: &Migrate) -> bool {
+        match &mut self.attempt {
+            Some(a) if a.drive.migration == migration && a.number < ATTEMPTS && nobody_listens(now) => {
+                a.pause = Some(PAUSE);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// How far it is.
     fn progress(&mut self, now: Migrate) -> Act {
         let migration = self.driven.of(&now.status);
@@ -297,6 +352,16 @@ impl Monitor {
             _ => Vec::new(),
         }
     }
+}
+
+/// Whether QEMU could not begin because nobody had opened the destination's socket.
+fn nobody_listens(end: &Migrate) -> bool {
+    end.status == "failed"
+        && ["Connection refused", "No such file or directory"].iter().any(|why| end.error.contains(why))
+}
+
+fn waits(migration: &str) -> Act {
+    ended(Migrate::word(migration, WAITING))
 }
 
 fn ended(migrate: Migrate) -> Act {
@@ -503,6 +568,39 @@ mod tests {
         let acts = monitor.take(&event("MIGRATION", Some("setup")));
         let (_, said) = talk(&mut monitor, acts, status("running", ""));
         assert_eq!(of(&said), is("", "setup"));
+    }
+
+    #[test]
+    fn a_move_to_where_nobody_listens_is_begun_again_for_a_time() {
+        // QEMU fails at once, and says why when it is asked.
+        let fails = |monitor: &mut Monitor, acts, why: &'static str| {
+            let (asked, mut said) = talk(monitor, acts, status("running", ""));
+            let acts = monitor.take(&event("MIGRATION", Some("failed")));
+            let reply = move |_: &str| json!({ "return": { "status": "failed", "error-desc": why } });
+            said.extend(talk(monitor, acts, reply).1);
+            let [What::Migration(m)] = &said[..] else { panic!("{said:?}") };
+            (asked.contains(&"migrate".to_owned()), m.status.clone())
+        };
+        let (refused, waiting) = ("Failed to connect: Connection refused", (true, "waiting".to_owned()));
+        let (mut monitor, _) = begun("running", "");
+        let acts = monitor.drive(to("a"));
+        assert_eq!(fails(&mut monitor, acts, refused), waiting);
+        for _ in 2..ATTEMPTS {
+            let acts = (0..PAUSE).flat_map(|_| monitor.tick()).collect::<Vec<_>>();
+            assert!(acts.is_empty(), "too early: {acts:?}");
+            let acts = monitor.tick();
+            assert_eq!(fails(&mut monitor, acts, refused), waiting);
+        }
+        let acts = (0..=PAUSE).flat_map(|_| monitor.tick()).collect();
+        assert_eq!(fails(&mut monitor, acts, refused), (true, "failed".to_owned()), "it was the last time");
+        assert!((0..=2 * PAUSE).all(|_| monitor.tick().is_empty()));
+        // Any other failure is one, and an end of the monitor ends the waiting.
+        let acts = monitor.drive(to("b"));
+        assert_eq!(fails(&mut monitor, acts, "no room"), (true, "failed".to_owned()));
+        let acts = monitor.drive(to("c"));
+        assert_eq!(fails(&mut monitor, acts, refused), waiting);
+        let acts = monitor.closed("QEMU ended");
+        assert_eq!(acts, [failed("c", "QEMU ended")]);
     }
 
     #[test]

@@ -118,11 +118,11 @@ async fn a_vm_is_moved_and_both_sides_tell_of_it() {
     let uri = format!("unix:{}", to.folder.0.join("memory").display());
     let old = qemu(&from.monitor(), None);
     from.until("that it runs", |w| *w == What::Resumed).await;
+    // The destination's QEMU may be started when its tap is there: later than the order comes.
+    from.orders.send(Order::Drive(vm.clone(), drive(uri.clone(), Want::Move))).await.unwrap();
+    let (before, _) = from.until("that nobody listens yet", is("waiting")).await;
+    assert!(!before.contains(&What::Stopped), "{before:?}");
     let _new = qemu(&to.monitor(), Some(&uri));
-    while !to.folder.0.join("memory").exists() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    from.orders.send(Order::Drive(vm.clone(), drive(uri, Want::Move))).await.unwrap();
     let (_, stopped) = from.until("STOP", |w| *w == What::Stopped).await;
     let (_, done) = from.until("the end", is("completed")).await;
     let What::Migration(figures) = &done.what else { panic!("{done:?}") };
@@ -152,13 +152,21 @@ async fn a_move_to_nowhere_fails_with_qemu_s_reason_and_the_vm_runs_on() {
     assert!(format!("{missing:?}").contains("contoso.sql.sock"), "{missing:?}");
     let _qemu = qemu(&host.monitor(), None);
     host.until("that it runs", |w| *w == What::Resumed).await;
-    let uri = format!("unix:{}", host.folder.0.join("nobody").display());
+    // Longer than a socket's path may be.
+    let uri = format!("unix:/{}", "x".repeat(120));
     host.orders.send(Order::Drive(vm.clone(), drive(uri, Want::Move))).await.unwrap();
     let (before, failed) = host.until("the failure", is("failed")).await;
     let What::Migration(m) = &failed.what else { panic!("{failed:?}") };
     assert!(!m.error.is_empty() && !before.contains(&What::Stopped), "{failed:?} {before:?}");
-    host.orders.send(Order::Drive(vm, drive("", Want::Cancel))).await.unwrap();
+    host.orders.send(Order::Drive(vm.clone(), drive("", Want::Cancel))).await.unwrap();
     host.until("that nothing is left to give up", is("cancelled")).await;
+    let uri = format!("unix:{}", host.folder.0.join("nobody").display());
+    host.orders.send(Order::Drive(vm.clone(), drive(uri.clone(), Want::Move))).await.unwrap();
+    host.until("that nobody listens yet", is("waiting")).await;
+    host.orders.send(Order::Drive(vm.clone(), drive(uri, Want::Follow))).await.unwrap();
+    host.until("that it waits still", is("waiting")).await;
+    host.orders.send(Order::Drive(vm.clone(), drive("", Want::Cancel))).await.unwrap();
+    host.until("that it is given up", is("cancelled")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,6 +92,10 @@ async fn moving(client: &Client, migration: &MigrationView) -> Outcome {
 fn stage(m: &MigrationView) -> String {
     match (m.phase.as_str(), &m.progress) {
         ("switched", _) => format!("runs on {}, waiting for {}", m.to, waiting_for(m)),
+        (_, Some(p)) if p.status == "waiting" => format!(
+            "waiting for a QEMU on {}: start it there with what `tenet vm run-args {} --host {}` prints, and -incoming",
+            m.to, m.vm, m.to
+        ),
         (_, Some(p)) => p.status.clone(),
         (phase, None) => phase.to_owned(),
     }
