@@ -7,7 +7,9 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests stop at the first surprise")]
 
 pub mod bpf;
+mod cut;
 pub mod frame;
+pub mod guest;
 pub mod libvirt;
 mod moves;
 mod nic;
@@ -19,6 +21,7 @@ mod restart;
 pub mod tunnel;
 mod world;
 
+pub use cut::Cut;
 pub use moves::check_moves;
 pub use nic::{IcmpError, Nic, Watch, ipv4};
 pub use reach::check_reach;

@@ -5,11 +5,11 @@ use futures::TryStreamExt as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 use tenet_api::rest::{ChangeItem, ChangesRequest, EventLine, Migrate, MigrationView, Spec};
-use tenet_hostnet::{Links, Netns};
+use tenet_hostnet::Links;
 use tenet_lab::tool::ask;
 use tenet_model::Through;
 use tenet_tests::frame::{self, Packet};
-use tenet_tests::{Fixture, Load, Nic, Paused, THREE_HOSTS, World, block_on, until};
+use tenet_tests::{Cut, Fixture, Load, Nic, Paused, THREE_HOSTS, World, block_on, until};
 use tenet_wire::Mac;
 
 static LAB: Fixture = Fixture::new("fau", THREE_HOSTS);
@@ -301,35 +301,4 @@ fn host_with_a_smaller_mtu_is_refused_before_anything_moves() {
 fn to(host: &str) -> Migrate {
     let (to, devices) = (host.parse().unwrap(), std::collections::BTreeMap::new());
     Migrate { to, devices, through: Through::SwitchOnly, uri: None }
-}
-
-/// The provider network between two hosts, cut until dropped.
-struct Cut {
-    router: Netns,
-    rules: Vec<[String; 4]>,
-}
-
-impl Cut {
-    fn new(world: &World, a: &str, b: &str) -> Self {
-        let pa = |h: &str| world.lab.host(h).unwrap().record().pa.to_string();
-        let rules = [(pa(a), pa(b)), (pa(b), pa(a))];
-        let rules = rules.map(|(from, to)| ["from".to_owned(), from, "to".to_owned(), to]).to_vec();
-        let cut = Self { router: world.lab.router().unwrap(), rules };
-        cut.rule("add");
-        cut
-    }
-
-    fn rule(&self, what: &str) {
-        for rule in &self.rules {
-            let output =
-                self.router.command("ip").args(["rule", what]).args(rule).arg("blackhole").output().unwrap();
-            assert!(output.status.success(), "ip rule {what}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-    }
-}
-
-impl Drop for Cut {
-    fn drop(&mut self) {
-        self.rule("del");
-    }
 }

@@ -6,6 +6,7 @@ use tenet_hostnet::Links;
 use tenet_lab::tool::{Probe, Stream};
 use tenet_lab::{Guests, Lab, LabOptions, guest};
 use tenet_model::{Family, Through, tap_name};
+use tenet_tests::guest::surviving;
 use tenet_tests::{binary, block_on, missing, skipped, until};
 
 const SQL: &str = "contoso/sql";
@@ -32,22 +33,12 @@ tenants:
       far: { ports: { eth0: { subnet: prod/data, address: [10.1.1.14, 'fd00:1::14'], host: h3 } } }
 ";
 
-/// Emulated guests' memory is damaged by a move now and then on a busy machine, under OVN as well: the guest's kernel
-/// says so on the console, and the test begins anew. Nothing else is forgiven.
-const ATTEMPTS: usize = 4;
-
 #[test]
 fn a_real_guest_moves_there_and_back_and_only_its_pause_costs_frames() {
     if let Some(why) = missing().or_else(guest::missing) {
         return skipped(why);
     }
-    for attempt in 1..=ATTEMPTS {
-        match there_and_back() {
-            Ok(()) => return,
-            Err(said) => println!("attempt {attempt}: the guest's kernel crashed: {said}"),
-        }
-    }
-    panic!("the guest's kernel crashed {ATTEMPTS} times");
+    surviving(there_and_back);
 }
 
 /// The tap is the agent's own, on the guest's host and nowhere else.

@@ -35,6 +35,7 @@ fn domains_start_move_and_stop_with_their_ports() {
     let site = Hosts::start(&world);
     strangers_start_unasked(&site);
     a_refusal_is_shown_by_virsh(&site);
+    queues_that_differ_are_refused(&site, &world);
     start_makes_port_and_tap(&site, &world, &image);
     another_host_may_not_start_it(&site, &image);
     a_move_by_hand_is_followed(&site, &world);
@@ -158,6 +159,36 @@ fn a_refusal_is_shown_by_virsh(site: &Hosts) {
     _ = site.one.virsh(&["undefine", "nowhere"]);
 }
 
+/// A domain that opens several queues, on a port that is made by its start, and so for one.
+fn queues_that_differ_are_refused(site: &Hosts, world: &World) {
+    let tap = tap_name(&"contoso/many/eth0".parse().unwrap());
+    let mark = "<metadata><tenet:vm xmlns:tenet='urn:tenet:libvirt:1' name='contoso/many'>\
+         <tenet:port name='eth0' mac='52:54:00:00:00:79' network='contoso/prod' subnet='data'/></tenet:vm></metadata>";
+    let nic = format!(
+        "<interface type='ethernet'><mac address='52:54:00:00:00:79'/><target dev='{tap}' managed='no'/>\
+         <model type='virtio'/><driver queues='2'/></interface>"
+    );
+    site.one.define(&plain("many", &nic).replace("<memory", &format!("{mark}<memory")));
+    let said = site.one.refused(&["start", "many"]);
+    println!("{said}");
+    assert!(said.contains("tenet vm attach contoso/many --port eth0 --host THIS-HOST --queues 2"), "{said}");
+    // What it says helps.
+    let lab = world.lab.record().name.clone();
+    let attach = ["vm", "attach", "contoso/many", "--port", "eth0", "--host", "h1", "--queues", "2"];
+    tenet(&[&["--lab", lab.as_str()], &attach[..]].concat());
+    _ = site.one.virsh(&["start", "many"]);
+    _ = site.one.virsh(&["destroy", "many"]);
+    _ = site.one.virsh(&["undefine", "many"]);
+    until("its port has left", PATIENCE, || host_of(world, "contoso/many/eth0").is_none().then_some(()));
+    block_on(world.client.delete_vm(&"contoso/many".parse().unwrap())).unwrap();
+}
+
+/// What `tenet status` says of the VM's port on its host.
+fn detail(world: &World, host: &str) -> Option<String> {
+    let status = world.host_status(host);
+    status.ports.into_iter().find(|p| p.port.to_string() == format!("{VM}/eth0")).map(|p| p.detail)
+}
+
 fn start_makes_port_and_tap(site: &Hosts, world: &World, image: &Image) {
     let tap = tap_name(&format!("{VM}/eth0").parse().unwrap());
     site.one.define(&ours("lv-1", "contoso/prod", image));
@@ -228,6 +259,10 @@ fn a_failed_move_is_rolled_back(site: &Hosts, world: &World) {
 }
 
 fn agents_follow_libvirt(site: &Hosts, world: &mut World) {
+    let host = host_of(world, &format!("{VM}/eth0")).unwrap();
+    until("the agent says that it hears nothing", PATIENCE, || {
+        detail(world, &host).filter(|d| d.contains("start the agent with --libvirt"))
+    });
     for (host, libvirt) in [("h1", &site.one), ("h2", &site.two)] {
         world.lab.follow_libvirt(host, &libvirt.uri).unwrap();
         world.lab.kill_agent(host).unwrap();
@@ -237,6 +272,7 @@ fn agents_follow_libvirt(site: &Hosts, world: &mut World) {
         until("the agent is back", PATIENCE, || world.host_status(host).connected.then_some(()));
     }
     world.in_sync();
+    until("and nothing more of it now", PATIENCE, || detail(world, &host).filter(String::is_empty));
 }
 
 /// `tenet vm migrate --libvirt`: the source's agent has its libvirt move the domain.
