@@ -214,10 +214,14 @@ impl Site {
 
     pub fn check_sums(&self) {
         for (vm, netns) in VMS.iter().zip(&self.vms) {
-            for (name, value) in snmp(netns) {
+            let counters = snmp(netns);
+            // A SYN that was sent twice, as on a busy machine, is an error for the kernel (tcp_validate_incoming).
+            let repeated = counters["TcpExt.TCPSYNChallenge"];
+            for (name, value) in &counters {
+                let allowed = if name == "Tcp.InErrs" { repeated } else { 0 };
                 let bad =
                     name.ends_with("InCsumErrors") || name == "Tcp.InErrs" || name.ends_with("InHdrErrors");
-                assert!(!bad || value == 0, "VM {}: {name} {value}", vm.n);
+                assert!(!bad || *value <= allowed, "VM {}: {name} {value}", vm.n);
             }
         }
     }
@@ -276,7 +280,8 @@ pub fn snmp(netns: &Netns) -> BTreeMap<String, u64> {
         netns.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))).unwrap().unwrap()
     };
     let mut counters = BTreeMap::new();
-    let old = read("snmp");
+    // In pairs of lines, both.
+    let old = read("snmp") + &read("netstat");
     let lines: Vec<&str> = old.lines().collect();
     for pair in lines.chunks(2) {
         let group = pair[0].split(':').next().unwrap();
