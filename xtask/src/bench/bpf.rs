@@ -13,6 +13,7 @@ const MAP_UPDATE: libc::c_long = 2;
 const MAP_LOOKUP: libc::c_long = 1;
 const MAP_NEXT_KEY: libc::c_long = 4;
 const PROG_LOAD: libc::c_long = 5;
+const TEST_RUN: libc::c_long = 10;
 const OBJ_GET: libc::c_long = 7;
 const PROG_BY_ID: libc::c_long = 13;
 const OBJ_INFO: libc::c_long = 15;
@@ -88,7 +89,12 @@ pub struct Program {
 
 /// The programs whose links are pinned in a folder, each once, by name.
 pub fn programs(links: &Path) -> Result<Vec<Program>> {
-    let mut found: Vec<(u32, Program)> = Vec::new();
+    Ok(loaded(links)?.into_iter().map(|(program, _)| program).collect())
+}
+
+/// The same with descriptors.
+fn loaded(links: &Path) -> Result<Vec<(Program, OwnedFd)>> {
+    let mut found: Vec<(u32, (Program, OwnedFd))> = Vec::new();
     for entry in std::fs::read_dir(links).with_context(|| format!("read {}", links.display()))? {
         let Ok(link) = open(&entry?.path()) else { continue };
         // A pinned program instead of a link (clsact) describes itself.
@@ -102,7 +108,7 @@ pub fn programs(links: &Path) -> Result<Vec<Program>> {
             continue;
         }
         let name: Vec<u8> = about.iter().skip(64).take(16).copied().take_while(|b| *b != 0).collect();
-        let program = Program {
+        let described = Program {
             name: String::from_utf8_lossy(&name).into_owned(),
             verified: u32_at(&about, 216),
             instructions: u32_at(&about, 20) / 8,
@@ -110,11 +116,54 @@ pub fn programs(links: &Path) -> Result<Vec<Program>> {
             run_ns: u64_at(&about, 192),
             runs: u64_at(&about, 200),
         };
-        found.push((id, program));
+        found.push((id, (described, program)));
     }
-    let mut programs: Vec<Program> = found.into_iter().map(|(_, p)| p).collect();
-    programs.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut programs: Vec<(Program, OwnedFd)> = found.into_iter().map(|(_, p)| p).collect();
+    programs.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     Ok(programs)
+}
+
+/// A loaded program that is run on a frame by `BPF_PROG_TEST_RUN`, one run a call: the kernel times the program alone,
+/// with the maps that it has.
+pub struct Runner {
+    program: OwnedFd,
+}
+
+impl Runner {
+    /// The program of that name whose links are pinned in a folder.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn find(links: &Path, name: &str) -> Result<Self> {
+        let all = loaded(links)?;
+        let found = all.into_iter().find(|(about, _)| about.name == name);
+        let (_, program) = found.with_context(|| format!("no `{name}` in {}", links.display()))?;
+        Ok(Self { program })
+    }
+
+    /// Runs it on a frame that came in at a device of the calling thread's namespace: the program's verdict, the frame
+    /// as it left it, and how long it took, in nanoseconds.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn run(&self, frame: &[u8], ifindex: u32) -> Result<(u32, Vec<u8>, u32)> {
+        // struct __sk_buff: `ifindex` is its eleventh word; those that may not be set are zero.
+        let mut context = [0_u32; 48];
+        context[10] = ifindex;
+        let mut out = vec![0_u8; 2048];
+        let mut attr: Attr = [0; 20];
+        attr[0] = raw(&self.program);
+        attr[1] = frame.len() as u64 | (out.len() as u64) << 32;
+        attr[2] = frame.as_ptr() as u64;
+        attr[3] = out.as_mut_ptr() as u64;
+        attr[4] = 1;
+        attr[5] = size_of_val(&context) as u64;
+        attr[6] = context.as_mut_ptr() as u64;
+        bpf(TEST_RUN, &mut attr).context("run a program on a frame")?;
+        let (verdict, length, took) = (attr[0] >> 32, attr[1] >> 32, attr[4] >> 32);
+        out.truncate(length as usize);
+        Ok((verdict as u32, out, took as u32))
+    }
 }
 
 /// Makes the kernel count the run time of every program until the handle is dropped; this costs some nanoseconds a run.

@@ -8,8 +8,12 @@ use serde_json::json;
 use std::fmt::Write as _;
 use std::path::Path;
 
+mod time;
+
 /// Lookup records of the large table.
 pub const RECORDS: u32 = 500_000;
+/// Turns of each program with either table.
+const BLOCKS: usize = 200;
 
 /// Measures two Tenets side by side, one with the records of two VMs, one with half a million more in the kernel's
 /// maps, and writes `table.json`.
@@ -37,7 +41,7 @@ pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
         .filter(|c| c.name.starts_with("Tenet"))
         .filter_map(|c| Some((c, large.contestants.iter().find(|l| l.name == c.name)?)))
         .collect();
-    let mut results = Vec::new();
+    let (mut results, mut times) = (Vec::new(), Vec::new());
     let mut text = format!("| | few records | {records} more | ratio |\n| --- | --- | --- | --- |\n");
     for (few, many) in pairs {
         type Probe = fn(&[load::Vm; 2], std::time::Duration) -> Result<f64>;
@@ -80,6 +84,17 @@ pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
             }));
         }
     }
+    let runs = if options.quick { BLOCKS / 10 } else { BLOCKS };
+    _ = write!(text, "\n{}", time::HEADING);
+    for method in &wanted.methods {
+        let both = [&small, &large].map(|t| time::Programs::of(t, method));
+        let [few, many] = both;
+        for row in time::compare(&few?, &many?, runs)? {
+            println!("{}", row.line());
+            _ = writeln!(text, "{}", row.markdown());
+            times.push(row);
+        }
+    }
     for (name, bytes) in &memory[0] {
         println!("a record's entry in {name} takes {bytes:.0} B of kernel memory");
     }
@@ -95,7 +110,8 @@ pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
     if let Some(page) = &options.page {
         report::splice(page, "table", &text)?;
     }
-    let document = json!({ "records": records, "bytes_per_record": memory[0], "results": results });
+    let document =
+        json!({ "records": records, "bytes_per_record": memory[0], "results": results, "programs": times });
     std::fs::write(out.join("table.json"), serde_json::to_string_pretty(&document)?)?;
     Ok(())
 }
