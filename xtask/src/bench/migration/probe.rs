@@ -6,13 +6,11 @@ use anyhow::{Context as _, Result};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tenet_hostnet::Netns;
 
-/// How long another answer is waited for after the last question, and after each answer since.
-const LATE: Duration = Duration::from_millis(250);
 /// How long answers are waited for in all. A guest that is short of time may be behind by a second and more.
 const LATEST: Duration = Duration::from_secs(10);
 const ECHO_REQUEST: u8 = 8;
@@ -23,6 +21,8 @@ const SIZE: usize = 20;
 /// A running probe.
 pub struct Probe {
     stop: Arc<AtomicBool>,
+    /// How long another answer is waited for, in milliseconds.
+    late: Arc<AtomicU64>,
     /// When the last answer came.
     heard: Arc<AtomicI64>,
     sender: JoinHandle<Vec<Micros>>,
@@ -72,12 +72,15 @@ impl Probe {
         let (tx, rx) = netns.run(open)?.with_context(|| format!("open a probe of {who}"))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (send_stop, receive_stop) = (stop.clone(), stop.clone());
+        let late = Arc::new(AtomicU64::new(0));
+        let receive_late = late.clone();
         let (id, heard) = (clock::now() as u64, Arc::new(AtomicI64::new(0)));
         let tell = heard.clone();
         let name = || std::thread::Builder::new().name("probe".to_owned());
-        let receiver = name().spawn(move || receive(&rx, id, port.is_none(), &tell, &receive_stop))?;
+        let receiver =
+            name().spawn(move || receive(&rx, id, port.is_none(), &tell, (&receive_stop, &receive_late)))?;
         let sender = name().spawn(move || send(&tx, id, step, &send_stop))?;
-        Ok(Self { stop, heard, sender, receiver })
+        Ok(Self { stop, late, heard, sender, receiver })
     }
 
     /// Waits until an answer comes after a moment, or patience is at its end.
@@ -88,12 +91,13 @@ impl Probe {
         }
     }
 
-    /// Stops asking, waits for late answers and tells.
+    /// Stops asking, waits for late answers, until none has come for so long, and tells.
     ///
     /// # Errors
     /// If a thread broke off.
-    pub fn stop(self) -> Result<Seen> {
-        self.stop.store(true, Ordering::Relaxed);
+    pub fn stop(self, late: Duration) -> Result<Seen> {
+        self.late.store(late.as_millis() as u64, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Release);
         let broke = |_| anyhow::anyhow!("the probe broke off");
         let sent = self.sender.join().map_err(broke)?;
         let mut probes: Vec<_> = sent.into_iter().map(|at| (at, None)).collect();
@@ -160,8 +164,9 @@ fn receive(
     id: u64,
     raw: bool,
     heard: &AtomicI64,
-    stop: &AtomicBool,
+    (stop, late): (&AtomicBool, &AtomicU64),
 ) -> Vec<(u32, Micros)> {
+    let late = || Duration::from_millis(late.load(Ordering::Relaxed));
     clock::first_served();
     let mut answers = Vec::new();
     let mut buffer = [0; 512];
@@ -173,12 +178,12 @@ fn receive(
                 answers.push((number, at));
                 heard.store(at, Ordering::Relaxed);
                 // Whoever still works off what came during the pause has lost nothing of it.
-                end = latest.map(|latest| (Instant::now() + LATE).min(latest));
+                end = latest.map(|latest| (Instant::now() + late()).min(latest));
             }
         }
-        if latest.is_none() && stop.load(Ordering::Relaxed) {
+        if latest.is_none() && stop.load(Ordering::Acquire) {
             latest = Some(Instant::now() + LATEST);
-            end = Some(Instant::now() + LATE);
+            end = Some(Instant::now() + late());
         }
     }
     answers
@@ -277,7 +282,7 @@ mod tests {
                 return;
             };
             probe.wait_heard(clock::now() + 50_000, Duration::from_secs(10));
-            let seen = probe.stop().unwrap();
+            let seen = probe.stop(Duration::from_millis(100)).unwrap();
             let lost = seen.probes.iter().filter(|(_, answer)| answer.is_none()).count();
             assert!(seen.probes.len() > 10 && lost == 0, "{port:?}: {lost} of {} lost", seen.probes.len());
         }
