@@ -123,6 +123,32 @@ fn destination_whose_agent_dies_after_the_switch_is_not_waited_for() {
 }
 
 #[test]
+fn third_host_whose_agent_dies_before_the_switch_reaches_the_vm_by_way_of_the_source() {
+    let Some(mut world) = LAB.world() else { return };
+    home(&mut world);
+    let moving = block_on(world.lab.prepare_move(SQL, "h2")).unwrap();
+    world.lab.kill_agent("h3").unwrap();
+    let pause = moving.switch().unwrap();
+    unplug(&world);
+    until("the switch is stored", PATIENCE, || {
+        running(&world).is_some_and(|m| m.phase == "switched").then_some(())
+    });
+    // More than the five seconds that an end of the VM is waited for.
+    let far = Load::start(&world, "contoso/far", SQL);
+    answers(&world, "contoso/far");
+    far.run(Duration::from_secs(7));
+    assert_eq!(running(&world).unwrap().waiting_for, ["h3"], "the source sends on for it");
+    back(&mut world, "h3");
+    let moved = block_on(world.lab.finish_move(moving, pause)).unwrap();
+    println!("pause {pause:?}, {:?}", moved.receipt);
+    assert!(moved.receipt.moved && moved.receipt.behind.is_empty(), "{:?}", moved.receipt);
+    assert!(moved.receipt.redirected > 5000, "{:?}", moved.receipt);
+    far.stop_without_loss();
+    world.in_sync();
+    home(&mut world);
+}
+
+#[test]
 fn hosts_that_cannot_reach_each_other_do_not_keep_the_vm_from_the_others() {
     let Some(mut world) = LAB.world() else { return };
     home(&mut world);

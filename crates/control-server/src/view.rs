@@ -123,6 +123,7 @@ pub(crate) fn receipt(r: Receipt) -> ReceiptView {
         prepare_us: r.prepare_us,
         last_ack_us: r.last_ack_us,
         acks_us: r.acks_us,
+        behind: r.behind,
         pause_us: r.pause_us,
         downtime_us: r.downtime_us,
         first_frame_us: r.first_frame_us,

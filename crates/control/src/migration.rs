@@ -10,6 +10,12 @@ pub const PREPARE: Micros = 10_000_000;
 pub const SETTLE: Micros = 10_000_000;
 /// A host is waited for this long after its session ended.
 pub const DISCONNECTED: Micros = 5_000_000;
+/// A host with neither end of the VM is waited for this long after its session ended, once the VM has moved: until it
+/// follows, its VMs reach the VM only by way of the source, which sends on as long as the migration lasts. An agent that
+/// its host starts again is back by then.
+pub const AWAY: Micros = 60_000_000;
+/// A hypervisor that has moved nothing more for this long is told as a problem.
+pub const STALL: Micros = 10_000_000;
 /// Longest wait for counters.
 pub(crate) const ASK: Micros = 1_000_000;
 /// A commit that is not seen in the store after this time is tried again.
@@ -87,6 +93,8 @@ pub(crate) struct Run {
     /// When the switch was seen.
     pub(crate) switched: Option<Micros>,
     pub(crate) acks_us: BTreeMap<HostName, u64>,
+    /// Hosts that were not waited for any longer: they may still have the old records.
+    pub(crate) behind: BTreeSet<HostName>,
     /// When nobody's acknowledgement of the switch was awaited any more.
     pub(crate) all_follow: Option<Micros>,
     pub(crate) before: BTreeMap<HostName, Frames>,
@@ -110,6 +118,10 @@ pub(crate) struct Run {
     pub(crate) cancelling: Option<(Micros, String)>,
     /// What the hypervisor said last.
     pub(crate) progress: Option<Progress>,
+    /// When it had moved more than before, and how often it said so.
+    pub(crate) grew: (Micros, u32),
+    /// That it moves nothing more was told.
+    pub(crate) stalled: bool,
     /// When it said that all of the VM has been moved.
     pub(crate) completed: Option<Micros>,
     /// When the VM stood still on the source.
@@ -135,6 +147,7 @@ impl Run {
             prepare_us: None,
             switched: migration.switched_ms.map(|ms| ms.saturating_mul(1000)),
             acks_us: BTreeMap::new(),
+            behind: BTreeSet::new(),
             all_follow: None,
             before: BTreeMap::new(),
             after: BTreeMap::new(),
@@ -148,6 +161,8 @@ impl Run {
             doubted: false,
             cancelling: None,
             progress: None,
+            grew: (now, 0),
+            stalled: false,
             completed: None,
             stopped: None,
             resumed_at_source: false,
@@ -204,6 +219,10 @@ impl Run {
             _ => {}
         }
         let known = self.progress.get_or_insert_default();
+        if progress.transferred > known.transferred || progress.status != known.status {
+            self.grew = (now, self.grew.1.saturating_add(1));
+            self.stalled = false;
+        }
         // Some words come without figures.
         known.transferred = known.transferred.max(progress.transferred);
         known.total = known.total.max(progress.total);
@@ -216,6 +235,13 @@ impl Run {
             self.cancelled = None;
             self.cancelling = None;
         }
+    }
+
+    /// Whether the source's hypervisor is moving it, as far as it said.
+    pub(crate) fn under_way(&self) -> bool {
+        let status = self.progress.as_ref().map(|p| p.status.as_str());
+        let moving = ["setup", "active", "device", "pre-switchover", "postcopy-active", "postcopy-paused"];
+        self.completed.is_none() && status.is_some_and(|s| moving.contains(&s) || s == "stopped")
     }
 
     /// Whether something that only the receipt needs is still to be heard.
@@ -280,6 +306,7 @@ impl Run {
             prepare_us: self.prepare_us.unwrap_or(0),
             last_ack_us: self.acks_us.values().copied().max().unwrap_or(0),
             acks_us: self.acks_us.clone(),
+            behind: if moved { self.behind.clone() } else { BTreeSet::new() },
             pause_us: self.pause_us(),
             // QEMU says 0 as long as it has not worked it out.
             downtime_us: self.downtime_us.filter(|us| moved && *us > 0),

@@ -5,7 +5,10 @@ use crate::{
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 use uuid::Uuid;
 
 /// Who owns networks and VMs (HNV's customer).
@@ -340,6 +343,9 @@ pub struct Receipt {
     pub last_ack_us: u64,
     /// Per host: microseconds from the switch to its acknowledgement.
     pub acks_us: BTreeMap<HostName, u64>,
+    /// Hosts that have not acknowledged them: their VMs do not reach the VM until they do.
+    #[serde(default)]
+    pub behind: BTreeSet<HostName>,
     /// From the VM's stop on the source until it ran on the destination, in microseconds, as their hypervisors' words
     /// reached the controller; none if one of them was not heard.
     #[serde(default)]

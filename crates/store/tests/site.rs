@@ -84,6 +84,7 @@ async fn a_receipt_comes_with_its_change_or_not_at_all() {
         exact: true,
         last_ack_us: 0,
         acks_us: Default::default(),
+        behind: Default::default(),
         pause_us: None,
         downtime_us: None,
         first_frame_us: None,

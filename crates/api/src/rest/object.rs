@@ -3,7 +3,10 @@
 use super::SubnetSpec;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 use tenet_model::{
     ActivatedBy, HostName, Mac, Method, Name, NetworkRef, PortRef, SubnetRef, TenantName, Through, VmRef,
 };
@@ -406,6 +409,10 @@ pub struct ReceiptView {
     /// Per host: microseconds from the switch to its acknowledgement.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub acks_us: BTreeMap<HostName, u64>,
+    /// Hosts that had not acknowledged when the migration ended: their VMs do not reach the VM until they do.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub behind: BTreeSet<HostName>,
     /// From the VM's stop on the source until it ran on the destination, in microseconds, as the hypervisors' words
     /// reached the controller; none if one of them was not heard.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -4,7 +4,7 @@ use super::{Control, Order, Output, open_id};
 use crate::{
     DISCONNECTED, Micros, SessionId,
     happening::Happening,
-    migration::{CANCEL, DOUBT, Progress, QUIET, Run, Taken},
+    migration::{CANCEL, DOUBT, Progress, QUIET, Run, STALL, Taken},
     session::Host,
 };
 use std::collections::BTreeMap;
@@ -51,6 +51,7 @@ impl Control {
                 run.stopped = Some(now);
                 run.resumed_at_source = false;
                 run.progress.get_or_insert_default().status = "stopped".to_owned();
+                run.grew = (now, run.grew.1.saturating_add(1));
             }
             Word::Resumed if to => {
                 run.resumed.get_or_insert(now);
@@ -118,11 +119,11 @@ impl Control {
         self.runs.get(vm)?.progress.as_ref()
     }
 
-    /// Gives up what the source's agent drives: first the hypervisor, then the network.
+    /// Gives a migration up: first the hypervisor, if one is moving the VM, whoever told it to; then the network.
     pub(super) fn cancel_drive(&mut self, now: Micros, vm: &VmRef, reason: &str, outputs: &mut Vec<Output>) {
         let Some(run) = self.runs.get_mut(vm) else { return };
         let session = self.hosts.get(&run.migration.from).and_then(open_id);
-        match session.filter(|_| run.driven.is_some() || run.taken.is_some()) {
+        match session.filter(|_| run.driven.is_some() || run.taken.is_some() || run.under_way()) {
             Some(session) => {
                 if run.cancelling.is_none() {
                     run.cancelling = Some((now, reason.to_owned()));
@@ -168,6 +169,7 @@ pub(super) fn steer(now: Micros, run: &mut Run, hosts: &BTreeMap<HostName, Host>
         outputs.push(told(text, &run.migration.vm, &run.migration.from));
         return;
     }
+    stall(now, run, outputs);
     if run.migration.phase != Phase::Prepared || !run.migration.through.driven() || run.cancelling.is_some() {
         return;
     }
@@ -190,6 +192,25 @@ pub(super) fn steer(now: Micros, run: &mut Run, hosts: &BTreeMap<HostName, Host>
         }
         None => {}
     }
+}
+
+/// Tells of a hypervisor that moves nothing more. It gives up by itself, but only after many minutes: TCP does not see a
+/// cut wire sooner.
+fn stall(now: Micros, run: &mut Run, outputs: &mut Vec<Output>) {
+    // Of a move that another tool began nobody may be asking how far it is.
+    let watched = run.migration.through.driven() || run.grew.1 > 2;
+    if run.stalled || !watched || !run.under_way() || now.saturating_sub(run.grew.0) <= STALL {
+        return;
+    }
+    run.stalled = true;
+    let (vm, from, to) = (&run.migration.vm, &run.migration.from, &run.migration.to);
+    let stands = if run.stopped.is_some() { ", which stands still" } else { "" };
+    let text = format!(
+        "for {} s nothing more of {vm}{stands} has been moved from {from} to {to}: look whether the way between them is \
+         whole; `tenet vm cancel {vm}` gives the move up and leaves the VM on {from}",
+        STALL / 1_000_000
+    );
+    outputs.push(Output::Happened(Happening::new("problem", text).host(from).field("vm", vm)));
 }
 
 /// Finds out how a migration stands that an earlier run of the controller may have had driven; whether that is still

@@ -2,7 +2,7 @@
 
 use super::{Control, Output, Refused, hypervisor::steer, open_id};
 use crate::{
-    DISCONNECTED, Micros, PREPARE, SETTLE, SessionId,
+    AWAY, DISCONNECTED, Micros, PREPARE, SETTLE, SessionId,
     happening::Happening,
     migration::{AGAIN, ASK, COMMIT, Frames, LINGER, Run, Stage},
 };
@@ -200,7 +200,9 @@ impl Control {
     pub(super) fn step(&mut self, now: Micros, vm: &VmRef, outputs: &mut Vec<Output>) {
         let hosts = &self.hosts;
         let Some(run) = self.runs.get_mut(vm) else { return };
-        let (to, revision, since) = (run.migration.to.clone(), run.revision, run.since);
+        let (from, to) = (run.migration.from.clone(), run.migration.to.clone());
+        let (revision, since) = (run.revision, run.since);
+        let is_switched = run.migration.phase == Phase::Switched;
         let mut done = Vec::new();
         let mut late = Vec::new();
         run.waiting.retain(|name| {
@@ -211,21 +213,32 @@ impl Control {
                     false
                 }
                 Some(_) if *name != to && now.saturating_sub(since) > SETTLE => {
-                    late.push(name.clone());
+                    late.push((name.clone(), "which did not acknowledge in time"));
                     false
                 }
-                None if *name != to || run.migration.phase == Phase::Switched => {
-                    now.saturating_sub(host.gone_since) <= DISCONNECTED
+                None if *name != to || is_switched => {
+                    let patience =
+                        if is_switched && *name != to && *name != from { AWAY } else { DISCONNECTED };
+                    let wait = now.saturating_sub(host.gone_since) <= patience;
+                    if !wait {
+                        late.push((name.clone(), "whose agent is not connected"));
+                    }
+                    wait
                 }
                 Some(_) | None => true,
             }
         });
-        for host in late {
-            let text =
-                format!("the migration of {vm} goes on without {host}, which did not acknowledge in time");
+        for (host, why) in late {
+            let mut text = format!("the migration of {vm} goes on without {host}, {why}");
+            if host != from && host != to {
+                text += ": until it is, VMs there that are on the same network do not reach it";
+            }
             outputs.push(Output::Happened(Happening::new("problem", text).host(&host).field("vm", vm)));
+            if is_switched {
+                run.behind.insert(host);
+            }
         }
-        if run.migration.phase == Phase::Switched {
+        if is_switched {
             let switched = run.switched.unwrap_or(since);
             for name in done {
                 run.acks_us.entry(name).or_insert_with(|| now.saturating_sub(switched));
@@ -264,8 +277,8 @@ impl Control {
             return;
         }
         if !run.waiting.is_empty() {
-            if phase == Phase::Switched && now.saturating_sub(since) > SETTLE + DISCONNECTED {
-                run.waiting.clear();
+            if phase == Phase::Switched && now.saturating_sub(since) > SETTLE + AWAY {
+                run.behind.append(&mut run.waiting);
             } else {
                 return;
             }
@@ -297,10 +310,16 @@ impl Control {
             return;
         }
         run.committing = Some(now);
+        // Who has caught up meanwhile is not behind.
+        let hosts = &self.hosts;
+        let revision = run.revision;
+        run.behind.retain(|host| {
+            hosts.get(host).is_some_and(|h| !h.session.as_ref().is_some_and(|s| s.has(revision)))
+        });
         let ports = desired.ports.values().filter(|p| p.value.name.vm_ref() == *vm).map(|p| p.value.clone());
         let operations = run.finish(ports);
         let receipt = run.receipt(true, None);
-        let text = format!(
+        let mut text = format!(
             "{vm} moved to {}: {}{} frames redirected, {} lost, last host after {} ms",
             run.migration.to,
             if receipt.exact { "" } else { "about " },
@@ -308,6 +327,10 @@ impl Control {
             receipt.lost,
             receipt.last_ack_us / 1000
         );
+        if !receipt.behind.is_empty() {
+            let hosts: Vec<&str> = receipt.behind.iter().map(HostName::as_str).collect();
+            text += &format!("; not heard of it have: {}", hosts.join(", "));
+        }
         run.ending = Some(text);
         outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(receipt) });
     }

@@ -170,7 +170,14 @@ impl Vms {
         tracing::info!(%vm, through = drive.through, uri = drive.uri, ?want, "told to move a VM");
         let through = drive.through;
         let drive = qmp::Drive { migration: drive.migration, uri: drive.uri, want };
-        let refused = match (through.as_str(), &self.qmp, &self.virsh) {
+        // What another tool is moving is given up where this agent hears of it.
+        let is_domain = self.virsh.is_some() && self.domains.of(&vm).is_some();
+        let through = match through.as_str() {
+            "switch-only" | "other" if drive.want == qmp::Want::Cancel && is_domain => "libvirt",
+            "switch-only" | "other" if drive.want == qmp::Want::Cancel => "qmp",
+            told => told,
+        };
+        let refused = match (through, &self.qmp, &self.virsh) {
             ("qmp", Some(qmp), _) => {
                 let order = qmp::Order::Drive(vm.clone(), drive.clone());
                 qmp.try_send(order).err().map(|_| "the agent is busy with other VMs: try again".to_owned())

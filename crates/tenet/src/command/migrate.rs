@@ -241,6 +241,11 @@ pub fn receipt(r: &ReceiptView) -> Outcome {
             print::line(&format!("    host {host:<21} {}", micros(*us)))?;
         }
     }
+    for host in &r.behind {
+        print::line(&format!(
+            "    host {host:<21} has NOT heard: VMs there do not reach it until its agent is back"
+        ))?;
+    }
     print::line(&format!("  frames sent on (redirected)  {}", frames(r, r.redirected)))?;
     print::line(&format!("  frames lost                  {}", frames(r, r.lost)))?;
     if r.moved && !r.exact {
