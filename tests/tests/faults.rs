@@ -7,7 +7,7 @@ use std::time::Duration;
 use tenet_api::rest::{ChangeItem, ChangesRequest, EventLine, Migrate, MigrationView, Spec};
 use tenet_hostnet::Links;
 use tenet_lab::tool::ask;
-use tenet_model::Through;
+use tenet_model::{ActivatedBy, Through};
 use tenet_tests::frame::{self, Packet};
 use tenet_tests::{Cut, Fixture, Load, Nic, Paused, THREE_HOSTS, World, block_on, until};
 use tenet_wire::Mac;
@@ -263,6 +263,34 @@ fn guest_that_changes_its_mac_or_address_while_it_moves_gets_no_further_by_it() 
     world.lives_on(SQL, "h2");
     answers(&world, "contoso/far");
     assert!(!watch.stop().iter().any(|f| f.windows(7).any(|w| w == b"strange")));
+    home(&mut world);
+}
+
+#[test]
+fn announcement_of_the_new_place_is_enough_to_switch() {
+    let Some(mut world) = LAB.world() else { return };
+    home(&mut world);
+    let old = world.nic(SQL);
+    let watch = world.nic("contoso/log").watch();
+    let moving = block_on(world.lab.prepare_move(SQL, "h2")).unwrap();
+    let netns = world.lab.vm(SQL).unwrap().netns().clone();
+    let new = Nic::open(&netns, SQL, "leg.0", old.mac, old.ip, old.gateway);
+    let before = drops(&world, "h2", PORT, "arp_suppressed");
+    // What QEMU sends for a guest that it has just let run (`qemu_announce_self`): a RARP request (RFC 903), to all.
+    let mac = old.mac.octets();
+    let body = [&[0, 1, 8, 0, 6, 4, 0, 3][..], &mac, &[0; 4], &mac, &[0; 22]].concat();
+    new.send(&frame::ethernet(Mac::BROADCAST, old.mac, 0x8035, &body));
+    until("the switch is stored", PATIENCE, || {
+        running(&world).is_none_or(|m| m.phase == "switched").then_some(())
+    });
+    let pause = moving.switch().unwrap();
+    let moved = block_on(world.lab.finish_move(moving, pause)).unwrap();
+    assert_eq!(moved.receipt.activated_by, Some(ActivatedBy::Frame), "{:?}", moved.receipt);
+    world.lives_on(SQL, "h2");
+    answers(&world, "contoso/far");
+    // No other VM is to believe it: where a VM is, the table says.
+    assert!(drops(&world, "h2", PORT, "arp_suppressed") > before);
+    assert!(!watch.stop().iter().any(|f| f.get(12..14) == Some(&[0x80, 0x35])));
     home(&mut world);
 }
 
