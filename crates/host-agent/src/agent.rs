@@ -617,19 +617,7 @@ impl Agent {
             if port.is_empty() {
                 continue;
             }
-            let counters = agent::PortCounters {
-                port: port.clone(),
-                tx_frames: c.tx_frames,
-                tx_bytes: c.tx_bytes,
-                rx_frames: c.rx_frames,
-                rx_bytes: c.rx_bytes,
-                redirected: c.redirected,
-                answered: c.answered,
-                icmp_errors: c.icmp_errors,
-                flooded: c.flooded,
-                drops: BTreeMap::new(),
-            };
-            by_name.insert(port, counters);
+            by_name.insert(port.clone(), convert::counters(port, c));
         }
         for (key, frames) in self.kernel.drops()? {
             let port = self.core.name_of(key.ifindex);
@@ -705,7 +693,7 @@ impl Agent {
 
 fn port_metrics(text: &mut Text, ports: &[agent::PortCounters]) {
     type Field = fn(&agent::PortCounters) -> u64;
-    let fields: [(&str, &str, Field); 8] = [
+    let fields: [(&str, &str, Field); 10] = [
         ("tenet_port_tx_frames_total", "Frames that the VM sent.", |c| c.tx_frames),
         ("tenet_port_tx_bytes_total", "Bytes that the VM sent.", |c| c.tx_bytes),
         ("tenet_port_rx_frames_total", "Frames delivered to the VM.", |c| c.rx_frames),
@@ -714,6 +702,10 @@ fn port_metrics(text: &mut Text, ports: &[agent::PortCounters]) {
         ("tenet_port_answered_total", "ARP requests and pings answered from the table.", |c| c.answered),
         ("tenet_port_icmp_errors_total", "ICMP errors sent to the VM.", |c| c.icmp_errors),
         ("tenet_port_flooded_total", "Broadcast and multicast frames replicated.", |c| c.flooded),
+        ("tenet_port_slow_total", "Frames given to the slow device of STT.", |c| c.slow),
+        ("tenet_port_clamped_total", "TCP connections whose segment size was lowered to what fits.", |c| {
+            c.clamped
+        }),
     ];
     for (name, help, field) in fields {
         text.metric(name, "counter", help);
@@ -790,5 +782,35 @@ async fn ready(fd: Option<&AsyncFd<OwnedFd>>) {
             Err(_) => std::future::pending().await,
         },
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_of_the_programs_is_a_metric() {
+        let counted = tenet_tables::Counters {
+            tx_frames: 1001,
+            tx_bytes: 1002,
+            rx_frames: 1003,
+            rx_bytes: 1004,
+            redirected: 1005,
+            answered: 1006,
+            icmp_errors: 1007,
+            flooded: 1008,
+            slow: 1009,
+            clamped: 1010,
+        };
+        let mut text = Text::default();
+        port_metrics(&mut text, &[convert::counters("contoso/web/eth0".to_owned(), counted)]);
+        let text = text.finish();
+        for n in 1001..=1010 {
+            assert!(
+                text.contains(&format!("{{port=\"contoso/web/eth0\"}} {n}\n")),
+                "{n} is missing:\n{text}"
+            );
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 use tenet_api::agent::{self, AgentMessage, agent_message::Message as M};
 use tenet_host::{Message, NetworkProof, PortStatus};
+use tenet_tables::Counters;
 
 /// A message of the protocol.
 pub(crate) fn message(message: Message) -> AgentMessage {
@@ -52,6 +53,36 @@ fn status(p: PortStatus) -> agent::PortStatus {
         mtu: p.mtu.into(),
         state: p.state.to_owned(),
         detail: p.detail,
+    }
+}
+
+/// What the programs counted at a port or uplink. Every field is named, so that a new one cannot be left out.
+pub(crate) fn counters(port: String, counted: Counters) -> agent::PortCounters {
+    let Counters {
+        tx_frames,
+        tx_bytes,
+        rx_frames,
+        rx_bytes,
+        redirected,
+        answered,
+        icmp_errors,
+        flooded,
+        slow,
+        clamped,
+    } = counted;
+    agent::PortCounters {
+        port,
+        tx_frames,
+        tx_bytes,
+        rx_frames,
+        rx_bytes,
+        redirected,
+        answered,
+        icmp_errors,
+        flooded,
+        slow,
+        clamped,
+        ..agent::PortCounters::default()
     }
 }
 

@@ -215,6 +215,12 @@ pub struct PortCounters {
     pub icmp_errors: u64,
     /// Frames replicated.
     pub flooded: u64,
+    /// Frames given to the slow device, because STT's fast path cannot finish them.
+    #[serde(default)]
+    pub slow: u64,
+    /// TCP connections whose segment size was lowered to what fits.
+    #[serde(default)]
+    pub clamped: u64,
     /// Drops by reason.
     pub drops: BTreeMap<String, u64>,
 }

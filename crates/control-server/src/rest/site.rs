@@ -322,6 +322,8 @@ fn port_counters(host: &HostName, answer: agent::Answer) -> Vec<PortCounters> {
         answered: c.answered,
         icmp_errors: c.icmp_errors,
         flooded: c.flooded,
+        slow: c.slow,
+        clamped: c.clamped,
         drops: c.drops,
     };
     answer.counters.into_iter().map(one).collect()
@@ -382,4 +384,33 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
 #[utoipa::path(get, path = "/openapi.json", tag = "site", security(()), responses((status = 200, body = Object)))]
 pub(super) async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], super::document()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_that_an_agent_tells_is_shown() {
+        let told = agent::PortCounters {
+            port: "uplink:eth0".to_owned(),
+            tx_frames: 1001,
+            tx_bytes: 1002,
+            rx_frames: 1003,
+            rx_bytes: 1004,
+            redirected: 1005,
+            answered: 1006,
+            icmp_errors: 1007,
+            flooded: 1008,
+            slow: 1009,
+            clamped: 1010,
+            drops: BTreeMap::from([("loop".to_owned(), 1011)]),
+        };
+        let answer = agent::Answer { counters: vec![told], ..agent::Answer::default() };
+        let host = "h1".parse().unwrap();
+        let shown = serde_json::to_string(&port_counters(&host, answer)).unwrap();
+        for n in 1001..=1011 {
+            assert!(shown.contains(&format!(":{n}")), "{n} is missing: {shown}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use crate::command::{Context, not_in_sync};
 use crate::failure::Outcome;
 use crate::print::{self, Table, or_dash, yes};
 use futures::StreamExt as _;
-use tenet_api::rest::{EventLine, TableRow};
+use tenet_api::rest::{EventLine, PortCounters, TableRow};
 
 /// `table`
 pub async fn table(context: &Context, args: TableArgs) -> Outcome {
@@ -96,38 +96,7 @@ fn clock(ms: u64) -> String {
 /// `counters`
 pub async fn counters(context: &Context, args: CountersArgs) -> Outcome {
     let found = context.client()?.counters(args.host.as_ref()).await?;
-    context.show(&found, |c| {
-        let headings = [
-            "HOST",
-            "PORT",
-            "SENT",
-            "BYTES",
-            "RECEIVED",
-            "BYTES",
-            "ANSWERED",
-            "REDIRECTED",
-            "FLOODED",
-            "DROPS",
-        ];
-        let mut table = Table::new(headings);
-        for p in &c.ports {
-            let drops: Vec<_> =
-                p.drops.iter().filter(|(_, n)| **n > 0).map(|(r, n)| format!("{r} {n}")).collect();
-            table.row([
-                p.host.to_string(),
-                p.port.clone(),
-                p.tx_frames.to_string(),
-                p.tx_bytes.to_string(),
-                p.rx_frames.to_string(),
-                p.rx_bytes.to_string(),
-                p.answered.to_string(),
-                p.redirected.to_string(),
-                p.flooded.to_string(),
-                if drops.is_empty() { "-".to_owned() } else { drops.join(", ") },
-            ]);
-        }
-        print::table(&table, "no ports")
-    })?;
+    context.show(&found, |c| print::table(&counted(&c.ports), "no ports"))?;
     if found.missing.is_empty() {
         return Ok(());
     }
@@ -138,6 +107,44 @@ pub async fn counters(context: &Context, args: CountersArgs) -> Outcome {
     ))
 }
 
+fn counted(ports: &[PortCounters]) -> Table {
+    let mut table = Table::new([
+        "HOST",
+        "PORT",
+        "SENT",
+        "BYTES",
+        "RECEIVED",
+        "BYTES",
+        "ANSWERED",
+        "ICMP ERRORS",
+        "REDIRECTED",
+        "FLOODED",
+        "SLOW",
+        "CLAMPED",
+        "DROPS",
+    ]);
+    for p in ports {
+        let drops: Vec<_> =
+            p.drops.iter().filter(|(_, n)| **n > 0).map(|(r, n)| format!("{r} {n}")).collect();
+        table.row([
+            p.host.to_string(),
+            p.port.clone(),
+            p.tx_frames.to_string(),
+            p.tx_bytes.to_string(),
+            p.rx_frames.to_string(),
+            p.rx_bytes.to_string(),
+            p.answered.to_string(),
+            p.icmp_errors.to_string(),
+            p.redirected.to_string(),
+            p.flooded.to_string(),
+            p.slow.to_string(),
+            p.clamped.to_string(),
+            if drops.is_empty() { "-".to_owned() } else { drops.join(", ") },
+        ]);
+    }
+    table
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,5 +152,28 @@ mod tests {
     #[test]
     fn time_of_day() {
         assert_eq!(clock(1_700_000_000_123), "22:13:20.123Z");
+    }
+
+    #[test]
+    fn every_counter_is_shown() {
+        let port = PortCounters {
+            host: "h1".parse().unwrap(),
+            port: "contoso/web/eth0".to_owned(),
+            tx_frames: 1001,
+            tx_bytes: 1002,
+            rx_frames: 1003,
+            rx_bytes: 1004,
+            redirected: 1005,
+            answered: 1006,
+            icmp_errors: 1007,
+            flooded: 1008,
+            slow: 1009,
+            clamped: 1010,
+            drops: [("loop".to_owned(), 1011)].into(),
+        };
+        let text = counted(&[port]).text(false);
+        for n in 1001..=1011 {
+            assert!(text.contains(&n.to_string()), "{n} is missing:\n{text}");
+        }
     }
 }
