@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tenet_forward::model::{self, MemoryFrame, Outcome};
 use tenet_forward::packet::addr6;
-use tenet_forward::{Action, combine_ecn};
+use tenet_forward::stt::Stream;
+use tenet_forward::{Action, UplinkWork, Verdict, combine_ecn, edit, uplink_ingress};
 use tenet_tables::image::Image;
 use tenet_tables::{
     Addr, Config, DropReason, GENEVE_PORT, LAYOUT_VERSION, MacEntry, MacKey, PORT_ACTIVE, Peer, PeerKey,
@@ -14,8 +15,8 @@ use tenet_tables::{
 };
 use tenet_wire::parse::{self, Kind, Outer, ParseError, Payload, TunnelPorts, Tunnelled};
 use tenet_wire::{
-    Be16, Be32, EtherType, Ethernet, Geneve, Gre, Ipv4, Ipv6, Mac, TunnelHeader, Udp, Vxlan, checksum,
-    outer_ipv4, outer_ipv6, outer_protocol, outer_udp,
+    Be16, Be32, EtherType, Ethernet, Geneve, Gre, Ipv4, Ipv6, Mac, ProtocolNumber, SttHeader, SttSegment,
+    TunnelHeader, Udp, Vxlan, checksum, outer_ipv4, outer_ipv6, outer_protocol, outer_udp,
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -208,6 +209,7 @@ fn framed(v6: bool, packet: &[u8]) -> Vec<u8> {
 }
 
 const KINDS: [&str; 3] = ["nvgre", "vxlan", "geneve"];
+const STT_ID: u32 = 77;
 
 fn tunnelled(kind: &str, outer_v6: bool, class: u8, options: &[u8], inner: &[u8]) -> Vec<u8> {
     let (port, payload) = match kind {
@@ -224,6 +226,28 @@ fn tunnelled(kind: &str, outer_v6: bool, class: u8, options: &[u8], inner: &[u8]
     framed(outer_v6, &packet(outer_v6, outer_protocol(port != 0), class, &transport))
 }
 
+/// A segment of an STT frame: so many bytes of the frame from `offset` on.
+fn stt_segment(outer_v6: bool, class: u8, frame: &[u8], offset: usize, len: usize) -> Vec<u8> {
+    let mut segment = SttSegment::whole(50_000, frame.len() as u16, STT_ID);
+    segment.offset = Be16::new(offset as u16);
+    let mut bytes = [segment.as_bytes(), &frame[offset..offset + len]].concat();
+    let outer = packet(outer_v6, ProtocolNumber::TCP, class, &[]);
+    let addresses = if outer_v6 { &outer[8..40] } else { &outer[12..20] };
+    let pseudo = checksum::sum_bytes(addresses)
+        + u32::from(u16::from(ProtocolNumber::TCP).to_be())
+        + u32::from((bytes.len() as u16).to_be());
+    let sum = checksum::finish(pseudo + u32::from(checksum::fold(checksum::sum_bytes(&bytes))));
+    bytes[SttSegment::CHECKSUM_AT as usize..][..2].copy_from_slice(&sum.to_ne_bytes());
+    framed(outer_v6, &packet(outer_v6, ProtocolNumber::TCP, class, &bytes))
+}
+
+/// An STT frame in one segment.
+fn stt_whole(outer_v6: bool, class: u8, inner: &[u8]) -> Vec<u8> {
+    let header = SttHeader { context_low: Be32::new(5001), ..SttHeader::default() };
+    let frame = [header.as_bytes(), inner].concat();
+    stt_segment(outer_v6, class, &frame, 0, frame.len())
+}
+
 /// The tables of the receiver of [`tunnelled`].
 fn site(frame: &[u8], inner: &[u8]) -> Image {
     let outer = match parse::frame(frame).unwrap().payload {
@@ -238,14 +262,17 @@ fn site(frame: &[u8], inner: &[u8]) -> Image {
 #[test]
 fn congestion_comes_out_as_rfc_6040_says() {
     let mut cases = 0;
-    for kind in KINDS {
+    for kind in KINDS.into_iter().chain(["stt"]) {
         for n in 0..64u8 {
             let (outer_v6, inner_v6, outer, inner) = (n & 1 != 0, n & 2 != 0, n >> 2 & 3, n >> 4 & 3);
             let context = format!("{kind}, outer v6 {outer_v6} {outer}, inner v6 {inner_v6} {inner}");
             // DSCP of both stays what it is: the pipe model.
             let mut inside = framed(inner_v6, &packet(inner_v6, 17, inner, &[0; 40]));
             set_class(&mut inside, inner_v6, 0xb8 | inner);
-            let mut bytes = tunnelled(kind, outer_v6, outer, &[], &inside);
+            let mut bytes = match kind {
+                "stt" => stt_whole(outer_v6, outer, &inside),
+                _ => tunnelled(kind, outer_v6, outer, &[], &inside),
+            };
             set_class(&mut bytes, outer_v6, 0x28 | outer);
             let outcome = receive(&bytes, &site(&bytes, &inside));
             cases += 1;
@@ -258,7 +285,102 @@ fn congestion_comes_out_as_rfc_6040_says() {
             assert_eq!(outcome.frame.bytes, inside, "{context}");
         }
     }
-    assert_eq!(cases, 192);
+    assert_eq!(cases, 256);
+}
+
+/// The same where an STT frame comes in three parts: each carries the mark of its own segment into its TCP segment, and
+/// what a segment without a mark brings stays as the VM sent it.
+#[test]
+fn congestion_comes_out_of_parts_of_stt_frames() {
+    for n in 0..64u8 {
+        let (outer_v6, inner_v6, outer, inner) = (n & 1 != 0, n & 2 != 0, n >> 2 & 3, n >> 4 & 3);
+        let context = format!("outer v6 {outer_v6} {outer}, inner v6 {inner_v6} {inner}");
+        let payload: Vec<u8> = (0..3000u16).map(|i| i as u8).collect();
+        let tcp = [0x1f, 0x90, 0, 80, 0, 0, 1, 0, 0, 0, 0, 2, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0];
+        let mut inside =
+            framed(inner_v6, &packet(inner_v6, ProtocolNumber::TCP, inner, &[&tcp[..], &payload].concat()));
+        set_class(&mut inside, inner_v6, 0xb8 | inner);
+        let l4 = if inner_v6 { 54 } else { 34 };
+        let family = if inner_v6 { 0 } else { SttHeader::IPV4 };
+        let header = SttHeader {
+            flags: SttHeader::PARTIAL | SttHeader::TCP | family,
+            l4_offset: l4,
+            mss: Be16::new(1000),
+            context_low: Be32::new(5001),
+            ..SttHeader::default()
+        };
+        let frame = [header.as_bytes(), &inside].concat();
+        let begin = SttHeader::LEN as usize + usize::from(l4) + tcp.len();
+        let arriving = |offset, len, ecn: u8| {
+            let mut bytes = stt_segment(outer_v6, ecn, &frame, offset, len);
+            set_class(&mut bytes, outer_v6, 0x28 | ecn);
+            bytes
+        };
+        let check = |frame: &MemoryFrame, wanted: u8, number: usize| {
+            let part = &payload[number * 1000..][..1000];
+            let mut headers = inside[..begin - SttHeader::LEN as usize].to_vec();
+            headers[usize::from(l4) + 7] = (number * 1000) as u8;
+            headers[usize::from(l4) + 6] = 1 + ((number * 1000) >> 8) as u8;
+            let mut expected = [&headers[..], part].concat();
+            set_len_and_sums(&mut expected, inner_v6);
+            set_class(&mut expected, inner_v6, 0xb8 | wanted);
+            assert_eq!(frame.bytes, expected, "{context}, part {number}");
+        };
+        let delivered = Action::Port { ifindex: PORT, peer: false };
+        let image = site(&arriving(0, frame.len(), 0), &inside);
+        let config = image.config.unwrap();
+
+        // The first part has the mark, or a later one has it: either way it is that part's alone.
+        for marked in 0..3 {
+            let mut stream = Stream::default();
+            let mut lost = false;
+            for number in 0..3 {
+                let ecn = if number == marked { outer } else { 0 };
+                let (offset, len) =
+                    if number == 0 { (0, begin + 1000) } else { (begin + number * 1000, 1000) };
+                let bytes = arriving(offset, len, ecn);
+                let mut arrived = MemoryFrame::new(&bytes);
+                let mut work = UplinkWork::default();
+                let verdict = uplink_ingress(&arrived, &model::meta(&bytes, UPLINK), &image, &mut work);
+                let (action, kept) = if number == 0 {
+                    edit::stt(&mut arrived, verdict, &image, &work, &mut stream)
+                } else {
+                    assert_eq!(verdict, Verdict::Part, "{context}");
+                    let stream = Some(&mut stream).filter(|_| !lost);
+                    (edit::stt_part(&mut arrived, &work, &config, stream), false)
+                };
+                match combine_ecn(inner, ecn) {
+                    // Without its first part, a frame is the slow path's.
+                    _ if lost => assert_eq!(action, Action::Slow(DropReason::SttIncomplete), "{context}"),
+                    None => {
+                        assert_eq!(action, Action::Drop(DropReason::EcnMismatch), "{context}");
+                        lost = number == 0;
+                    }
+                    Some(wanted) => {
+                        assert_eq!((action, kept), (delivered, number == 0), "{context}, part {number}");
+                        check(&arrived, wanted, number);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Puts right what says how long a TCP segment's packet is, and the checksum of TCP.
+fn set_len_and_sums(frame: &mut [u8], v6: bool) {
+    let (addresses, tcp_at) = if v6 { (22..54, 54) } else { (26..34, 34) };
+    let tcp = frame.len() - tcp_at;
+    if v6 {
+        frame[18..20].copy_from_slice(&(tcp as u16).to_be_bytes());
+    } else {
+        frame[16..18].copy_from_slice(&(tcp as u16 + 20).to_be_bytes());
+    }
+    frame[tcp_at + 16..tcp_at + 18].fill(0);
+    let pseudo = checksum::sum_bytes(&frame[addresses])
+        + u32::from(u16::from(ProtocolNumber::TCP).to_be())
+        + u32::from((tcp as u16).to_be());
+    let sum = checksum::finish(pseudo + u32::from(checksum::fold(checksum::sum_bytes(&frame[tcp_at..]))));
+    frame[tcp_at + 16..tcp_at + 18].copy_from_slice(&sum.to_ne_bytes());
 }
 
 fn set_class(frame: &mut [u8], v6: bool, class: u8) {
