@@ -63,8 +63,12 @@ fn slow(frame: &mut Skb, meta: &Meta, reason: DropReason) -> i32 {
     if config.slow == 0 || config.slow == meta.ifindex {
         return drop(meta, reason);
     }
-    tell::slow(meta);
     let from_port = matches!(reason, DropReason::SttUnsupported);
+    // The far end cuts up a port's frame by itself; a part would be lost there without a name.
+    if !from_port && tell::is_joining() == 0 {
+        return drop(meta, reason);
+    }
+    tell::slow(meta);
     frame.set_mark(if from_port { meta.ifindex } else { 0 });
     redirect(config.slow, 0)
 }

@@ -34,6 +34,9 @@ pub static COUNTERS: PerCpuHashMap<u32, t::Counters> = PerCpuHashMap::pinned(409
 pub static DROPS: PerCpuHashMap<t::DropKey, u64> = PerCpuHashMap::pinned(65_536, BPF_F_NO_PREALLOC);
 #[map]
 pub static BUCKETS: HashMap<u32, t::Bucket> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+/// When the agent last looked at the slow device's far end; 0: it does not.
+#[map]
+pub static JOINER: Array<u64> = Array::pinned(1, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::pinned(256 * 1024, 0);
 

@@ -1,11 +1,11 @@
 //! Counters, limits and events.
 
 use crate::{
-    maps::{BUCKETS, COUNTERS, DROPS, EVENTS, PORTS},
+    maps::{BUCKETS, COUNTERS, DROPS, EVENTS, JOINER, PORTS},
     skb::Skb,
 };
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
-use tenet_forward::{Meta, Note, PortWork, bucket};
+use tenet_forward::{Meta, Note, PortWork, bucket, stt};
 use tenet_tables::{Addr, Bucket, Counters, DropKey, DropReason, Event, EventKind, PORT_ACTIVE};
 
 #[inline(always)]
@@ -73,6 +73,15 @@ pub fn redirected(frame: &Skb, ifindex: u32) {
 #[inline(always)]
 pub fn clamped(meta: &Meta) {
     with(meta.ifindex, |c| c.clamped += 1);
+}
+
+/// Whether somebody puts STT frames together (1, else 0).
+#[inline(never)]
+pub fn is_joining() -> u32 {
+    let Some(looked) = JOINER.get_ptr(0) else { return 0 };
+    // SAFETY: the pointer comes from a checked lookup; one aligned word, which the agent writes as one.
+    let looked = unsafe { core::ptr::read_volatile(looked) };
+    u32::from(stt::is_joining(looked, now()))
 }
 
 /// A frame goes to the slow device.

@@ -52,8 +52,11 @@ const fn shape<K, V>(name: &'static str, kind: u32) -> Shape {
     Shape { name, kind, key_size: size_of::<K>(), value_size: size_of::<V>() }
 }
 
+/// When the agent last looked at the slow device; [`crate::SlowPath`] writes it.
+pub const JOINER: &str = "JOINER";
+
 /// All maps of the object; `CONFIG` first, as it tells whether the others may be read at all.
-pub const SHAPES: [Shape; 14] = [
+pub const SHAPES: [Shape; 15] = [
     shape::<u32, Config>("CONFIG", ARRAY),
     shape::<u32, Port>("PORTS", HASH),
     shape::<u32, Subnet>("SUBNETS", HASH),
@@ -67,6 +70,7 @@ pub const SHAPES: [Shape; 14] = [
     shape::<u32, Counters>("COUNTERS", PERCPU_HASH),
     shape::<DropKey, u64>("DROPS", PERCPU_HASH),
     shape::<u32, Bucket>("BUCKETS", HASH),
+    shape::<u32, u64>(JOINER, ARRAY),
     shape::<(), ()>("EVENTS", RING),
 ];
 

@@ -255,7 +255,7 @@ fn detaching_leaves_nothing_but_what_others_put() {
         assert!(done.errors.is_empty(), "{:?}", done.errors);
         let expected = if hook == Hook::Tcx { (3, 0, 0) } else { (0, 3, 2) };
         assert_eq!((done.links, done.filters, done.qdiscs), expected);
-        assert_eq!(done.maps, 14);
+        assert_eq!(done.maps, 15);
         assert!(!pins.options.bpffs.exists());
         for ifindex in [host.port, uplink] {
             assert!(!host.links.has_clsact(ifindex).unwrap());

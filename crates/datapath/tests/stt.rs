@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
-use tenet_datapath::{Datapath, Hook, Image, Role, SlowPath};
+use tenet_datapath::{Datapath, Hook, Image, Role, SLOW_IN, SlowPath};
 use tenet_hostnet::{Links, Netns, TapOptions};
 use tenet_stt::{FrameId, Outer, Way, cut};
 use tenet_tables::{
@@ -119,7 +119,7 @@ impl Site {
             let mut near = 0;
             if shape.slow {
                 let (n, far) = hosts[i].run(|| planes[i].ensure_slow()).unwrap().unwrap();
-                slow.push(SlowPath::start(&hosts[i], far).unwrap());
+                slow.push(SlowPath::start(&hosts[i], far, &pins[i].options.bpffs).unwrap());
                 near = n;
             }
             image(shape, i, number("port"), number("up"), near, mtu as u16)
@@ -407,23 +407,11 @@ fn parts_of_other_frames_are_put_together() {
     }
     for v6 in [false, true] {
         let site = Site::new(Shape { v6, offloads: false, tap: false, slow: true });
-        let links = [0, 1].map(|i| Links::in_netns(&site.hosts[i]).unwrap());
-        let mac = |i: usize| Mac::new(links[i].get("up").unwrap().mac.unwrap());
         let sockets = site.sockets(false);
         let port = sockets[1].local_addr().unwrap().port();
-        let up = links[0].index("up").unwrap();
-        let frame_of = |id, src: IpAddr, payload: &[u8]| {
-            let eth = Ethernet { dst: mac(1), src: mac(0), ty: Be16::new(0) };
-            let outer = Outer { eth, class: 0, hop_limit: 64, flow: 50_000 };
-            let way = Way { frame: FrameId { src, dst: pa(v6, 1), id }, outer };
-            let header =
-                SttHeader { flags: SttHeader::IPV4, context_low: Be32::new(VSID), ..SttHeader::default() };
-            let stt = [header.as_bytes(), &datagram(port, payload)].concat();
-            let mut whole = Vec::new();
-            way.whole(&stt, 0, &mut whole).unwrap();
-            cut(&whole, 400)
-        };
-        let send = |segment: &[u8]| site.hosts[0].run(|| send_raw(up, segment, 1)).unwrap();
+        let parts = Parts::new(&site, port);
+        let frame_of = |id, src: IpAddr, payload: &[u8]| parts.of(id, src, payload);
+        let send = |segment: &[u8]| parts.send(segment);
         let orders: [&[usize]; 5] =
             [&[0, 1, 2, 3], &[3, 2, 1, 0], &[1, 0, 3, 2], &[2, 3, 0, 1], &[0, 0, 1, 2, 2, 3]];
         let mut id = 1;
@@ -447,6 +435,11 @@ fn parts_of_other_frames_are_put_together() {
                 assert_eq!(got[..1400], payload, "{}", context());
             }
         }
+        // The thread tells its figures after it has sent a frame back.
+        let deadline = Instant::now() + PATIENCE;
+        while site.slow_figure(1, "frames") < 100 {
+            assert!(Instant::now() < deadline, "{:?}", site.slow[1].counters());
+        }
         assert_eq!(site.slow_figure(1, "frames"), 100, "{:?}", site.slow[1].counters());
         assert!(site.slow_figure(1, "overlaps") > 0, "{:?}", site.slow[1].counters());
         assert_eq!(site.losses(), 0, "{:?}", site.drops());
@@ -461,6 +454,107 @@ fn parts_of_other_frames_are_put_together() {
             assert!(Instant::now() < deadline, "{:?}", site.drops());
         }
         assert_eq!(site.slow_figure(1, "received"), before);
+    }
+}
+
+/// Parts without anybody who puts them together are dropped by name: at once where the agent ended, and soon where it
+/// was killed.
+#[test]
+fn parts_that_nobody_puts_together_are_counted() {
+    if !can() {
+        return;
+    }
+    let mut site = Site::new(Shape { v6: false, offloads: false, tap: false, slow: true });
+    let sockets = site.sockets(false);
+    let ours = sockets[1].local_addr().unwrap().port();
+    let far = Links::in_netns(&site.hosts[1]).unwrap().index(SLOW_IN).unwrap();
+    let uplink = Links::in_netns(&site.hosts[1]).unwrap().index("up").unwrap();
+    let (mut id, mut got) = (0, [0; 2000]);
+    let mut crosses = |site: &Site| {
+        id += 1;
+        let parts = Parts::new(site, ours);
+        let segments = parts.of(id, pa(false, 0), &[7; 1400]);
+        assert_eq!(segments.len(), 4);
+        let before = incomplete(site, uplink);
+        segments.iter().for_each(|s| parts.send(s));
+        let whole = matches!(sockets[1].recv_from(&mut got), Ok((1400, _)));
+        (whole, incomplete(site, uplink) - before)
+    };
+    assert_eq!(crosses(&site), (true, 0));
+
+    // Ended: it says so itself.
+    site.slow.clear();
+    assert_eq!(crosses(&site), (false, 4), "{:?}", site.drops());
+
+    // Another process, which is killed.
+    let mut child = site.hosts[1].command(std::env::current_exe().unwrap());
+    child.args(["--exact", "puts_frames_together_until_it_is_killed", "--ignored"]);
+    child.env("TENET_TEST_FAR", far.to_string()).env("TENET_TEST_BPFFS", site.planes[1].bpffs());
+    let mut child = child.spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while crosses(&site) != (true, 0) {
+        assert!(Instant::now() < deadline, "{:?}", site.drops());
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let killed = Instant::now();
+    while crosses(&site) != (false, 4) {
+        assert!(killed.elapsed() < PATIENCE, "{:?}", site.drops());
+    }
+    println!("counted again {:?} after the kill", killed.elapsed());
+    // Nothing of that holds up what nobody has to put together.
+    assert!(site.echo(false, &[7; 1400]));
+    site.transfer(false, 0, 3 * BLOCK);
+}
+
+/// Not a test: what [`parts_that_nobody_puts_together_are_counted`] kills.
+#[test]
+#[ignore = "a part of another test"]
+fn puts_frames_together_until_it_is_killed() {
+    let (Ok(far), Some(bpffs)) = (std::env::var("TENET_TEST_FAR"), std::env::var_os("TENET_TEST_BPFFS"))
+    else {
+        return;
+    };
+    let netns = Netns::current().unwrap();
+    let _path = SlowPath::start(&netns, far.parse().unwrap(), bpffs.as_ref()).unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+fn incomplete(site: &Site, ifindex: u32) -> u64 {
+    site.planes[1].drops().unwrap().get(&(ifindex, DropReason::SttIncomplete)).copied().unwrap_or(0)
+}
+
+/// STT frames of the first host's in segments, as another maker of STT may send them.
+struct Parts<'a> {
+    site: &'a Site,
+    macs: [Mac; 2],
+    up: u32,
+    port: u16,
+}
+
+impl<'a> Parts<'a> {
+    fn new(site: &'a Site, port: u16) -> Self {
+        let links = site.hosts.each_ref().map(|h| Links::in_netns(h).unwrap());
+        let macs = links.each_ref().map(|l| Mac::new(l.get("up").unwrap().mac.unwrap()));
+        Self { site, macs, up: links[0].index("up").unwrap(), port }
+    }
+
+    fn of(&self, id: u32, src: IpAddr, payload: &[u8]) -> Vec<Vec<u8>> {
+        let eth = Ethernet { dst: self.macs[1], src: self.macs[0], ty: Be16::new(0) };
+        let outer = Outer { eth, class: 0, hop_limit: 64, flow: 50_000 };
+        let way = Way { frame: FrameId { src, dst: pa(self.site.shape.v6, 1), id }, outer };
+        let header =
+            SttHeader { flags: SttHeader::IPV4, context_low: Be32::new(VSID), ..SttHeader::default() };
+        let stt = [header.as_bytes(), &datagram(self.port, payload)].concat();
+        let mut whole = Vec::new();
+        way.whole(&stt, 0, &mut whole).unwrap();
+        cut(&whole, 400)
+    }
+
+    fn send(&self, segment: &[u8]) {
+        self.site.hosts[0].run(|| send_raw(self.up, segment, 1)).unwrap();
     }
 }
 

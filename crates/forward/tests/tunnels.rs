@@ -513,3 +513,16 @@ fn mapped_addresses_are_nobodys() {
     bytes[38..54].copy_from_slice(&mapped([10, 0, 0, 2]));
     assert_eq!(receive(&bytes, &image).action, Action::Pass);
 }
+
+/// Whoever puts STT frames together is there for a while after it last looked, by a clock that may be read a little before.
+#[test]
+fn a_joiner_that_does_not_look_any_more_is_gone() {
+    use tenet_forward::stt::{JOINER_PATIENCE, is_joining};
+    let check = |looked, now, wanted| assert_eq!(is_joining(looked, now), wanted, "{looked} {now}");
+    check(0, 1, false);
+    check(0, u64::MAX, false);
+    check(1, 1, true);
+    check(10, 9, true);
+    check(5, 4 + JOINER_PATIENCE, true);
+    check(5, 5 + JOINER_PATIENCE, false);
+}

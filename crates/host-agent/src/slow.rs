@@ -60,7 +60,7 @@ impl Slow {
         }
         self.path = None;
         match &made {
-            Ok((near, far)) => match SlowPath::start(links.netns(), *far) {
+            Ok((near, far)) => match SlowPath::start(links.netns(), *far, datapath.bpffs()) {
                 Ok(path) => {
                     tracing::info!(near, far, "STT frames that come in odd parts are put together here");
                     self.path = Some(path);

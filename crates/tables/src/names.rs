@@ -98,7 +98,7 @@ named! {
         GeneveOptions = 32 => "geneve_options",
         /// The outer checksum is wrong: damage on the provider network, or a broken offload of a NIC.
         OuterChecksum = 33 => "outer_checksum",
-        /// Part of an STT frame that nobody puts together: the agent does not run.
+        /// Part of an STT frame that nobody puts together: the agent does not run, or this host has no slow device.
         SttIncomplete = 34 => "stt_incomplete",
         /// A kind of frame that STT's kernel path cannot send and no agent is there to.
         SttUnsupported = 35 => "stt_unsupported",

@@ -2,10 +2,14 @@
 //!
 //! Parts come out of the slow device's far end, whole frames go back into it; there the uplink's program takes them as
 //! if the wire had brought them whole. So the agent decides nothing: not who may send, not who receives. Without it the
-//! fast path goes on, and only what needs this one is lost (docs/stt.md).
+//! fast path goes on, and only what needs this one is lost (docs/stt.md): the thread tells the programs that it is there,
+//! and once it is silent they drop what it would have taken, by name.
 
 use super::socket::Socket;
+use crate::bpffs::Pins;
+use crate::table::{JOINER, Table};
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +21,7 @@ use tenet_stt::{
 use tenet_wire::{EtherType, SttHeader};
 use zerocopy::FromBytes as _;
 
-/// How often the thread looks whether it is to end, and lets frames expire.
+/// How often the thread looks whether it is to end, lets frames expire and tells the programs that it is there.
 const ROUND: Duration = Duration::from_millis(200);
 
 /// Figures of the slow path.
@@ -28,6 +32,7 @@ struct Figures {
     unreadable: AtomicU64,
     checksum: AtomicU64,
     unsent: AtomicU64,
+    missed: AtomicU64,
     reassembly: Mutex<Counters>,
 }
 
@@ -40,17 +45,18 @@ pub struct SlowPath {
 }
 
 impl SlowPath {
-    /// Starts one at the far end of the slow device.
+    /// Starts one at the far end of the slow device. `bpffs`: where the programs' maps are pinned.
     ///
     /// # Errors
-    /// If there is no such device, or no right to listen there.
-    pub fn start(netns: &Netns, far: u32) -> io::Result<Self> {
+    /// If there is no such device, no right to listen there, or no map of these programs.
+    pub fn start(netns: &Netns, far: u32, bpffs: &Path) -> io::Result<Self> {
         let socket = Socket::open(netns, far)?;
+        let presence = Presence::open(bpffs)?;
         let (stop, figures) = (Arc::new(AtomicBool::new(false)), Arc::new(Figures::default()));
         let (theirs, told) = (stop.clone(), figures.clone());
         let thread = std::thread::Builder::new()
             .name("stt".to_owned())
-            .spawn(move || Joiner::new(socket, &told).run(&theirs))?;
+            .spawn(move || Joiner::new(socket, presence, &told).run(&theirs))?;
         Ok(Self { stop, figures, thread: Some(thread) })
     }
 
@@ -59,7 +65,12 @@ impl SlowPath {
     pub fn counters(&self) -> Vec<(&'static str, &'static str, u64)> {
         let f = &self.figures;
         let mut all = vec![
-            ("failed", "Times that the slow device could not be read.", f.failed.load(Relaxed)),
+            (
+                "failed",
+                "Times that the slow device could not be read, or the programs not told that somebody reads it.",
+                f.failed.load(Relaxed),
+            ),
+            ("missed", "Frames for which the queue to the agent had no room.", f.missed.load(Relaxed)),
             ("received", "Frames taken from the data plane.", f.received.load(Relaxed)),
             ("unreadable", "Frames that were no segment of STT.", f.unreadable.load(Relaxed)),
             ("checksum", "Segments with a wrong checksum.", f.checksum.load(Relaxed)),
@@ -80,9 +91,54 @@ impl Drop for SlowPath {
     }
 }
 
+/// What the programs know of the thread.
+struct Presence {
+    map: Table<u32, u64>,
+    told: Option<Instant>,
+}
+
+impl Presence {
+    fn open(bpffs: &Path) -> io::Result<Self> {
+        let map = Table::open(&Pins::new(bpffs).maps(), JOINER).map_err(io::Error::other)?;
+        let mut presence = Self { map, told: None };
+        // At once, so that nothing is dropped that comes before the thread's first round.
+        presence.tell()?;
+        Ok(presence)
+    }
+
+    /// Says that somebody is there, a few times a second.
+    fn tell(&mut self) -> io::Result<bool> {
+        if self.told.is_some_and(|told| told.elapsed() < ROUND) {
+            return Ok(false);
+        }
+        self.map.put(&0, &monotonic()?).map_err(io::Error::other)?;
+        self.told = Some(Instant::now());
+        Ok(true)
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        // If that fails, the programs find out a little later.
+        drop(self.map.put(&0, &0));
+    }
+}
+
+/// The clock that the programs read, in nanoseconds.
+fn monotonic() -> io::Result<u64> {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the value is live.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let since_boot = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
+    Ok(u64::try_from(since_boot.as_nanos()).unwrap_or(u64::MAX))
+}
+
 /// What the thread works with.
 struct Joiner<'a> {
     socket: Socket,
+    presence: Presence,
     figures: &'a Figures,
     reassembly: Reassembly,
     out: Vec<u8>,
@@ -90,14 +146,14 @@ struct Joiner<'a> {
 }
 
 impl<'a> Joiner<'a> {
-    fn new(socket: Socket, figures: &'a Figures) -> Self {
+    fn new(socket: Socket, presence: Presence, figures: &'a Figures) -> Self {
         let reassembly = Reassembly::new(Limits::default());
-        Self { socket, figures, reassembly, out: Vec::new(), began: Instant::now() }
+        Self { socket, presence, figures, reassembly, out: Vec::new(), began: Instant::now() }
     }
 
     fn run(&mut self, stop: &AtomicBool) {
         while !stop.load(Relaxed) {
-            match self.socket.receive(ROUND) {
+            match self.round() {
                 Ok(0) => self.reassembly.expire(self.now()),
                 Ok(taken) => self.take(taken),
                 Err(_) => {
@@ -109,6 +165,14 @@ impl<'a> Joiner<'a> {
             *self.figures.reassembly.lock().unwrap_or_else(PoisonError::into_inner) =
                 self.reassembly.counters();
         }
+    }
+
+    /// Waits for frames; how many were taken.
+    fn round(&mut self) -> io::Result<usize> {
+        if self.presence.tell()? {
+            self.figures.missed.fetch_add(self.socket.missed()?, Relaxed);
+        }
+        self.socket.receive(ROUND)
     }
 
     fn now(&self) -> u64 {

@@ -17,6 +17,17 @@ use crate::packet::L3;
 use tenet_wire::{Ethernet, Ipv4, Ipv6, SttHeader, SttSegment, checksum};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// For how long after it last looked whoever puts frames together is believed to be there, in nanoseconds. It looks
+/// every fifth of a second.
+pub const JOINER_PATIENCE: u64 = 2_000_000_000;
+
+/// Whether somebody puts frames together, who last looked at that moment of the monotonic clock; 0: nobody.
+#[inline(always)]
+#[must_use]
+pub const fn is_joining(looked: u64, now: u64) -> bool {
+    looked != 0 && now.saturating_sub(looked) < JOINER_PATIENCE
+}
+
 /// Bytes between the two families' network headers.
 const FLIP: u32 = 20;
 
