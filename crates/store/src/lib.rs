@@ -17,7 +17,7 @@ mod watch;
 pub use error::StoreError;
 pub use memory::MemoryStore;
 pub use redb_store::{RedbOptions, RedbStore};
-pub use site::{SiteError, SiteEvent, SiteStore, SiteWatch, keys};
+pub use site::{RECEIPTS_KEPT, SiteError, SiteEvent, SiteStore, SiteWatch, keys};
 pub use txn::{Compare, Condition, Op, Order, Txn, TxnResult};
 pub use watch::{Batch, Event, Watch};
 

@@ -1,7 +1,10 @@
 //! The site's objects in a store: one key each, and one epoch that all their writers go through.
 
 use crate::{Compare, Condition, Event, Op, Order, Store, StoreError, Txn, Watch};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 use tenet_model::{
     Change, Checked, DEFAULT_TENANT, Desired, Key, Name, Object, Operation, Problem, Receipt, Tenant,
 };
@@ -54,10 +57,21 @@ pub struct SiteEvent {
     pub operations: Vec<Operation>,
 }
 
+/// Receipts that are kept; the oldest go first.
+pub const RECEIPTS_KEPT: usize = 10_000;
+
+/// Receipts that go at once, so that not each new one costs a look at all; no more, as a transaction has its bounds.
+const RECEIPTS_GO: usize = 64;
+
+/// Of a store whose receipts were not counted yet.
+const UNCOUNTED: usize = usize::MAX;
+
 /// The site's objects in a store.
 #[derive(Clone)]
 pub struct SiteStore {
     store: Arc<dyn Store>,
+    /// How many receipts there are, at least by what was seen of them here.
+    receipts: Arc<AtomicUsize>,
 }
 
 impl SiteStore {
@@ -66,7 +80,7 @@ impl SiteStore {
     /// # Errors
     /// Those of [`SiteStore::load`] and [`SiteStore::commit`].
     pub async fn open(store: Arc<dyn Store>) -> Result<Self, SiteError> {
-        let site = Self { store };
+        let site = Self { store, receipts: Arc::new(AtomicUsize::new(UNCOUNTED)) };
         loop {
             let desired = site.load().await?;
             let Ok(name) = Name::new(DEFAULT_TENANT) else { return Ok(site) };
@@ -116,14 +130,35 @@ impl SiteStore {
         self.commit_with(checked, Vec::new()).await
     }
 
-    /// Like [`SiteStore::commit`], with a receipt in the same transaction.
+    /// Like [`SiteStore::commit`], with a receipt in the same transaction. Of receipts, [`RECEIPTS_KEPT`] are kept.
     ///
     /// # Errors
     /// Those of [`SiteStore::commit`].
     pub async fn commit_with_receipt(&self, checked: &Checked, receipt: &Receipt) -> Result<u64, SiteError> {
         let key = receipt_key(receipt);
         let value = encode(&key, receipt)?;
-        self.commit_with(checked, vec![Op::Put { key, value }]).await
+        let mut writes = self.outdated().await?;
+        let gone = writes.len();
+        // One that is written again is the same migration's.
+        writes.retain(|op| op.key() != key);
+        writes.push(Op::Put { key, value });
+        let revision = self.commit_with(checked, writes).await?;
+        let counted = |n: usize| (n != UNCOUNTED).then(|| (n + 1).saturating_sub(gone));
+        // Another task may have counted them anew.
+        let _ = self.receipts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, counted);
+        Ok(revision)
+    }
+
+    /// The deletions that make room for one more receipt.
+    async fn outdated(&self) -> Result<Vec<Op>, SiteError> {
+        if self.receipts.load(Ordering::Relaxed) < RECEIPTS_KEPT {
+            return Ok(Vec::new());
+        }
+        // Their keys are in the order of time.
+        let range = self.store.range(keys::RECEIPTS).await?;
+        self.receipts.store(range.items.len(), Ordering::Relaxed);
+        let many = if range.items.len() < RECEIPTS_KEPT { 0 } else { RECEIPTS_GO };
+        Ok(range.items.into_iter().take(many).map(|pair| Op::Delete { key: pair.key }).collect())
     }
 
     /// Objects' changes from a revision on (after a load: its revision + 1).

@@ -6,7 +6,9 @@ use tenet_model::{
     Change, Checked, Desired, Host, Key, Name, Object, Receipt, Tenant,
     testing::{Dice, change},
 };
-use tenet_store::{MemoryStore, RedbOptions, RedbStore, SiteError, SiteStore, Store, StoreError, Txn, keys};
+use tenet_store::{
+    MemoryStore, RECEIPTS_KEPT, RedbOptions, RedbStore, SiteError, SiteStore, Store, StoreError, Txn, keys,
+};
 
 async fn memory() -> SiteStore {
     SiteStore::open(Arc::new(MemoryStore::new())).await.unwrap()
@@ -67,10 +69,8 @@ async fn other_keys_do_not_move_the_objects_revision() {
     site.commit(&checked).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_receipt_comes_with_its_change_or_not_at_all() {
-    let site = memory().await;
-    let receipt = |started_ms| Receipt {
+fn receipt(started_ms: u64) -> Receipt {
+    Receipt {
         vm: "default/sql".parse().unwrap(),
         id: uuid::Uuid::from_u128(u128::from(started_ms)),
         from: name("h1"),
@@ -90,13 +90,43 @@ async fn a_receipt_comes_with_its_change_or_not_at_all() {
         first_frame_us: None,
         activated_by: None,
         through: Default::default(),
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_receipt_comes_with_its_change_or_not_at_all() {
+    let site = memory().await;
     let (one, late) = (check(&site, host(1)).await, check(&site, host(2)).await);
     site.commit_with_receipt(&one, &receipt(20)).await.unwrap();
     assert!(site.commit_with_receipt(&late, &receipt(15)).await.is_err());
     site.commit_with_receipt(&check(&site, host(3)).await, &receipt(3)).await.unwrap();
     let started: Vec<u64> = site.receipts().await.unwrap().iter().map(|r| r.started_ms).collect();
     assert_eq!(started, [3, 20]);
+}
+
+#[tokio::test]
+async fn the_oldest_receipts_make_room_for_new_ones() {
+    let site = memory().await;
+    // As many as there may be, written before this controller was started.
+    let mut full = Txn::default();
+    for n in 0..RECEIPTS_KEPT as u64 {
+        let key = format!("{}{n:016}-{}", keys::RECEIPTS, uuid::Uuid::from_u128(u128::from(n)));
+        full = full.put(key, serde_json::to_vec(&receipt(n)).unwrap());
+    }
+    site.store().txn(full).await.unwrap();
+    let site = SiteStore::open(Arc::clone(site.store())).await.unwrap();
+    for n in 0..100 {
+        let nothing = site.load().await.unwrap().check(&Change::default()).unwrap();
+        let new = receipt(RECEIPTS_KEPT as u64 + n);
+        site.commit_with_receipt(&nothing, &new).await.unwrap();
+        let there = site.store().range(keys::RECEIPTS).await.unwrap().items.len();
+        assert!(there <= RECEIPTS_KEPT && there > RECEIPTS_KEPT - 100, "{there} after {n}");
+    }
+    let kept = site.receipts().await.unwrap();
+    assert_eq!(kept.last().map(|r| r.started_ms), Some(RECEIPTS_KEPT as u64 + 99));
+    let oldest = kept[0].started_ms;
+    assert!((100..=200).contains(&oldest), "{oldest}");
+    assert!(kept.windows(2).all(|w| w[1].started_ms == w[0].started_ms + 1), "none from the middle");
 }
 
 #[tokio::test]
