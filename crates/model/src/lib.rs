@@ -40,5 +40,9 @@ pub use uri::{UriError, check_migration_uri};
 /// The tenant that always exists, so that a small site never has to think of tenants.
 pub const DEFAULT_TENANT: &str = "default";
 
+/// What stands between a reason that an agent gives and what to do about it, where it knows that; nothing that it
+/// passes on from a hypervisor reads so.
+pub const NEXT: &str = "; next: ";
+
 /// The MAC of every subnet's gateway on all hosts, which no port may have.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, b'T', b'e', b'n', b'e', b't'];

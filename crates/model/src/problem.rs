@@ -437,7 +437,7 @@ pub enum Why {
         route: Key,
     },
     /// Source and destination of a migration are one.
-    #[error("host {host} is source and destination at once: choose another destination")]
+    #[error("the VM is on host {host} already: choose another destination")]
     SameHost {
         /// The host.
         host: HostName,

@@ -27,7 +27,9 @@ pub(super) fn put(view: &View<'_>, migration: &Migration, problems: &mut Problem
         }
     }
     if migration.from == migration.to {
-        problems.add(about.clone(), Why::SameHost { host: migration.to.clone() });
+        // What else there is to say against it follows from this.
+        problems.add(about, Why::SameHost { host: migration.to.clone() });
+        return;
     }
     ports(view, migration, &about, problems);
 }
@@ -68,7 +70,7 @@ pub(super) fn devices(view: &View<'_>, problems: &mut Problems) {
         let (host, device) = (port.host.as_ref()?, port.device.as_deref()?);
         Some((host, device, Key::Port(name.clone())))
     });
-    let migrations = view.migrations.written().flat_map(|(vm, m)| {
+    let migrations = view.migrations.written().filter(|(_, m)| m.from != m.to).flat_map(|(vm, m)| {
         m.devices.values().map(|device| (&m.to, device.as_str(), Key::Migration(vm.clone())))
     });
     for (host, device, key) in ports.chain(migrations) {
