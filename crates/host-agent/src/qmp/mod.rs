@@ -21,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use tenet_model::{Name, VmRef};
+use tenet_model::{NEXT, Name, VmRef};
 use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
@@ -111,9 +111,14 @@ pub(crate) async fn watch(dir: PathBuf, said: mpsc::Sender<Said>, mut orders: mp
         if let Order::Drive(vm, drive) = order {
             let asked = drive.clone();
             let refused = match clients.get(&vm) {
-                Some(client) => client.orders.try_send(drive).err().map(|_| "its monitor is busy".to_owned()),
+                Some(client) => client
+                    .orders
+                    .try_send(drive)
+                    .err()
+                    .map(|_| format!("QEMU's monitor of VM {vm} is busy{NEXT}wait a moment")),
                 None => Some(format!(
-                    "QEMU's monitor {} is not there: start QEMU with `-qmp unix:{},server,nowait`, as `tenet vm run-args {vm}` prints",
+                    "QEMU's monitor {} is not there{NEXT}start QEMU with `-qmp unix:{},server=on,wait=off`, as `tenet vm \
+                     run-args {vm}` prints",
                     path(&dir, &vm).display(),
                     path(&dir, &vm).display()
                 )),
@@ -169,9 +174,13 @@ async fn listen(vm: VmRef, path: PathBuf, said: mpsc::Sender<Said>, mut orders: 
             acts = monitor.closed(&cause);
             cause
         }
-        Err(cause) => format!("QEMU's monitor {} does not answer: {cause}", path.display()),
+        Err(cause) => format!(
+            "QEMU's monitor {} does not answer: {cause}{NEXT}see that a QEMU runs that was started with this socket \
+             (a file that an ended one left may be removed)",
+            path.display()
+        ),
     };
-    if !path.exists() {
+    if !path.exists() && !why.contains(NEXT) {
         why.push_str("; its socket is gone");
     }
     // Whoever takes its place may have said already that the VM runs.

@@ -5,7 +5,7 @@ use super::{Drive, IDLE, WAITING, Want};
 use crate::vms::{Driven, What};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use tenet_model::{Through, check_migration_uri};
+use tenet_model::{NEXT, Through, check_migration_uri};
 
 /// How often the end of a migration is asked for until QEMU has its figures together.
 const AGAIN: u32 = 10;
@@ -133,7 +133,8 @@ impl Monitor {
         if drive.want == Want::Move
             && let Err(why) = check_migration_uri(Through::Qmp, &drive.uri)
         {
-            let why = format!("this agent does not move a VM to {:?}: {why}", drive.uri);
+            let why =
+                format!("this agent does not move a VM to {:?}: {why}{NEXT}give a plain URI", drive.uri);
             return vec![failed(&drive.migration, why)];
         }
         if !self.ready {

@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tenet_model::{Through, VmRef, check_migration_uri};
+use tenet_model::{NEXT, Through, VmRef, check_migration_uri};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
@@ -235,7 +235,7 @@ impl Virsh {
         let Some(to) = to else { return self.attend(vm, migration, &self.domain(vm)?).await };
         // A URI can have libvirt run programs as root: that is this host's to forbid, whatever the controller allows.
         check_migration_uri(Through::Libvirt, to)
-            .map_err(|why| format!("this agent does not move a VM to {to:?}: {why}"))?;
+            .map_err(|why| format!("this agent does not move a VM to {to:?}: {why}{NEXT}give a plain URI"))?;
         let domain = self.domain(vm)?;
         if text::outgoing(&self.ask(&["domjobinfo", &domain]).await?).is_some() {
             tracing::info!(%vm, "libvirt moves it already");
@@ -252,7 +252,7 @@ impl Virsh {
         let mut work = std::pin::pin!(self.command(&arguments).output());
         let output = loop {
             tokio::select! {
-                output = &mut work => break output.map_err(|e| format!("virsh cannot be run: {e}"))?,
+                output = &mut work => break output.map_err(|e| unrun(&e))?,
                 () = tokio::time::sleep(ASK) => {
                     let Ok(job) = self.ask(&["domjobinfo", &domain]).await else { continue };
                     self.progress(vm, migration, &job).await;
@@ -338,7 +338,10 @@ impl Virsh {
 
     fn domain(&self, vm: &VmRef) -> Result<String, String> {
         self.domains.of(vm).ok_or_else(|| {
-            format!("no libvirt domain is known for VM {vm}: was it started with Tenet's hook in place?")
+            format!(
+                "no libvirt domain is known for VM {vm}{NEXT}if it is one, put Tenet's hook in place (`tenet libvirt \
+                 install-hook`) and start libvirtd again; a VM that QEMU runs alone is moved by --qmp"
+            )
         })
     }
 
@@ -357,12 +360,16 @@ impl Virsh {
     async fn ask(&self, arguments: &[&str]) -> Result<String, String> {
         let output = tokio::time::timeout(ANSWER, self.command(arguments).output()).await;
         let output = output.map_err(|_| format!("virsh did not answer within {} s", ANSWER.as_secs()))?;
-        let output = output.map_err(|e| format!("virsh cannot be run: {e}; install libvirt-clients"))?;
+        let output = output.map_err(|e| unrun(&e))?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         Err(words(&output))
     }
+}
+
+fn unrun(cause: &std::io::Error) -> String {
+    format!("virsh cannot be run: {cause}{NEXT}install libvirt-clients")
 }
 
 /// What virsh says went wrong.

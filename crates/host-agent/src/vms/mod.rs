@@ -14,7 +14,7 @@ use crate::{local::Domains, qmp, virsh};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{collections::BTreeMap, path::PathBuf};
 use tenet_api::agent::{self, vm_event::Kind};
-use tenet_model::VmRef;
+use tenet_model::{NEXT, VmRef};
 use tokio::sync::mpsc;
 
 /// Words on their way to the loop.
@@ -180,9 +180,13 @@ impl Vms {
         let refused = match (through, &self.qmp, &self.virsh) {
             ("qmp", Some(qmp), _) => {
                 let order = qmp::Order::Drive(vm.clone(), drive.clone());
-                qmp.try_send(order).err().map(|_| "the agent is busy with other VMs: try again".to_owned())
+                qmp.try_send(order)
+                    .err()
+                    .map(|_| format!("the agent is busy with other VMs{NEXT}wait a moment"))
             }
-            ("qmp", None, _) => Some("the agent has no --qmp-dir".to_owned()),
+            ("qmp", None, _) => {
+                Some(format!("the agent has no --qmp-dir{NEXT}start the agent with --qmp-dir /run/tenet/qmp"))
+            }
             ("libvirt", _, Some(virsh)) => {
                 self.tasks.retain(|t| !t.is_finished());
                 let (virsh, vm, drive) = (virsh.clone(), vm.clone(), drive.clone());
@@ -196,8 +200,13 @@ impl Vms {
                 self.tasks.push(tokio::spawn(work));
                 None
             }
-            ("libvirt", _, None) => Some("the agent was started without --libvirt".to_owned()),
-            (other, ..) => Some(format!("this version of the agent knows no way named {other}")),
+            ("libvirt", _, None) => Some(format!(
+                "the agent was started without --libvirt{NEXT}start the agent with --libvirt qemu:///system \
+                 (TENET_AGENT_OPTIONS in /etc/default/tenet-agent)"
+            )),
+            (other, ..) => Some(format!(
+                "this version of the agent knows no way named {other}{NEXT}bring the agent to the controller's version"
+            )),
         };
         if let Some(error) = refused {
             let said = Said::new(&vm, "agent", What::Migration(drive.hopeless(error)));
