@@ -171,7 +171,7 @@ fn queues_that_differ_are_refused(site: &Hosts, world: &World) {
     site.one.define(&plain("many", &nic).replace("<memory", &format!("{mark}<memory")));
     let said = site.one.refused(&["start", "many"]);
     println!("{said}");
-    assert!(said.contains("tenet vm attach contoso/many --port eth0 --host THIS-HOST --queues 2"), "{said}");
+    assert!(said.contains("tenet vm attach contoso/many --port eth0 --host h1 --queues 2"), "{said}");
     // What it says helps.
     let lab = world.lab.record().name.clone();
     let attach = ["vm", "attach", "contoso/many", "--port", "eth0", "--host", "h1", "--queues", "2"];
@@ -424,11 +424,37 @@ fn attach_while_it_is_shut(site: &Hosts, world: &World) {
     _ = site.two.virsh(&["start", "shut"]);
     assert_eq!(host_of(world, "contoso/closed/eth0").as_deref(), Some("h2"));
     _ = site.two.virsh(&["destroy", "shut"]);
+    several_queues_come_with_the_interface(site, world);
+}
+
+/// An interface of two queues becomes a port: its tap is made for as many, and the domain starts.
+fn several_queues_come_with_the_interface(site: &Hosts, world: &World) {
+    let bridged = "<interface type='bridge'><mac address='52:54:00:00:01:02'/><source bridge='br7'/>\
+                   <model type='virtio'/><driver name='vhost' queues='2'/></interface>";
+    site.two.define(&plain("wide", bridged));
+    let (uri, socket) = (site.two.uri.as_str(), site.sockets[1].as_str());
+    let at = ["--connect", uri, "--socket", socket];
+    let new = ["--network", "contoso/prod", "--subnet", "data", "--mac", "52:54:00:00:01:02"];
+    let said = tenet(&[&["libvirt", "attach", "wide"][..], &new[..], &at[..]].concat());
+    println!("{said}");
+    assert!(said.contains("with 2 queues"), "{said}");
+    let queues = || block_on(world.client.vm(&"contoso/wide".parse().unwrap())).unwrap().ports[0].queues;
+    assert_eq!(queues(), 2);
+    _ = site.two.virsh(&["start", "wide"]);
+    assert_eq!(host_of(world, "contoso/wide/eth0").as_deref(), Some("h2"));
+    _ = site.two.virsh(&["destroy", "wide"]);
+    // And another number, for both.
+    let said =
+        tenet(&[&["libvirt", "attach", "wide", "--port", "eth0", "--queues", "4"][..], &at[..]].concat());
+    assert!(said.contains("with 4 queues") && queues() == 4, "{said}");
+    assert!(site.two.virsh(&["dumpxml", "wide"]).contains("queues='4'"));
+    _ = site.two.virsh(&["start", "wide"]);
+    _ = site.two.virsh(&["destroy", "wide"]);
 }
 
 fn import_proposes_what_apply_takes(site: &Hosts, world: &World) {
-    let bridged =
-        "<interface type='bridge'><mac address='52:54:00:00:02:01'/><source bridge='br0'/></interface>";
+    let bridged = "<interface type='bridge'><mac address='52:54:00:00:02:01'/><source bridge='br0'/><model type='virtio'/>\
+         <driver queues='2'/></interface>";
     site.one.define(&plain("Old_Server", bridged));
     let proposed = tenet(&["libvirt", "import", "--connect", &site.one.uri, "--tenant", "old"]);
     println!("{proposed}");
@@ -441,7 +467,7 @@ fn import_proposes_what_apply_takes(site: &Hosts, world: &World) {
     println!("{said}");
     std::fs::remove_file(&file).unwrap();
     let vm = block_on(world.client.vm(&"old/old-server".parse().unwrap())).unwrap();
-    assert_eq!(vm.ports[0].mac.to_string(), "52:54:00:00:02:01");
+    assert_eq!((vm.ports[0].mac.to_string().as_str(), vm.ports[0].queues), ("52:54:00:00:02:01", 2));
     _ = site.one.virsh(&["undefine", "Old_Server"]);
 }
 

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use tenet_model::{Mac, Name, NetworkRef, PortRef, SubnetRef, VmRef};
+use tenet_model::{HostName, Mac, Name, NetworkRef, PortRef, SubnetRef, VmRef};
 
 /// Where the agent listens, unless told otherwise.
 pub const SOCKET: &str = "/run/tenet/agent.sock";
@@ -90,6 +90,9 @@ pub struct PreparePort {
     /// A device that somebody else makes; the agent makes a tap if omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// Queues that the VM opens of such a tap; what the port has stays, 1 for a new one, if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
 }
 
 /// A VM whose ports are ready.
@@ -102,6 +105,9 @@ pub struct Prepared {
     /// Whether this is the last known state, as the controller cannot be asked.
     #[serde(default)]
     pub fail_static: bool,
+    /// This host's name in the site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
 }
 
 const fn one() -> u16 {

@@ -17,6 +17,8 @@ pub struct Nic {
     pub mtu: Option<u32>,
     /// Kind of a new NIC; one that is there keeps its own.
     pub model: String,
+    /// Queues of its tap that it shall open; one that is there keeps its own if none is given, a new one has one.
+    pub queues: Option<u16>,
 }
 
 /// Children of an interface that say what it is connected to, or that a plain tap does not take.
@@ -27,8 +29,9 @@ const CONNECTION: [&str; 8] =
 #[must_use]
 pub fn interface(nic: &Nic) -> String {
     let connection = connection(nic).map(|line| format!("  {line}\n")).collect::<String>();
+    let driver = nic.queues.filter(|q| *q > 1).map(|q| format!("  {}\n", driver(q))).unwrap_or_default();
     format!(
-        "<interface type='ethernet'>\n  <mac address='{}'/>\n{connection}  <model type='{}'/>\n</interface>",
+        "<interface type='ethernet'>\n  <mac address='{}'/>\n{connection}  <model type='{}'/>\n{driver}</interface>",
         nic.mac,
         escape(&nic.model)
     )
@@ -89,8 +92,18 @@ pub fn set_interface(xml: &str, nic: &Nic) -> Result<String, DomainError> {
         }
         if let Some(mac) = child(old, "mac") {
             let indent = indent_of(xml, mac.range().start);
-            let lines = connection(nic).map(|line| format!("\n{indent}{line}"));
+            let new = nic.queues.filter(|q| *q > 1 && child(old, "driver").is_none()).map(driver);
+            let lines = connection(nic).chain(new).map(|line| format!("\n{indent}{line}"));
             edits.insert(mac.range().end, lines.collect());
+        }
+        if let (Some(queues), Some(driver)) = (nic.queues, child(old, "driver")) {
+            match driver.attribute_node("queues") {
+                Some(there) => edits.replace(there.range_value(), queues.to_string()),
+                None if queues == 1 => {}
+                None => {
+                    edits.insert(driver.range().start + "<driver".len(), format!(" queues='{queues}'"));
+                }
+            }
         }
     } else {
         let domain = name(root)?;
@@ -122,6 +135,10 @@ pub fn set_target(xml: &str, mac: Mac, device: &str) -> Result<String, DomainErr
     let mut edits = Edits::new(xml);
     edits.replace(value.range_value(), escape(device));
     edits.done()
+}
+
+fn driver(queues: u16) -> String {
+    format!("<driver queues='{queues}'/>")
 }
 
 fn connection(nic: &Nic) -> impl Iterator<Item = String> {

@@ -16,7 +16,7 @@
 
 use crate::{Domain, DomainError, Mark, Source, mentions_us, set_target};
 use std::net::IpAddr;
-use tenet_model::{Mac, Name, PortRef, SubnetRef, VmRef, is_tap_name, tap_name};
+use tenet_model::{HostName, Mac, Name, PortRef, SubnetRef, VmRef, is_tap_name, tap_name};
 
 /// The arguments of a hook's call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,9 +158,9 @@ pub enum HookError {
     /// It opens several queues, and the tap has one.
     #[error(
         "interface {mac} of domain {domain} has <driver queues='{opened}'/>, and the tap of its port {port} is made \
-         for one queue: run `tenet vm attach {} --port {} --host THIS-HOST --queues {opened}`, or take \
+         for one queue: run `tenet vm attach {} --port {} --host {} --queues {opened}`{}, or take \
          <driver queues> out with `virsh edit {domain}`",
-        port.vm_ref(), port.port
+        port.vm_ref(), port.port, named(host.as_ref()), whence(host.as_ref(), port)
     )]
     OneQueue {
         /// The domain.
@@ -169,6 +169,8 @@ pub enum HookError {
         mac: Mac,
         /// The port.
         port: Box<PortRef>,
+        /// The host where the port is, if it is known.
+        host: Option<HostName>,
         /// Queues that the domain opens.
         opened: u16,
     },
@@ -176,8 +178,8 @@ pub enum HookError {
     #[error(
         "interface {mac} of domain {domain} opens one queue, and the tap of its port {port} is made for {queues}: add \
          <driver queues='{queues}'/> to it with `virsh edit {domain}`, or run \
-         `tenet vm attach {} --port {} --host THIS-HOST --queues 1`",
-        port.vm_ref(), port.port
+         `tenet vm attach {} --port {} --host {} --queues 1`{}",
+        port.vm_ref(), port.port, named(host.as_ref()), whence(host.as_ref(), port)
     )]
     SeveralQueues {
         /// The domain.
@@ -186,9 +188,23 @@ pub enum HookError {
         mac: Mac,
         /// The port.
         port: Box<PortRef>,
+        /// The host where the port is, if it is known.
+        host: Option<HostName>,
         /// Queues that the port has.
         queues: u16,
     },
+}
+
+fn named(host: Option<&HostName>) -> &str {
+    host.map_or("HOST", HostName::as_str)
+}
+
+/// How to find a host that is not known here.
+fn whence(host: Option<&HostName>, port: &PortRef) -> String {
+    if host.is_some() {
+        return String::new();
+    }
+    format!(" (`tenet vm show {}` tells the host that it is on)", port.vm_ref())
 }
 
 /// What a call asks for; `xml` is what libvirt wrote to the hook's standard input.
@@ -232,12 +248,12 @@ pub fn redirect(xml: &str, wanted: &[Wanted], answers: &[Answer]) -> Result<Opti
 }
 
 impl Prepare {
-    /// Checks that the domain opens what the agent has made ready.
+    /// Checks that the domain opens what the agent of this host (`host`, if its name is known) has made ready.
     ///
     /// # Errors
     /// [`HookError::Device`] for the first one that differs.
-    pub fn check(&self, domain: &str, answers: &[Answer]) -> Result<(), HookError> {
-        self.check_queues(domain, answers)?;
+    pub fn check(&self, domain: &str, answers: &[Answer], host: Option<&HostName>) -> Result<(), HookError> {
+        self.check_queues(domain, answers, host)?;
         for want in &self.ports {
             let Some(answer) = answers.iter().find(|a| a.mac == want.mac) else { continue };
             if answer.device != want.device {
@@ -255,20 +271,26 @@ impl Prepare {
 
 impl Prepare {
     /// Checks that the domain opens each tap of the agent's as it is made: the kernel lets nobody open a tap for several
-    /// queues with one, nor the other way round, and libvirt says of it only that the tap cannot be opened.
+    /// queues with one, nor the other way round, and libvirt says of it only that the tap cannot be opened. `host` is
+    /// where the port is to be changed: this one, and not the destination of a migration.
     ///
     /// # Errors
     /// [`HookError::OneQueue`] or [`HookError::SeveralQueues`] for the first one that differs.
-    pub fn check_queues(&self, domain: &str, answers: &[Answer]) -> Result<(), HookError> {
+    pub fn check_queues(
+        &self,
+        domain: &str,
+        answers: &[Answer],
+        host: Option<&HostName>,
+    ) -> Result<(), HookError> {
         for want in &self.ports {
             let Some(answer) = answers.iter().find(|a| a.mac == want.mac) else { continue };
             let (domain, mac, port) = (domain.to_owned(), want.mac, Box::new(answer.port.clone()));
             match (want.queues, answer.queues) {
                 (opened, Some(queues)) if opened > 1 && queues <= 1 => {
-                    return Err(HookError::OneQueue { domain, mac, port, opened });
+                    return Err(HookError::OneQueue { domain, mac, port, host: host.cloned(), opened });
                 }
                 (opened, Some(queues)) if opened <= 1 && queues > 1 => {
-                    return Err(HookError::SeveralQueues { domain, mac, port, queues });
+                    return Err(HookError::SeveralQueues { domain, mac, port, host: host.cloned(), queues });
                 }
                 _ => {}
             }

@@ -62,6 +62,8 @@ pub struct ProposedPort {
     pub subnet: SubnetRef,
     /// The MAC that the NIC has.
     pub mac: Mac,
+    /// Queues that the NIC has.
+    pub queues: u16,
     /// The addresses that it has, if they are known; else they are chosen.
     pub addresses: Vec<IpAddr>,
 }
@@ -125,6 +127,7 @@ pub fn propose(found: &[Found], prefixes: &BTreeMap<Source, Vec<IpNet>>, tenant:
                 port: names.port(n),
                 subnet: subnet.clone(),
                 mac,
+                queues: interface.queues,
                 addresses,
             });
         }

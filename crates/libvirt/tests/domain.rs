@@ -29,7 +29,32 @@ fn nic() -> Nic {
         device: "tn0123456789a".into(),
         mtu: Some(1458),
         model: "virtio".into(),
+        queues: None,
     }
+}
+
+#[test]
+fn queues_are_kept_or_set_as_asked() {
+    let with =
+        |driver: &str| OURS.replace("<model type='virtio'/>", &format!("<model type='virtio'/>{driver}"));
+    let queues = |xml: &str, asked: Option<u16>| {
+        let out = tenet_libvirt::set_interface(xml, &Nic { queues: asked, ..nic() }).unwrap();
+        Domain::parse(&out).unwrap().interface(nic().mac).unwrap().queues
+    };
+    for (driver, asked, has) in [
+        ("", None, 1),
+        ("", Some(4), 4),
+        ("<driver name='vhost' queues='4'/>", None, 4),
+        ("<driver name='vhost' queues='4'/>", Some(2), 2),
+        ("<driver name='vhost' queues='4'/>", Some(1), 1),
+        ("<driver name='vhost'/>", Some(8), 8),
+        ("<driver name='vhost'><host mrg_rxbuf='off'/></driver>", Some(8), 8),
+    ] {
+        assert_eq!(queues(&with(driver), asked), has, "{driver} {asked:?}");
+    }
+    let new = Nic { mac: mac("52:54:00:00:00:77"), queues: Some(4), ..nic() };
+    let out = tenet_libvirt::set_interface(OURS, &new).unwrap();
+    assert_eq!(Domain::parse(&out).unwrap().interface(new.mac).unwrap().queues, 4);
 }
 
 #[test]

@@ -109,12 +109,12 @@ fn a_domain_goes_on_with_the_tap_that_the_destination_has() {
     let mac = asked.ports[0].mac;
     let same = answer(&asked, &asked.ports[0].device, Some(1));
     assert_eq!(redirect(OURS, &asked.ports, std::slice::from_ref(&same)).unwrap(), None);
-    assert_eq!(asked.check("sql-1", &[same]), Ok(()));
+    assert_eq!(asked.check("sql-1", &[same], None), Ok(()));
     let other = answer(&asked, "tap9", None);
     let xml = redirect(OURS, &asked.ports, std::slice::from_ref(&other)).unwrap().unwrap();
     let moved = Domain::parse(&xml).unwrap();
     assert_eq!(moved.interface(mac).unwrap().device.as_deref(), Some("tap9"));
-    let error = asked.check("sql-1", &[other]).unwrap_err().to_string();
+    let error = asked.check("sql-1", &[other], None).unwrap_err().to_string();
     assert!(error.contains("tap9") && error.contains(&asked.ports[0].device), "{error}");
 }
 
@@ -126,15 +126,16 @@ fn a_tap_of_other_queues_than_the_domain_opens_is_refused_with_what_to_do() {
     assert_eq!((one.ports[0].queues, several.ports[0].queues), (1, 4));
     let tap = one.ports[0].device.clone();
     let said = |asked: &Prepare, queues| {
-        let said = asked.check("sql-1", &[answer(asked, &tap, queues)]);
+        let said = asked.check("sql-1", &[answer(asked, &tap, queues)], Some(&"h1".parse().unwrap()));
         said.map_or_else(|e| e.to_string(), |()| String::new())
     };
     let text = said(&several, Some(1));
     assert!(text.contains("queues='4'") && text.contains("contoso/sql/eth0"), "{text}");
-    assert!(
-        text.contains("tenet vm attach contoso/sql --port eth0") && text.contains("--queues 4"),
-        "{text}"
-    );
+    assert!(text.contains("`tenet vm attach contoso/sql --port eth0 --host h1 --queues 4`, or"), "{text}");
+    // Where it comes to another host, that is not the host to change.
+    let coming = several.check_queues("sql-1", &[answer(&several, &tap, Some(1))], None);
+    let coming = coming.unwrap_err().to_string();
+    assert!(coming.contains("--host HOST --queues 4` (`tenet vm show contoso/sql`"), "{coming}");
     let text = said(&one, Some(2));
     assert!(text.contains("<driver queues='2'/>") && text.contains("virsh edit sql-1"), "{text}");
     for (asked, queues) in [(&one, Some(1)), (&several, Some(4)), (&several, Some(2)), (&several, None)] {

@@ -58,6 +58,10 @@ fn networks_vms_and_ports_come_from_what_is_there() {
         ]
     );
     assert!(says(&proposal, "guessed") && says(&proposal, "52:54:00:00:00:03"));
+    assert!(proposal.ports.iter().all(|p| p.queues == 1));
+    let several = BRIDGED.replacen("<model type='virtio'/>", "<model type='virtio'/><driver queues='4'/>", 1);
+    let queues: Vec<_> = check(&[found(&several, &[])], &[]).ports.iter().map(|p| p.queues).collect();
+    assert_eq!(queues.iter().filter(|q| **q == 4).count(), 1, "{queues:?}");
 }
 
 #[test]

@@ -197,6 +197,16 @@ fn a_start_needs_the_tap_that_was_made_and_a_move_is_told_of_another() {
     assert!(output.status.success() && output.stdout.is_empty(), "{}", said(&output));
     let (output, _) = ask("prepare", "tap9");
     assert!(!output.status.success() && said(&output).contains("its port is on tap9"), "{}", said(&output));
+    // A tap of one queue for a domain that opens four: the command that it says has this host's name.
+    let several = OURS.replace("<model type='virtio'/>", "<model type='virtio'/><driver queues='4'/>");
+    let body = ready(&tap()).split_once("\r\n\r\n").unwrap().1;
+    let body = body.replace(r#""mac""#, r#""tap":true,"queues":1,"mac""#);
+    let body = body.replacen('{', r#"{"host":"h7","#, 1);
+    _ = fs::remove_file(&socket);
+    let serving = agent(&socket, Some(http("200 OK", &body)));
+    let output = hook(&socket, "prepare", "begin", &several);
+    serving.join().unwrap();
+    assert!(said(&output).contains("--port eth0 --host h7 --queues 4`"), "{}", said(&output));
     let (output, asked) = ask("migrate", &tap());
     assert!(output.status.success() && output.stdout.is_empty(), "{}", said(&output));
     assert!(asked.contains(r#""for":"incoming""#), "{asked}");

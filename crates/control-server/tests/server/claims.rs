@@ -7,7 +7,8 @@ use crate::{
 use std::time::Duration;
 use tenet_api::{
     agent::{
-        ClaimReply, ClaimRequest, VmEvent, agent_message::Message, claim_request::Purpose, vm_event::Kind,
+        ClaimPort, ClaimReply, ClaimRequest, VmEvent, agent_message::Message, claim_request::Purpose,
+        vm_event::Kind,
     },
     rest::{Migrate, SettingsSpec, Wait},
 };
@@ -65,6 +66,29 @@ async fn a_host_takes_another_hosts_vm_only_as_the_site_allows() {
     let allowed = SettingsSpec { hosts_begin_migrations: Some(true), ..SettingsSpec::default() };
     c.client.set_settings(&allowed).await.unwrap();
     assert!(incoming(&c, &k2).await.began);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_says_how_many_queues_the_vm_opens() {
+    let c = Controller::memory().await;
+    c.small_site().await;
+    let k1 = c.join("h1", "192.168.1.10").await;
+    let _h1 = c.agent(&k1).await;
+    let mac = c.client.vm(&sql()).await.unwrap().ports[0].mac;
+    let claimed = async |port: ClaimPort| {
+        let mut client = k1.connect(c.ready.grpc).await.unwrap();
+        let request = ClaimRequest { vm: sql().to_string(), ports: vec![port], ..ClaimRequest::default() };
+        let refusal = client.claim(request).await.unwrap().into_inner().refusal;
+        (refusal, c.client.vm(&sql()).await.unwrap().ports[0].queues)
+    };
+    let named = ClaimPort { port: "eth0".into(), ..ClaimPort::default() };
+    assert_eq!(claimed(named.clone()).await, (None, 1));
+    assert_eq!(claimed(ClaimPort { queues: 4, ..named.clone() }).await, (None, 4));
+    assert_eq!(claimed(named.clone()).await, (None, 4), "it says nothing of them");
+    let by_mac = ClaimPort { mac: mac.to_string(), queues: 2, ..ClaimPort::default() };
+    assert_eq!(claimed(by_mac).await, (None, 2));
+    let (refusal, queues) = claimed(ClaimPort { queues: 100_000, ..named }).await;
+    assert!(refusal.is_some() && queues == 2, "{refusal:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,6 +114,9 @@ fn agrees(asked: &PreparePort, found: &Here, hint: &str, without: &str) -> Resul
     if let Some(device) = asked.device.as_ref().filter(|d| **d != found.row.device) {
         return differs("device", found.row.device.clone(), device.clone());
     }
+    if let Some(queues) = asked.queues.filter(|q| *q != found.row.queues) {
+        return differs("queues", found.row.queues.to_string(), queues.to_string());
+    }
     let subnet = found.subnet.as_ref().map(|s| &s.name);
     let same = |s: &&SubnetRef| {
         asked.network.as_ref().is_none_or(|n| s.tenant == n.tenant && s.network == n.network)
@@ -188,6 +191,7 @@ mod tests {
                 state,
                 detail: String::new(),
             },
+            host: Some("h1".parse().unwrap()),
             addresses: vec!["10.1.1.7".parse().unwrap()],
             subnet: Some(SubnetRow {
                 net: NetId(1),
@@ -250,6 +254,8 @@ mod tests {
         let network = Some("a/blue".parse().unwrap());
         assert_eq!(ask(PreparePort { network: network.clone(), ..PreparePort::default() }), Ok(1));
         assert!(ask(PreparePort { network, subnet: name("db"), ..PreparePort::default() }).is_err());
+        assert_eq!(ask(PreparePort { queues: Some(1), ..PreparePort::default() }), Ok(1));
+        assert!(ask(PreparePort { queues: Some(2), ..PreparePort::default() }).is_err());
         let addresses = vec!["10.1.1.8".parse().unwrap()];
         assert!(ask(PreparePort { addresses, ..PreparePort::default() }).is_err());
     }

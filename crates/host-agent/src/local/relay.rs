@@ -107,6 +107,7 @@ fn port(p: &PreparePort) -> ClaimPort {
         subnet: text(p.subnet.as_ref().map(ToString::to_string)),
         addresses: p.addresses.iter().map(ToString::to_string).collect(),
         device: p.device.clone().unwrap_or_default(),
+        queues: p.queues.map_or(0, u32::from),
     }
 }
 

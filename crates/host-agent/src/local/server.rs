@@ -188,7 +188,9 @@ fn not_answered(vm: &VmRef) -> Missing {
 }
 
 fn prepared<'a>(vm: VmRef, here: impl Iterator<Item = &'a Here>, fail_static: bool) -> Prepared {
-    Prepared { vm, ports: here.filter_map(ready::local_port).collect(), fail_static }
+    let here: Vec<&Here> = here.collect();
+    let host = here.iter().find_map(|h| h.host.clone());
+    Prepared { vm, ports: here.into_iter().filter_map(ready::local_port).collect(), fail_static, host }
 }
 
 async fn release(State(desk): State<Desk>, bytes: Bytes) -> Result<Json<Released>, Fault> {

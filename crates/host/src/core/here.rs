@@ -4,7 +4,7 @@ use super::HostCore;
 use crate::{message::PortStatus, plan};
 use std::net::IpAddr;
 use tenet_compile::{PortRow, Row, RowKey, SubnetRow};
-use tenet_model::VmRef;
+use tenet_model::{HostName, VmRef};
 
 /// A port of this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,6 +13,8 @@ pub struct Here {
     pub row: PortRow,
     /// Generation of that.
     pub generation: u64,
+    /// This host's name.
+    pub host: Option<HostName>,
     /// As it is.
     pub status: PortStatus,
     /// Its customer addresses.
@@ -26,6 +28,10 @@ impl HostCore {
     #[must_use]
     pub fn here(&self, vm: Option<&VmRef>) -> Vec<Here> {
         let Some(rows) = self.rows() else { return Vec::new() };
+        let host = match rows.0.get(&RowKey::Host) {
+            Some((Row::Host(host), _)) => Some(host.name.clone()),
+            _ => None,
+        };
         let wanted = plan::ports(rows).filter(|(p, _)| vm.is_none_or(|vm| p.name.vm_ref() == *vm));
         let mut all: Vec<Here> = wanted
             .map(|(row, generation)| {
@@ -35,7 +41,14 @@ impl HostCore {
                 };
                 let records = plan::records_of(rows, row.net).filter(|(r, _)| r.port == row.name);
                 let addresses = records.map(|(r, _)| r.ca).collect();
-                Here { row: row.clone(), generation, status: self.status(row), addresses, subnet }
+                Here {
+                    row: row.clone(),
+                    generation,
+                    host: host.clone(),
+                    status: self.status(row),
+                    addresses,
+                    subnet,
+                }
             })
             .collect();
         all.sort_by(|a, b| a.row.name.cmp(&b.row.name));

@@ -91,6 +91,9 @@ pub struct DomainArgs {
     /// Kind of a new interface
     #[arg(long, default_value = "virtio")]
     pub model: String,
+    /// Queues of its interface, and with it of its tap; those that it has if left out, 1 for a new one
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub queues: Option<u16>,
     /// libvirt, as `virsh` takes it
     #[arg(short, long, value_name = "URI", default_value = "qemu:///system")]
     pub connect: String,

@@ -27,6 +27,7 @@ pub async fn attach(global: &Global, args: AttachArgs) -> Outcome {
             subnet: args.subnet.clone(),
             addresses: args.addresses.clone(),
             device: Some(pair.near.clone()),
+            queues: None,
         }],
         purpose: Purpose::Start,
         domain: None,

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::net::IpAddr;
 use tenet_api::local::{self, LocalClient, LocalError, LocalPort, PreparePort};
-use tenet_libvirt::{Domain, DomainError, Mark, MarkedPort, NAMESPACE, Nic, PREFIX, Source};
+use tenet_libvirt::{Domain, DomainError, Interface, Mark, MarkedPort, NAMESPACE, Nic, PREFIX, Source};
 use tenet_model::{DEFAULT_TENANT, Mac, Name, PortRef, SubnetRef, TenantName, VmRef, tap_name};
 
 /// What was done.
@@ -21,6 +21,7 @@ struct Done {
     port: PortRef,
     mac: Mac,
     device: String,
+    queues: u16,
     subnet: Option<SubnetRef>,
     addresses: Vec<IpAddr>,
     mtu: Option<u32>,
@@ -49,11 +50,17 @@ pub async fn attach(context: &Context, args: DomainArgs) -> Outcome {
     // A NIC that is there and is no tap of ours is changed only by shutting the guest down.
     let old = domain.interface(wish.port.mac).ok();
     let now = info.active && old.is_none_or(|i| i.source == Source::Ethernet && !i.managed);
+    queues_fit(&args, &domain.name, old, now)?;
     let ready = wish.prepare(&args, &domain.name, now).await?;
     let device =
         ready.as_ref().map_or_else(|| tap_name(&wish.mark.port(&wish.port.name)), |p| p.device.clone());
-    let nic =
-        Nic { mac: wish.port.mac, device, mtu: ready.as_ref().map(|p| p.mtu), model: args.model.clone() };
+    let nic = Nic {
+        mac: wish.port.mac,
+        device,
+        mtu: ready.as_ref().map(|p| p.mtu),
+        model: args.model.clone(),
+        queues: args.queues,
+    };
     let plugged = if now { wish.plug(&virsh, &domain, &nic).await } else { Ok(()) };
     let stored = match (plugged, stored) {
         (Ok(()), Some(stored)) => wish.store(&virsh, &stored, &nic).await,
@@ -72,6 +79,7 @@ pub async fn attach(context: &Context, args: DomainArgs) -> Outcome {
         port: wish.mark.port(&wish.port.name),
         mac: nic.mac,
         device: nic.device,
+        queues: wish.queues,
         subnet: ready.as_ref().map(|p| p.subnet.clone()).or(wish.port.subnet),
         addresses: ready.map_or(wish.port.addresses, |p| p.addresses),
         mtu: nic.mtu,
@@ -86,6 +94,8 @@ struct Wish {
     mark: Mark,
     /// The port in question.
     port: MarkedPort,
+    /// Queues of its tap that the domain opens.
+    queues: u16,
 }
 
 impl Wish {
@@ -130,7 +140,8 @@ impl Wish {
             },
         };
         mark.put(port.clone());
-        Ok(Self { mark, port })
+        let there = domain.interface(mac).map_or(1, |i| i.queues);
+        Ok(Self { mark, port, queues: args.queues.unwrap_or(there) })
     }
 
     /// Has the port made. For a guest that does not run this is a check, and the port is on no host again; there the
@@ -146,6 +157,7 @@ impl Wish {
                 subnet: self.port.subnet.as_ref().map(|s| s.subnet.clone()),
                 addresses: self.port.addresses.clone(),
                 device: None,
+                queues: Some(self.queues),
             }],
             purpose: local::Purpose::Start,
             domain: Some(domain.to_owned()),
@@ -226,6 +238,25 @@ impl Wish {
     }
 }
 
+/// Only virtio has several queues, and a running guest keeps those that its NIC has.
+fn queues_fit(args: &DomainArgs, domain: &str, old: Option<&Interface>, now: bool) -> Outcome {
+    let Some(queues) = args.queues else { return Ok(()) };
+    let model = old.map_or(Some(args.model.as_str()), |i| i.model.as_deref());
+    if queues > 1 && !model.is_some_and(|m| m.starts_with("virtio")) {
+        let text = format!("an interface of model {} has one queue", model.unwrap_or("rtl8139"));
+        let hint = "leave --queues out, or make it one of model virtio (`virsh edit`)";
+        return Err(Failure::new(text, hint).code(Code::Usage));
+    }
+    match old {
+        Some(old) if now && old.queues != queues => Err(Failure::new(
+            format!("the interface of the running domain {domain} has {} queues, not {queues}", old.queues),
+            format!("shut it down (`virsh shutdown {domain}`) and try again"),
+        )
+        .code(Code::Conflict)),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// The VM that a domain is, or shall be.
 fn vm(args: &DomainArgs, domain: &Domain) -> Outcome<VmRef> {
     if let Some(mark) = &domain.mark {
@@ -282,6 +313,7 @@ fn words(done: &Done, running: bool) -> String {
     let addresses: Vec<_> = done.addresses.iter().map(ToString::to_string).collect();
     let with =
         if addresses.is_empty() { String::new() } else { format!(", address {}", addresses.join(" ")) };
+    let queues = if done.queues > 1 { format!(" with {} queues", done.queues) } else { String::new() };
     let when = match (done.now, running) {
         (true, _) => "; it is in the running guest",
         (false, true) => {
@@ -290,7 +322,7 @@ fn words(done: &Done, running: bool) -> String {
         (false, false) => "; it is there when the domain starts",
     };
     format!(
-        "domain {}: port {}{at}{with}, MAC {}, tap {}{when}\n",
+        "domain {}: port {}{at}{with}, MAC {}, tap {}{queues}{when}\n",
         done.domain, done.port, done.mac, done.device
     )
 }

@@ -125,11 +125,11 @@ fn ready(
         });
     }
     if prepare.purpose == Purpose::Incoming {
-        prepare.check_queues(&args.domain, &answers).map_err(|e| e.to_string())?;
+        prepare.check_queues(&args.domain, &answers, None).map_err(|e| e.to_string())?;
         let xml = std::str::from_utf8(xml).map_err(|e| e.to_string())?;
         return tenet_libvirt::redirect(xml, &prepare.ports, &answers).map_err(|e| e.to_string());
     }
-    prepare.check(&args.domain, &answers).map_err(|e| e.to_string())?;
+    prepare.check(&args.domain, &answers, answer.host.as_ref()).map_err(|e| e.to_string())?;
     Ok(None)
 }
 
@@ -142,6 +142,8 @@ fn request(prepare: &Prepare, domain: &str, patience: Duration) -> local::Prepar
         subnet: p.subnet.as_ref().map(|s| s.subnet.clone()),
         addresses: p.addresses.clone(),
         device: p.foreign.then(|| p.device.clone()),
+        // A domain alters no port that is there: where they differ, it is refused.
+        queues: None,
     };
     local::Prepare {
         vm: prepare.vm.clone(),

@@ -150,7 +150,7 @@ fn site(proposal: &Proposal, tenant: &TenantName) -> Site {
             addresses: port.addresses.clone(),
             host: None,
             device: None,
-            queues: None,
+            queues: (port.queues > 1).then_some(port.queues),
             security: true,
         }));
     }
