@@ -107,7 +107,8 @@ fn create(world: &World, vm: &str, address: Ipv4Addr) -> Mac {
 
 /// Attaches it without naming a device; the tap.
 fn attach(world: &World, vm: &str, host: &str, queues: Option<u16>) -> String {
-    let attach = Attach { port: None, host: host.parse().unwrap(), device: None, queues, subnet: None };
+    let attach =
+        Attach { port: None, host: host.parse().unwrap(), device: None, queues, subnet: None, force: false };
     let reply = block_on(world.client.attach(&vm.parse().unwrap(), &attach)).unwrap();
     assert!(reply.applied.is_some_and(|a| a.complete));
     let port = block_on(world.client.vm(&vm.parse().unwrap())).unwrap().ports.remove(0);

@@ -250,6 +250,9 @@ pub struct Attach {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub subnet: Option<SubnetRef>,
+    /// Also if a VM uses the port on another host, by what the agent there said last: it loses its network.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// Detaches a VM's port from its host.

@@ -4,12 +4,14 @@ use super::{
     extract::{App, Body, Named, Wish},
     object::{Reply, create, delete},
 };
-use crate::{engine, fault::Fault, moving, moving::MOVE, resolve, view};
+use crate::{clock, engine, fault::Fault, moving, moving::MOVE, resolve, view};
 use axum::{Json, extract::State};
 use tenet_api::rest::{
     ApiError, Attach, ChangeItem, ChangeReply, CreateVm, Detach, Migrate, MigrationView, PortSpec,
     ReceiptOrMigration, ReceiptView, Spec, Target, VmSpec, VmView, Wait, WaitQuery,
 };
+use tenet_compile::PortRow;
+use tenet_control::{Control, PortReport};
 use tenet_model::{Desired, Key, Name, Object, Operation, Port, PortRef, VmRef};
 
 /// The name of a VM's port if none is given.
@@ -82,21 +84,52 @@ pub(super) async fn delete_vm(
     delete(&app, wish, Target::Vm { name }).await
 }
 
-/// Attaches a port to a host: to a tap that its agent makes, or to a device that is there.
+/// Attaches a port to a host: to a tap that its agent makes, or to a device that is there. A port that a VM uses on
+/// another host is moved by a migration; here it is refused, unless forced.
 #[utoipa::path(post, path = "/v1/vms/{tenant}/{vm}/attach", tag = "vms", request_body = Attach,
     params(("tenant" = String, Path), ("vm" = String, Path), WaitQuery),
-    responses((status = 200, body = ChangeReply), (status = 404, body = ApiError), (status = 422, body = ApiError)))]
+    responses((status = 200, body = ChangeReply), (status = 404, body = ApiError), (status = 409, body = ApiError),
+        (status = 422, body = ApiError)))]
 pub(super) async fn attach(
     State(app): State<App>,
     wish: Wish,
     Named(vm): Named<VmRef>,
     Body(a): Body<Attach>,
 ) -> Reply<ChangeReply> {
+    if !a.force {
+        unused_elsewhere(&mut app.engine.core(), &vm, &a)?;
+    }
     let plan = |desired: &Desired| resolve::change(desired, &[attached(desired, &vm, &a)?]);
     app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)
 }
 
-fn attached(desired: &Desired, vm: &VmRef, a: &Attach) -> Result<ChangeItem, Fault> {
+/// Refuses what would take a port away from a VM that runs with it on another host: nothing but a migration moves one.
+fn unused_elsewhere(core: &mut Control, vm: &VmRef, a: &Attach) -> Result<(), Fault> {
+    let desired = core.desired();
+    let name = attached_port(desired, vm, a)?;
+    let port = desired.ports.get(&name).map(|p| &p.value);
+    let Some(on) = port.and_then(|p| p.host.clone()).filter(|on| *on != a.host) else { return Ok(()) };
+    if desired.migrations.contains_key(vm) {
+        // The model refuses it, and says why.
+        return Ok(());
+    }
+    let Some(report) = core.host_report(&on, clock::micros()) else { return Ok(()) };
+    let used = |(row, there): &(PortRow, Option<PortReport>)| {
+        row.name == name && there.as_ref().is_some_and(|p| p.present && p.carrier)
+    };
+    let Some((row, _)) = report.ports.iter().find(|p| used(p)) else { return Ok(()) };
+    let last = if report.connected { "" } else { ", as its agent said last (it has no session now)" };
+    let message = format!("VM {vm} runs on host {on}: {} has a carrier there{last}", row.device);
+    let hint = format!(
+        "`tenet vm migrate {vm} --to {}` moves it; if it does not run there any more, `tenet vm detach {vm}` first, or \
+         attach it with --force",
+        a.host
+    );
+    Err(Fault::conflict(message, hint))
+}
+
+/// The port that shall be attached.
+fn attached_port(desired: &Desired, vm: &VmRef, a: &Attach) -> Result<PortRef, Fault> {
     if !desired.vms.contains_key(vm) {
         return Err(Fault::not_found(&Key::Vm(vm.clone())));
     }
@@ -109,7 +142,11 @@ fn attached(desired: &Desired, vm: &VmRef, a: &Attach) -> Result<ChangeItem, Fau
             return Err(Fault::bad_request(format!("VM {vm} has several ports"), "name the one to attach"));
         }
     };
-    let name = port_ref(vm, name);
+    Ok(port_ref(vm, name))
+}
+
+fn attached(desired: &Desired, vm: &VmRef, a: &Attach) -> Result<ChangeItem, Fault> {
+    let name = attached_port(desired, vm, a)?;
     let was = desired.ports.get(&name).map(|p| &p.value);
     let Some(subnet) = a.subnet.clone().or_else(|| was.map(|w| w.subnet.clone())) else {
         let mut fault = Fault::not_found(&Key::Port(name));

@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use std::time::Duration;
 use support::{Controller, DEADLINE, held, options};
 use tenet_api::{
-    agent::{AgentMessage, Hello, RenewRequest, agent_message::Message},
+    agent::{AgentMessage, Hello, PortStatus, Proof, RenewRequest, agent_message::Message},
     client::{Client, ClientError},
     rest::{
         Attach, ChangeItem, ChangesRequest, Join, Migrate, ReceiptOrMigration, Spec, TenantSpec,
@@ -20,7 +20,7 @@ use tenet_api::{
 };
 use tenet_compile::{PortState, Row};
 use tenet_control_server::{StoreKind, pretend::Credentials};
-use tenet_model::Through;
+use tenet_model::{PortRef, Through};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn attach(host: &str, device: &str) -> Attach {
@@ -30,6 +30,7 @@ fn attach(host: &str, device: &str) -> Attach {
         device: Some(device.into()),
         queues: None,
         subnet: None,
+        force: false,
     }
 }
 
@@ -124,6 +125,57 @@ async fn a_site_is_programmed_moved_and_shown() {
     for line in ["tenet_controller_sessions 2", "tenet_controller_migrations_total{result=\"moved\"} 2"] {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_a_vm_uses_is_not_taken_to_another_host() {
+    let c = Controller::memory().await;
+    c.small_site().await;
+    let (k1, k2) = (c.join("h1", "192.168.1.10").await, c.join("h2", "192.168.2.20").await);
+    let (h1, _h2) = (c.agent(&k1).await, c.agent(&k2).await);
+    let (sql, web) = ("contoso/sql".parse().unwrap(), "contoso/web".parse().unwrap());
+    // A pretend agent's devices have a carrier: somebody has them open.
+    c.client.attach(&sql, &attach("h1", "sql0")).await.unwrap();
+    c.client.attach(&web, &attach("h1", "web0")).await.unwrap();
+    let host = async |vm| c.client.vm(vm).await.unwrap().ports[0].host.clone().unwrap().to_string();
+    let refused_at_h2 = async || {
+        let error = c.client.attach(&sql, &attach("h2", "sql0")).await.unwrap_err();
+        assert_eq!(refused(&error), (409, "conflict"));
+        let (text, hint) = (error.to_string(), error.hint());
+        assert!(text.contains("VM contoso/sql runs on host h1"), "{text}");
+        for way in ["`tenet vm migrate contoso/sql --to h2`", "`tenet vm detach contoso/sql`", "--force"] {
+            assert!(hint.contains(way), "{way} in {hint}");
+        }
+        assert_eq!(host(&sql).await, "h1");
+        text
+    };
+    assert!(!refused_at_h2().await.contains("no session"));
+    // To where it is already, it may be attached.
+    c.client.attach(&sql, &attach("h1", "sql0")).await.unwrap();
+
+    // A VM that has stopped: its device is there and nobody has it open.
+    let closed = PortStatus {
+        port: "contoso/web/eth0".into(),
+        present: true,
+        state: "active".into(),
+        ..PortStatus::default()
+    };
+    h1.send(Message::Proof(Proof { ports: vec![closed], ..Proof::default() })).await;
+    let ports = async || c.client.status().await.unwrap().hosts.remove(0).ports;
+    let web_port: PortRef = "contoso/web/eth0".parse().unwrap();
+    let told = async { while !ports().await.iter().any(|p| p.port == web_port && !p.carrier) {} };
+    tokio::time::timeout(DEADLINE, told).await.unwrap();
+    c.client.attach(&web, &attach("h2", "web0")).await.unwrap();
+    assert_eq!(host(&web).await, "h2");
+
+    // Without an agent, forwarding goes on: what it said last stands.
+    drop(h1);
+    let away = async { while c.client.status().await.unwrap().hosts[0].connected {} };
+    tokio::time::timeout(DEADLINE, away).await.unwrap();
+    assert!(refused_at_h2().await.contains("no session"));
+    let forced = Attach { force: true, ..attach("h2", "sql0") };
+    c.client.attach(&sql, &forced).await.unwrap();
+    assert_eq!(host(&sql).await, "h2");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -202,6 +202,9 @@ pub enum VmCommand {
         /// The subnet, if the port shall be made
         #[arg(long, value_parser = name::subnet)]
         subnet: Option<SubnetRef>,
+        /// Also if the VM runs on another host, by what the agent there said last: there it loses its network
+        #[arg(long)]
+        force: bool,
     },
     /// Print the arguments with which QEMU opens a VM's ports, for a shell
     RunArgs(RunArgs),

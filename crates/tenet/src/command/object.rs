@@ -228,8 +228,8 @@ pub async fn vm(context: &Context, command: VmCommand) -> Outcome {
             }
         }),
         VmCommand::Delete { vm } => change::report(context, &client.delete_vm(&vm).await?),
-        VmCommand::Attach { vm, host, device, queues, port, subnet } => {
-            let attach = Attach { port, host, device, queues, subnet };
+        VmCommand::Attach { vm, host, device, queues, port, subnet, force } => {
+            let attach = Attach { port, host, device, queues, subnet, force };
             change::report(context, &client.attach(&vm, &attach).await?)
         }
         VmCommand::RunArgs(args) => run_args::run_args(context, args).await,

@@ -7,6 +7,7 @@ use crate::print;
 use std::path::Path;
 use tenet_api::client::Client;
 use tenet_api::local::LocalClient;
+use tenet_api::rest::PortView;
 use tenet_model::{Mac, Name, VmRef};
 
 /// One NIC as QEMU is told of it.
@@ -27,12 +28,6 @@ pub async fn run_args(context: &Context, args: RunArgs) -> Outcome {
     } else {
         of_controller(&context.client()?, &args).await?
     };
-    if nics.is_empty() {
-        let text = format!("VM {} has no port on {}", args.vm, place(&args));
-        let hint =
-            format!("attach one first: `tenet vm attach {} --host HOST --subnet NETWORK/SUBNET`", args.vm);
-        return Err(Failure::new(text, hint));
-    }
     for nic in nics.iter().filter(|n| n.mtu == 0) {
         print::note(&format!(
             "port {} is not ready on {}: `tenet status` says what it lacks",
@@ -48,6 +43,24 @@ pub async fn run_args(context: &Context, args: RunArgs) -> Outcome {
         return print::line(&words.join("\n"));
     }
     print::line(&words.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "))
+}
+
+/// There is nothing to print; `ports` are those that the VM has, on whatever host.
+fn nothing(args: &RunArgs, ports: &[PortView]) -> Failure {
+    let vm = &args.vm;
+    let text = format!("VM {vm} has no port on {}", place(args));
+    let elsewhere = ports.iter().find_map(|p| p.host.as_ref());
+    match (elsewhere, &args.host, ports.first()) {
+        (Some(on), Some(to), _) => Failure::new(
+            format!("{text}: it is on host {on}"),
+            format!("`tenet vm migrate {vm} --to {to}` moves it; once that is prepared, run this again"),
+        ),
+        (_, _, None) => Failure::new(
+            text,
+            format!("attach one first: `tenet vm attach {vm} --host HOST --subnet NETWORK/SUBNET`"),
+        ),
+        (..) => Failure::new(text, format!("attach one first: `tenet vm attach {vm} --host HOST`")),
+    }
 }
 
 fn place(args: &RunArgs) -> String {
@@ -78,16 +91,28 @@ async fn of_controller(client: &Client, args: &RunArgs) -> Outcome<Vec<Nic>> {
             queues: port.queues,
         });
     }
-    Ok(nics)
+    if nics.is_empty() { Err(nothing(args, &vm.ports)) } else { Ok(nics) }
 }
 
 /// As this host's agent has them.
 async fn of_agent(args: &RunArgs) -> Outcome<Vec<Nic>> {
     let vms = LocalClient::new(&args.socket.socket)?.vms().await?;
     let ports = vms.into_iter().filter(|v| v.vm == args.vm).flat_map(|v| v.ports);
-    Ok(ports
+    let nics: Vec<Nic> = ports
         .map(|p| Nic { port: p.port.port, tap: p.device, mac: p.mac, mtu: p.mtu, queues: p.queues })
-        .collect())
+        .collect();
+    if nics.is_empty() {
+        // It may well be on another host, which this one's agent does not know.
+        return Err(Failure::new(
+            format!("VM {} has no port on this host", args.vm),
+            format!(
+                "where the controller is, `tenet vm show {vm}` tells where it is: `tenet vm migrate {vm} --to HOST` moves \
+                 it from another host, `tenet vm attach {vm} --host HOST` is for one that is on none",
+                vm = args.vm
+            ),
+        ));
+    }
+    Ok(nics)
 }
 
 fn words(nics: &[Nic], vm: &VmRef, qmp_dir: &Path) -> Vec<String> {
@@ -132,6 +157,7 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Socket;
 
     fn nic(port: &str, mtu: u32, queues: u16) -> Nic {
         let mac = Mac::new([2, 0, 0, 0, 0, 7]).unwrap();
@@ -153,6 +179,35 @@ mod tests {
                 "unix:/run/tenet/qmp/contoso.sql.sock,server=on,wait=off",
             ]
         );
+    }
+
+    #[test]
+    fn a_vm_that_is_elsewhere_is_moved_and_not_attached() {
+        let port = |host: &str| {
+            serde_json::from_value::<PortView>(serde_json::json!({
+                "name": "contoso/sql/eth0", "subnet": "contoso/blue/web", "mac": "02:00:00:00:00:07",
+                "addresses": [], "host": Some(host).filter(|h| !h.is_empty()), "device": null, "security": true,
+                "revision": 1,
+            }))
+            .unwrap()
+        };
+        let hint = |host: Option<&str>, ports: &[PortView]| {
+            let args = RunArgs {
+                vm: "contoso/sql".parse().unwrap(),
+                host: host.map(|h| h.parse().unwrap()),
+                lines: false,
+                qmp_dir: "/run/tenet/qmp".into(),
+                socket: Socket { socket: "/run/tenet/agent.sock".into() },
+            };
+            nothing(&args, ports).to_string()
+        };
+        let elsewhere = hint(Some("h2"), &[port("h1")]);
+        assert!(elsewhere.contains("it is on host h1"), "{elsewhere}");
+        assert!(elsewhere.contains("`tenet vm migrate contoso/sql --to h2`"), "{elsewhere}");
+        assert!(!elsewhere.contains("vm attach"), "{elsewhere}");
+        let nowhere = hint(Some("h2"), &[port("")]);
+        assert!(nowhere.contains("`tenet vm attach contoso/sql --host HOST`"), "{nowhere}");
+        assert!(hint(None, &[]).contains("--subnet NETWORK/SUBNET"));
     }
 
     #[test]
