@@ -10,6 +10,7 @@ mod role;
 pub use lab::{ExecArgs, LabCommand, LabTool, Vms};
 pub use libvirt::{DomainArgs, HookArgs, ImportArgs, InstallHookArgs, LibvirtCommand};
 pub use local::{AttachArgs, AttachedArgs, DetachArgs, Place, Socket};
+pub use name::MigrationName;
 pub use object::{
     HostCommand, NetworkCommand, RouteCommand, RunArgs, SiteCommand, SubnetCommand, TenantCommand, VmCommand,
 };
@@ -18,7 +19,7 @@ pub use role::{AgentArgs, ControllerArgs, Hook, Receive};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
-use tenet_model::{HostName, NetworkRef};
+use tenet_model::{HostName, NetworkRef, VmRef};
 
 /// What a command's exit code means; a part of --help and of the reference.
 pub const EXIT_CODES: &str = "\
@@ -126,9 +127,9 @@ pub enum Command {
     /// Show the counters of ports and uplinks
     Counters(CountersArgs),
     /// Show running migrations, and what past ones cost
-    Migrations,
+    Migrations(MigrationsArgs),
     /// Show what past migrations cost
-    Receipts,
+    Receipts(PastArgs),
     /// Make the site as a file says; shows the difference first
     Apply(ApplyArgs),
     /// Print the site as a file that `apply` takes
@@ -188,6 +189,40 @@ pub struct EventsArgs {
 pub struct CountersArgs {
     /// Only this host's
     pub host: Option<HostName>,
+}
+
+/// Arguments of `receipts`.
+#[derive(Debug, Args)]
+pub struct PastArgs {
+    /// Only this VM's
+    #[arg(value_parser = name::vm)]
+    pub vm: Option<VmRef>,
+    /// All past ones instead of the last 20 (programs, with -o json, get all of them)
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Arguments of `migrations`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct MigrationsArgs {
+    /// One of them, whole
+    #[command(subcommand)]
+    pub command: Option<MigrationsCommand>,
+    /// Which
+    #[command(flatten)]
+    pub past: PastArgs,
+}
+
+/// What is done with one migration.
+#[derive(Debug, Subcommand)]
+pub enum MigrationsCommand {
+    /// Show the whole receipt of a migration, with each host's acknowledgement
+    Show {
+        /// The VM, for its newest; or as much of an id as `tenet migrations` prints
+        #[arg(value_name = "VM|ID", value_parser = name::migration)]
+        migration: MigrationName,
+    },
 }
 
 /// Arguments of `apply`.

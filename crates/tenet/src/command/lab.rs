@@ -1,7 +1,7 @@
 //! Labs.
 
 use crate::cli::{ExecArgs, Global, LabCommand, LabTool, Output, Vms};
-use crate::command::{demo, migrate, runtime};
+use crate::command::{demo, migrations, runtime};
 use crate::failure::{Code, Failure, Outcome};
 use crate::print::{self, Table, or_dash};
 use std::io;
@@ -59,7 +59,7 @@ pub fn run(command: LabCommand, global: Global) -> Outcome<ExitCode> {
             if json {
                 return print::json(&moved.receipt).map(|()| ExitCode::SUCCESS);
             }
-            migrate::receipt(&moved.receipt)?;
+            migrations::receipt(&moved.receipt)?;
             print::line(&format!(
                 "  the VM changed over in       {}",
                 print::micros(moved.pause.as_micros() as u64)

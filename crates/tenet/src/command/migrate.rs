@@ -1,17 +1,22 @@
 //! Live migrations.
 
 use crate::command::Context;
+use crate::command::migrations::{after_rollback, receipt, waiting_for};
 use crate::failure::{Failure, Outcome};
-use crate::print::{self, Table, micros, or_dash};
+use crate::print;
 use std::collections::BTreeMap;
-use std::time::Duration;
-use tenet_api::client::Client;
-use tenet_api::rest::{Migrate, MigrationView, Progress, ReceiptOrMigration, ReceiptView, Wait};
-use tenet_model::{ActivatedBy, HostName, Name, Through, VmRef};
+use std::time::{Duration, Instant};
+use tenet_api::client::{Client, ClientError};
+use tenet_api::rest::{Migrate, MigrationView, ReceiptOrMigration, ReceiptView, Wait};
+use tenet_model::{HostName, Name, Through, VmRef};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Time between two looks at a running migration.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a controller may be away before following is given up; it may be started again meanwhile.
+const AWAY: Duration = Duration::from_secs(60);
+/// Time between two attempts to reach it.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// `vm migrate`
 pub async fn migrate(
@@ -65,6 +70,14 @@ pub async fn migrate(
             print::note("\ngiving it up");
             match client.migrate_cancel(vm).await {
                 Ok(receipt) => finished(context, &receipt),
+                Err(away @ ClientError::Unreachable { .. }) => {
+                    let mut failure = Failure::from(away);
+                    failure.hint = format!(
+                        "the move goes on; `tenet vm cancel {vm}` gives it up once the controller answers, \
+                         `tenet migrations {vm}` shows how far it is"
+                    );
+                    Err(failure)
+                }
                 // It was switched in this very moment: there is no way back, and none is needed.
                 Err(refused) => {
                     print::note(&format!("{refused}"));
@@ -104,7 +117,7 @@ fn stage(m: &MigrationView) -> String {
 /// Shows the receipt of a migration that is over.
 async fn ended(context: &Context, client: &Client, migration: &MigrationView) -> Outcome {
     let vm = &migration.vm;
-    let receipts = client.receipts().await?;
+    let receipts = patiently(vm, AWAY, async || client.receipts().await).await?;
     match receipts.into_iter().rev().find(|r| r.id == migration.id) {
         Some(found) => finished(context, &found),
         None => Err(Failure::new(
@@ -123,146 +136,6 @@ pub async fn switch(context: &Context, vm: &VmRef) -> Outcome {
     }
 }
 
-/// `migrations`
-pub async fn migrations(context: &Context) -> Outcome {
-    let client = context.client()?;
-    let (running, receipts) = (client.migrations().await?, client.receipts().await?);
-    if context.json() {
-        return print::json(&serde_json::json!({ "running": running, "receipts": receipts }));
-    }
-    print::table(&table(&running), "no migration is running")?;
-    print::line("")?;
-    print::table(&receipt_table(&receipts), "no migration has ended yet")
-}
-
-/// `receipts`
-pub async fn receipts(context: &Context) -> Outcome {
-    context.show(&context.client()?.receipts().await?, |all| {
-        print::table(&receipt_table(all), "no migration has ended yet")
-    })
-}
-
-fn receipt_table(all: &[ReceiptView]) -> Table {
-    let mut table = Table::new([
-        "VM",
-        "FROM",
-        "TO",
-        "RESULT",
-        "THROUGH",
-        "PAUSE",
-        "FIRST FRAME",
-        "REDIRECTED",
-        "LOST",
-        "PREPARED IN",
-        "LAST HOST AFTER",
-        "REASON",
-    ]);
-    for r in all {
-        table.row([
-            r.vm.to_string(),
-            r.from.to_string(),
-            r.to.to_string(),
-            if r.moved { "moved" } else { "rolled back" }.to_owned(),
-            r.through.name().to_owned(),
-            or_dash(r.pause_us.map(micros)),
-            or_dash(r.first_frame_us.map(micros)),
-            frames(r, r.redirected),
-            frames(r, r.lost),
-            micros(r.prepare_us),
-            micros(r.last_ack_us),
-            or_dash(r.reason.as_ref()),
-        ]);
-    }
-    table
-}
-
-/// Running migrations as a table.
-pub fn table(all: &[MigrationView]) -> Table {
-    let mut table = Table::new(["VM", "FROM", "TO", "PHASE", "THROUGH", "MOVED", "WAITING FOR"]);
-    for m in all {
-        table.row([
-            m.vm.to_string(),
-            m.from.to_string(),
-            m.to.to_string(),
-            m.phase.clone(),
-            m.through.name().to_owned(),
-            or_dash(m.progress.as_ref().map(progress)),
-            waiting_for(m),
-        ]);
-    }
-    table
-}
-
-/// `active, 12.0 of 96.0 MiB`
-fn progress(p: &Progress) -> String {
-    if p.total == 0 {
-        return p.status.clone();
-    }
-    format!("{}, {} of {} MiB", p.status, print::mib(p.transferred), print::mib(p.total))
-}
-
-fn waiting_for(m: &MigrationView) -> String {
-    if m.waiting_for.is_empty() { "-".to_owned() } else { m.waiting_for.join(" ") }
-}
-
-/// A receipt in words.
-pub fn receipt(r: &ReceiptView) -> Outcome {
-    if r.moved {
-        print::line(&format!("VM {} moved from host {} to host {}", r.vm, r.from, r.to))?;
-    } else {
-        let reason = or_dash(r.reason.as_ref());
-        print::line(&format!("VM {} stays on host {}: {reason}", r.vm, r.from))?;
-    }
-    let activated = match r.activated_by {
-        Some(ActivatedBy::Frame) => ", switched by its first frame",
-        Some(ActivatedBy::Resume) => ", switched by its hypervisor's word",
-        Some(ActivatedBy::Operator) => ", switched by an operator",
-        None => "",
-    };
-    let through = match r.through {
-        Through::SwitchOnly | Through::Other => "another tool",
-        Through::Qmp => "the agent, by QMP",
-        Through::Libvirt => "the agent, by libvirt",
-    };
-    print::line(&format!("  moved by                     {through}{activated}"))?;
-    for (name, us) in [
-        ("VM paused                  ", r.pause_us),
-        ("  by QEMU's own clock      ", r.downtime_us),
-        ("first frame after RESUME   ", r.first_frame_us),
-    ] {
-        if let Some(us) = us {
-            print::line(&format!("  {name}  {}", micros(us)))?;
-        }
-    }
-    print::line(&format!("  prepared on all hosts in     {}", micros(r.prepare_us)))?;
-    if r.moved {
-        print::line(&format!("  last host knew after         {}", micros(r.last_ack_us)))?;
-        for (host, us) in &r.acks_us {
-            print::line(&format!("    host {host:<21} {}", micros(*us)))?;
-        }
-    }
-    for host in &r.behind {
-        print::line(&format!(
-            "    host {host:<21} has NOT heard: VMs there do not reach it until its agent is back"
-        ))?;
-    }
-    print::line(&format!("  frames sent on (redirected)  {}", frames(r, r.redirected)))?;
-    print::line(&format!("  frames lost                  {}", frames(r, r.lost)))?;
-    if r.moved && !r.exact {
-        print::line("  (a host's counters are missing, so that the numbers of frames are not exact)")?;
-    }
-    Ok(())
-}
-
-/// A number of frames as far as it is known; a move that was rolled back was not counted.
-fn frames(r: &ReceiptView, number: u64) -> String {
-    match (r.exact, r.moved) {
-        (true, _) => number.to_string(),
-        (false, true) => format!("about {number}"),
-        (false, false) => "-".to_owned(),
-    }
-}
-
 fn finished(context: &Context, found: &ReceiptView) -> Outcome {
     context.show(found, receipt)?;
     if found.moved {
@@ -274,27 +147,6 @@ fn finished(context: &Context, found: &ReceiptView) -> Outcome {
     ))
 }
 
-/// Where to look for the cause of a rollback, by what its reason is about.
-fn after_rollback(r: &ReceiptView) -> String {
-    let (vm, from, to) = (&r.vm, &r.from, &r.to);
-    let reason = r.reason.as_deref().unwrap_or_default();
-    if reason.starts_with("the hypervisor's migration") {
-        let log = match r.through {
-            Through::Libvirt => "`journalctl -u libvirtd` (or `virtqemud`)",
-            Through::Qmp | Through::SwitchOnly | Through::Other => "QEMU's own log",
-        };
-        return format!(
-            "read {log} on host {from}, then on host {to}; then again: `tenet vm migrate {vm} --to {to}`"
-        );
-    }
-    for host in [to, from] {
-        if reason.contains(&format!("host {host} ")) {
-            return format!("`tenet host show {host}` shows how that host is");
-        }
-    }
-    format!("`tenet vm show {vm}` shows where it is; begin again with `tenet vm migrate {vm} --to {to}`")
-}
-
 /// Looks at a migration until it is as wanted, or gone.
 async fn until(
     client: &Client,
@@ -302,37 +154,75 @@ async fn until(
     mut wanted: impl FnMut(&MigrationView) -> bool,
 ) -> Outcome<Option<MigrationView>> {
     loop {
-        match client.vm(&migration.vm).await?.migration.filter(|m| m.id == migration.id) {
+        match patiently(&migration.vm, AWAY, async || client.vm(&migration.vm).await)
+            .await?
+            .migration
+            .filter(|m| m.id == migration.id)
+        {
             Some(m) if !wanted(&m) => tokio::time::sleep(LOOK).await,
             other => return Ok(other),
         }
     }
 }
 
+/// Asks again while the controller is away: a move goes on without it, and whoever follows one wants to see its end.
+async fn patiently<T>(
+    vm: &VmRef,
+    longest: Duration,
+    mut ask: impl AsyncFnMut() -> Result<T, ClientError>,
+) -> Outcome<T> {
+    let mut since = None;
+    loop {
+        let away = match ask().await {
+            Ok(answer) => {
+                if since.is_some() {
+                    print::aside("the controller is back");
+                }
+                return Ok(answer);
+            }
+            Err(away @ ClientError::Unreachable { .. }) => away,
+            Err(other) => return Err(other.into()),
+        };
+        if since.is_none() {
+            print::aside("the controller is away; the move goes on");
+        }
+        if since.get_or_insert_with(Instant::now).elapsed() >= longest {
+            let mut failure = Failure::from(away);
+            failure.text = format!("{} (for {} s)", failure.text, longest.as_secs());
+            failure.hint = format!(
+                "the move goes on without it: check that `tenet controller` runs; then `tenet migrations show {vm}` \
+                 shows how far it is, or what came of it"
+            );
+            return Err(failure);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Code;
 
-    #[test]
-    fn after_a_rollback_one_looks_where_the_cause_is() {
-        let hint = |through, reason: &str| {
-            after_rollback(&ReceiptView {
-                through,
-                reason: Some(reason.to_owned()),
-                ..serde_json::from_str(RECEIPT).unwrap()
-            })
-        };
-        let failed = "the hypervisor's migration failed: Unable to write to socket";
-        let libvirt = hint(Through::Libvirt, failed);
-        assert!(libvirt.contains("libvirtd` (or `virtqemud`) on host h1"), "{libvirt}");
-        assert!(hint(Through::Qmp, failed).contains("QEMU's own log on host h1"));
-        let silent = "host h2 did not answer within 10 s: check that its agent runs";
-        assert!(hint(Through::Qmp, silent).contains("tenet host show h2"));
-        assert!(hint(Through::Qmp, "host h1 says that it failed").contains("tenet host show h1"));
-        assert!(hint(Through::Qmp, "asked for").contains("tenet vm migrate a/sql --to h2"));
+    /// What asking a controller that is not there ends with; nothing listens at port 1.
+    async fn away() -> Result<(), ClientError> {
+        let token = format!("tenet1.{}.x", "00".repeat(32));
+        tenet_api::client::join("https://127.0.0.1:1", &token, "").await.map(drop)
     }
 
-    const RECEIPT: &str = r#"{"vm": "a/sql", "id": "00000000-0000-0000-0000-000000000009", "from": "h1", "to": "h2",
-        "moved": false, "reason": null, "redirected": 0, "lost": 0, "started_ms": 1, "prepare_us": 1,
-        "last_ack_us": 0, "acks_us": {}}"#;
+    #[tokio::test]
+    async fn a_controller_that_stays_away_is_told_with_where_to_look() {
+        let vm = "a/sql".parse().unwrap();
+        let mut asked = 0;
+        let gave_up = patiently(&vm, Duration::from_millis(400), async || {
+            asked += 1;
+            away().await
+        });
+        let failure = gave_up.await.unwrap_err();
+        assert!(asked > 1, "{asked}");
+        assert_eq!(failure.code, Code::Unreachable);
+        for part in ["the move goes on", "`tenet migrations show a/sql`"] {
+            assert!(failure.hint.contains(part), "{failure}");
+        }
+    }
 }

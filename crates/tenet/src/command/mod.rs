@@ -7,6 +7,7 @@ mod docs;
 mod lab;
 mod libvirt;
 mod migrate;
+mod migrations;
 mod netns;
 mod object;
 mod paths;
@@ -93,8 +94,8 @@ pub fn run(cli: Cli) -> Outcome<ExitCode> {
         | Command::Paths(_)
         | Command::Events(_)
         | Command::Counters(_)
-        | Command::Migrations
-        | Command::Receipts
+        | Command::Migrations(_)
+        | Command::Receipts(_)
         | Command::Apply(_)
         | Command::Export => {
             let context = Context::new(cli.global)?;
@@ -123,8 +124,8 @@ async fn remote(context: &Context, command: Command) -> Outcome {
         Command::Paths(args) => paths::paths(context, args).await,
         Command::Events(args) => show::events(context, args).await,
         Command::Counters(args) => show::counters(context, args).await,
-        Command::Migrations => migrate::migrations(context).await,
-        Command::Receipts => migrate::receipts(context).await,
+        Command::Migrations(args) => migrations::migrations(context, args).await,
+        Command::Receipts(args) => migrations::receipts(context, args).await,
         Command::Apply(args) => apply::apply(context, args).await,
         Command::Export => apply::export(context).await,
         Command::Controller(_)

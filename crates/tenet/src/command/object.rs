@@ -1,7 +1,7 @@
 //! The commands on objects.
 
 use crate::cli::{HostCommand, NetworkCommand, RouteCommand, SubnetCommand, TenantCommand, VmCommand};
-use crate::command::{Context, change, migrate, run_args, status};
+use crate::command::{Context, change, migrate, migrations, run_args, status};
 use crate::failure::{Code, Failure, Outcome};
 use crate::print::{self, Table, or_dash, yes};
 use ipnet::IpNet;
@@ -243,7 +243,7 @@ pub async fn vm(context: &Context, command: VmCommand) -> Outcome {
         VmCommand::Switch { vm } => migrate::switch(context, &vm).await,
         VmCommand::Cancel { vm } => {
             let receipt = client.migrate_cancel(&vm).await?;
-            context.show(&receipt, migrate::receipt)
+            context.show(&receipt, migrations::receipt)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Desired, applied, proven.
 
-use crate::command::{Context, migrate, not_in_sync, object, paths};
+use crate::command::{Context, migrations, not_in_sync, object, paths};
 use crate::failure::Outcome;
 use crate::print::{self, Table, or_dash, yes};
 use tenet_api::rest::{HostStatus, OffloadTest, PortStatusView, Status, Uplink};
@@ -63,7 +63,7 @@ fn people(status: &Status) -> Outcome {
     }
     if !status.migrations.is_empty() {
         print::line("")?;
-        print::text(&migrate::table(&status.migrations).text(print::fancy()))?;
+        print::text(&migrations::table(&status.migrations).text(print::fancy()))?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! A VM moves to the other host while others talk to it.
 
 use crate::command::demo::{Judge, title};
-use crate::command::{migrate, show};
+use crate::command::{migrations, show};
 use crate::failure::{Failure, Outcome};
 use crate::print::{self, micros};
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub async fn show(lab: &mut Lab, client: &Client, judge: &mut Judge) -> Outcome 
     let stream = stream.stop()?;
 
     print::line("")?;
-    migrate::receipt(&moved.receipt)?;
+    migrations::receipt(&moved.receipt)?;
     let word = if real { "the guest stood still for" } else { "the VM changed over in" };
     print::line(&format!("  {word:<28} {}", micros(moved.pause.as_micros() as u64)))?;
     print::line("")?;
