@@ -335,6 +335,7 @@ mod tests {
         fs::remove_file(folder.0.join("contoso.sql.sock")).unwrap();
         let told = outcome(&folder.0, Want::Follow).await;
         assert!(told.status == GONE && told.error.contains("is not there"), "{told:?}");
+        assert!(told.error.contains(&format!("{NEXT}start QEMU with")), "{told:?}");
     }
 
     #[tokio::test]

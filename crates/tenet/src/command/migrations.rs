@@ -51,7 +51,8 @@ fn past(receipts: &[ReceiptView], all: bool) -> Outcome {
     if first > 0 {
         print::note(&format!("{first} older ones: --all shows them"));
     }
-    if let Some(cut) = shown.iter().rev().find(|r| r.reason.as_ref().is_some_and(|t| brief(t).ends_with('…'))) {
+    if let Some(cut) = shown.iter().rev().find(|r| r.reason.as_ref().is_some_and(|t| brief(t).ends_with('…')))
+    {
         print::note(&format!("reasons are cut: `tenet migrations show {}` has all of it", short_id(cut)));
     }
     Ok(())
