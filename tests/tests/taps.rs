@@ -7,9 +7,10 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-use tenet_api::rest::{Attach, CreateVm, CreateVmPort, Detach};
+use tenet_api::rest::{Attach, CreateVm, CreateVmPort, Detach, Migrate};
 use tenet_hostnet::{Kind, Links, TapOptions};
-use tenet_lab::tool::ask;
+use tenet_lab::tool::{Probe, ask};
+use tenet_model::Through;
 use tenet_tests::{Fixture, SITE, World, binary, block_on, bpf, frame, ipv4, until};
 use tenet_wire::{Icmp, Mac, ProtocolNumber};
 
@@ -212,6 +213,45 @@ fn a_strange_device_of_the_taps_name_is_reported_and_left() {
     assert!(Guest::open(&host, &name, mac, ip).ping(world.ip("contoso/sql")));
     block_on(world.client.delete_vm(&vm.parse().unwrap())).unwrap();
     until("the tap is gone", PATIENCE, || host.find(&name).unwrap().is_none().then_some(()));
+    world.in_sync();
+}
+
+/// A VM leaves its old host before anybody has its tap on the new one: what is sent on to it there is lost, and told.
+#[test]
+fn frames_for_a_tap_that_nobody_has_open_are_counted() {
+    let Some(world) = LAB.world() else { return };
+    let (vm, ip) = ("contoso/late", Ipv4Addr::new(10, 1, 1, 65));
+    let (name, port) = (vm.parse().unwrap(), format!("{vm}/eth0"));
+    let mac = create(&world, vm, ip);
+    let tap = attach(&world, vm, "h1", None);
+    let web = world.ip("contoso/web");
+    let mut guest = Guest::open(&links(&world, "h1"), &tap, mac, ip);
+    assert!(guest.ping(web));
+    let migrate = Migrate {
+        to: "h2".parse().unwrap(),
+        devices: Default::default(),
+        through: Through::SwitchOnly,
+        uri: None,
+    };
+    let begun = block_on(world.client.migrate(&name, &migrate)).unwrap();
+    assert_eq!(world.counters("h2", &port).tap_unread, 0);
+    let probe = Probe::start(world.lab.vm("contoso/web").unwrap().netns(), ip.into(), vm, 1000).unwrap();
+    drop(guest);
+    let unread = until("the new tap is given frames", PATIENCE, || {
+        Some(world.counters("h2", &port).tap_unread).filter(|n| *n > 200)
+    });
+    assert!(world.metric("h2", "tenet_port_tap_unread_total", &port) >= unread);
+    let mut guest = Guest::open(&links(&world, "h2"), &tap, mac, ip);
+    assert!(guest.ping(web), "on the new host");
+    let receipt = until("the receipt", PATIENCE, || {
+        block_on(world.client.receipts()).unwrap().into_iter().find(|r| r.id == begun.id)
+    });
+    _ = probe.stop().unwrap();
+    println!("{:?}, {receipt:?}", world.counters("h2", &port));
+    assert!(receipt.moved && receipt.exact && receipt.lost >= unread, "{receipt:?}");
+    assert!(receipt.redirected >= unread, "{receipt:?}");
+    block_on(world.client.delete_vm(&name)).unwrap();
+    drop(guest);
     world.in_sync();
 }
 

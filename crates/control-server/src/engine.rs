@@ -507,7 +507,7 @@ fn frames(answer: &agent::Answer, vm: &VmRef) -> Frames {
         }
         sum.redirected += port.redirected;
         let lost = ["port_down", "port_blocked", "loop"];
-        sum.lost += lost.iter().filter_map(|reason| port.drops.get(*reason)).sum::<u64>();
+        sum.lost += lost.iter().filter_map(|reason| port.drops.get(*reason)).sum::<u64>() + port.tap_unread;
     }
     sum
 }
@@ -515,6 +515,30 @@ fn frames(answer: &agent::Answer, vm: &VmRef) -> Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vm_has_lost_what_was_dropped_for_it_and_what_its_taps_did_not_take() {
+        let port = |name: &str, tap_unread, drops: &[(&str, u64)]| agent::PortCounters {
+            port: name.into(),
+            redirected: 100,
+            tap_unread,
+            drops: drops.iter().map(|(reason, n)| ((*reason).to_owned(), *n)).collect(),
+            ..agent::PortCounters::default()
+        };
+        let counters = vec![
+            port(
+                "contoso/sql/eth0",
+                7,
+                &[("port_down", 1), ("port_blocked", 2), ("loop", 4), ("spoofed_ca", 9)],
+            ),
+            port("contoso/sql/eth1", 30, &[]),
+            port("contoso/web/eth0", 1000, &[("port_down", 1000)]),
+            port("uplink:eth0", 0, &[("loop", 1000)]),
+        ];
+        let answer = agent::Answer { counters, ..agent::Answer::default() };
+        let found = frames(&answer, &"contoso/sql".parse().unwrap());
+        assert_eq!(found, Frames { redirected: 200, lost: 44 });
+    }
 
     #[test]
     fn refused_joins_are_told_once_a_second() {

@@ -64,7 +64,7 @@ pub(crate) enum Taken {
 pub struct Frames {
     /// Sent on to the other host.
     pub redirected: u64,
-    /// Dropped because the port was down or blocked or the frame would have gone in a circle.
+    /// Dropped because the port was down or blocked or the frame would have gone in a circle, or not taken by its tap.
     pub lost: u64,
 }
 

@@ -619,6 +619,11 @@ impl Agent {
             }
             by_name.insert(port.clone(), convert::counters(port, c));
         }
+        for (ifindex, frames) in self.kernel.unread()? {
+            if let Some(counters) = by_name.get_mut(&self.core.name_of(ifindex)) {
+                counters.tap_unread = frames;
+            }
+        }
         for (key, frames) in self.kernel.drops()? {
             let port = self.core.name_of(key.ifindex);
             let Some(reason) = DropReason::from_number(key.reason).filter(|_| !port.is_empty()) else {
@@ -693,7 +698,7 @@ impl Agent {
 
 fn port_metrics(text: &mut Text, ports: &[agent::PortCounters]) {
     type Field = fn(&agent::PortCounters) -> u64;
-    let fields: [(&str, &str, Field); 10] = [
+    let fields: [(&str, &str, Field); 11] = [
         ("tenet_port_tx_frames_total", "Frames that the VM sent.", |c| c.tx_frames),
         ("tenet_port_tx_bytes_total", "Bytes that the VM sent.", |c| c.tx_bytes),
         ("tenet_port_rx_frames_total", "Frames delivered to the VM.", |c| c.rx_frames),
@@ -706,6 +711,11 @@ fn port_metrics(text: &mut Text, ports: &[agent::PortCounters]) {
         ("tenet_port_clamped_total", "TCP connections whose segment size was lowered to what fits.", |c| {
             c.clamped
         }),
+        (
+            "tenet_port_tap_unread_total",
+            "Frames that the tap did not take, because no VM had it open or its queue was full.",
+            |c| c.tap_unread,
+        ),
     ];
     for (name, help, field) in fields {
         text.metric(name, "counter", help);

@@ -98,6 +98,11 @@ pub trait Kernel: Send {
     /// Drops by interface and reason.
     fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>>;
 
+    /// Frames that taps did not take, by interface: because nobody had them open, or their queues were full.
+    fn unread(&mut self) -> Result<BTreeMap<u32, u64>> {
+        Ok(BTreeMap::new())
+    }
+
     /// Makes what the host's networks need beside maps and programs, puts right what is there, removes what is not
     /// needed any more. Called at each change and at each compare.
     fn provide(&mut self, _needs: &Needs) -> Vec<tenet_api::agent::UdpTunnel> {

@@ -301,6 +301,11 @@ impl Kernel for RealKernel {
         Ok(drops.into_iter().map(|((ifindex, r), n)| (DropKey { ifindex, reason: r as u32 }, n)).collect())
     }
 
+    fn unread(&mut self) -> Result<BTreeMap<u32, u64>> {
+        let taps = self.links.list().map_err(error)?.into_iter().filter(|l| l.kind == Kind::Tap);
+        Ok(taps.map(|l| (l.index, l.tx_dropped)).collect())
+    }
+
     fn event_fd(&self) -> Option<OwnedFd> {
         self.events.as_fd().try_clone_to_owned().ok()
     }

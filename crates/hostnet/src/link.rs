@@ -16,6 +16,7 @@ pub(crate) const IFLA_CARRIER: u16 = 33;
 const IFLA_OPERSTATE: u16 = 16;
 pub(crate) const IFLA_LINKINFO: u16 = 18;
 pub(crate) const IFLA_IFALIAS: u16 = 20;
+const IFLA_STATS64: u16 = 23;
 pub(crate) const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_LINK_NETNSID: u16 = 37;
 pub(crate) const IFLA_INFO_KIND: u16 = 1;
@@ -23,6 +24,8 @@ pub(crate) const IFLA_INFO_DATA: u16 = 2;
 const IFLA_TUN_TYPE: u16 = 3;
 const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 const TUN_TYPE_TUN: u8 = 1;
+/// `tx_dropped` in `struct rtnl_link_stats64`, whose fields are numbers of 64 bits.
+const TX_DROPPED: usize = 7;
 pub(crate) const IFF_UP: u32 = 1;
 const IFF_LOWER_UP: u32 = 1 << 16;
 
@@ -99,6 +102,9 @@ pub struct Link {
     pub queue_len: u32,
     /// Whether it is a tap or tun that must be opened with several queues in mind.
     pub multi_queue: bool,
+    /// Packets that it was given and did not take: of a tap, those that came while nobody had it open (counted since
+    /// Linux 6.11) or while its queue was full.
+    pub tx_dropped: u64,
 }
 
 impl Link {
@@ -120,6 +126,7 @@ impl Link {
             alias: None,
             queue_len: 0,
             multi_queue: false,
+            tx_dropped: 0,
         };
         for (kind, value) in message.attrs(IFINFO) {
             match kind {
@@ -137,11 +144,18 @@ impl Link {
                 IFLA_IFALIAS => link.alias = Some(string_of(value)).filter(|a| !a.is_empty()),
                 IFLA_CARRIER => link.connected = value.first().is_some_and(|b| *b != 0),
                 IFLA_TXQLEN => link.queue_len = u32_of(value),
+                IFLA_STATS64 => link.tx_dropped = figure(value, TX_DROPPED),
                 _ => {}
             }
         }
         link
     }
+}
+
+/// A figure of the link's statistics.
+fn figure(stats: &[u8], number: usize) -> u64 {
+    let bytes = stats.chunks_exact(8).nth(number).and_then(|b| b.try_into().ok());
+    bytes.map_or(0, u64::from_ne_bytes)
 }
 
 fn oper_state(number: u8) -> OperState {

@@ -329,7 +329,8 @@ pub struct Receipt {
     pub reason: Option<String>,
     /// Frames that the source sent on to the destination.
     pub redirected: u64,
-    /// Frames for the VM that either host had to drop while it moved (`port_down`, `port_blocked`, `loop`).
+    /// Frames for the VM that either host had to drop while it moved (`port_down`, `port_blocked`, `loop`), or that its
+    /// tap there did not take (`tap_unread`).
     pub lost: u64,
     /// Whether both hosts told their counters before and after the move; else the two numbers above are only what is
     /// known: too low where a host did not answer, too high where the controller started again meanwhile.

@@ -395,7 +395,7 @@ pub struct ReceiptView {
     pub reason: Option<String>,
     /// Frames that the source sent on to the destination.
     pub redirected: u64,
-    /// Frames for the VM that either host had to drop while it moved.
+    /// Frames for the VM that either host had to drop while it moved, or that its tap there did not take.
     pub lost: u64,
     /// Whether both hosts told their counters before and after the move; else the two numbers above are not reliable.
     #[serde(default)]

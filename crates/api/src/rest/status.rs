@@ -221,6 +221,9 @@ pub struct PortCounters {
     /// TCP connections whose segment size was lowered to what fits.
     #[serde(default)]
     pub clamped: u64,
+    /// Frames that the tap did not take, because no VM had it open or its queue was full.
+    #[serde(default)]
+    pub tap_unread: u64,
     /// Drops by reason.
     pub drops: BTreeMap<String, u64>,
 }

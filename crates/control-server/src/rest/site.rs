@@ -324,6 +324,7 @@ fn port_counters(host: &HostName, answer: agent::Answer) -> Vec<PortCounters> {
         flooded: c.flooded,
         slow: c.slow,
         clamped: c.clamped,
+        tap_unread: c.tap_unread,
         drops: c.drops,
     };
     answer.counters.into_iter().map(one).collect()
@@ -404,12 +405,13 @@ mod tests {
             flooded: 1008,
             slow: 1009,
             clamped: 1010,
+            tap_unread: 1012,
             drops: BTreeMap::from([("loop".to_owned(), 1011)]),
         };
         let answer = agent::Answer { counters: vec![told], ..agent::Answer::default() };
         let host = "h1".parse().unwrap();
         let shown = serde_json::to_string(&port_counters(&host, answer)).unwrap();
-        for n in 1001..=1011 {
+        for n in 1001..=1012 {
             assert!(shown.contains(&format!(":{n}")), "{n} is missing: {shown}");
         }
     }

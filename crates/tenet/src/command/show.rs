@@ -124,8 +124,9 @@ fn counted(ports: &[PortCounters]) -> Table {
         "DROPS",
     ]);
     for p in ports {
-        let drops: Vec<_> =
-            p.drops.iter().filter(|(_, n)| **n > 0).map(|(r, n)| format!("{r} {n}")).collect();
+        let reasons = p.drops.iter().map(|(reason, n)| (reason.as_str(), *n));
+        let drops = reasons.chain([("tap_unread", p.tap_unread)]).filter(|(_, n)| *n > 0);
+        let drops: Vec<_> = drops.map(|(reason, n)| format!("{reason} {n}")).collect();
         table.row([
             p.host.to_string(),
             p.port.clone(),
@@ -169,10 +170,11 @@ mod tests {
             flooded: 1008,
             slow: 1009,
             clamped: 1010,
+            tap_unread: 1012,
             drops: [("loop".to_owned(), 1011)].into(),
         };
         let text = counted(&[port]).text(false);
-        for n in 1001..=1011 {
+        for n in 1001..=1012 {
             assert!(text.contains(&n.to_string()), "{n} is missing:\n{text}");
         }
     }
