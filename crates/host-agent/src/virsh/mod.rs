@@ -149,10 +149,10 @@ impl Virsh {
     /// What a domain does; none if virsh does not say.
     async fn state(&self, domain: &str) -> Option<State> {
         // The job first: a migration that ends between the two questions is then none that is believed to go on.
-        let job = self.ask(&["domjobinfo", domain]).await;
+        let job = self.ask(&["domjobinfo", domain]).await.unwrap_or_default();
         match self.ask(&["domstate", "--reason", domain]).await {
             Ok(state) if text::gone(&state) => Some(State::Gone),
-            Ok(state) => Some(State::Is(text::runs(&state), job.is_ok_and(|job| text::migrates(&job)))),
+            Ok(state) => Some(State::Is(text::runs(&state, &job), text::migrates(&job))),
             Err(error) => text::gone(&error).then_some(State::Gone),
         }
     }

@@ -78,10 +78,12 @@ pub(crate) fn downtime_ms(text: &str) -> Option<u64> {
     field(text, "Total downtime")?.split_whitespace().next()?.parse().ok()
 }
 
-/// What `virsh domstate` means: runs, stands still to be switched, or neither.
-pub(crate) fn runs(state: &str) -> Option<bool> {
+/// What `virsh domstate` means, beside `virsh domjobinfo`: runs, stands still to be switched, or neither. A domain that
+/// comes here is in the same state as one that leaves, but has not begun to run.
+pub(crate) fn runs(state: &str, job: &str) -> Option<bool> {
     match state.trim() {
         s if s.starts_with("running") => Some(true),
+        "paused (migrating)" if field(job, "Operation") == Some("Incoming migration") => None,
         "paused (migrating)" => Some(false),
         _ => None,
     }
@@ -125,10 +127,15 @@ mod tests {
 
     #[test]
     fn states_are_known_by_their_words() {
-        assert_eq!(runs("running (migrated)\n\n"), Some(true));
-        assert_eq!(runs("paused (migrating)\n"), Some(false));
+        let (comes, leaves) = ("Operation: Incoming migration\n", "Operation: Outgoing migration\n");
+        assert_eq!(runs("running (migrated)\n\n", comes), Some(true));
+        assert_eq!(runs("paused (migrating)\n", leaves), Some(false));
+        assert_eq!(runs("paused (migrating)\n", ""), Some(false));
+        assert_eq!(runs("paused (migrating)\n", comes), None, "it has not begun to run");
         assert!(gone("shut off (migrated)\n") && gone("failed to get domain 'vm1'"));
         assert!(!gone("running (booted)") && !gone("virsh did not answer within 10 s"));
-        assert_eq!((runs("paused (user)"), runs("shut off (migrated)"), runs("")), (None, None, None));
+        for state in ["paused (user)", "shut off (migrated)", ""] {
+            assert_eq!(runs(state, leaves), None, "{state}");
+        }
     }
 }
