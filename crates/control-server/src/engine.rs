@@ -506,8 +506,10 @@ fn frames(answer: &agent::Answer, vm: &VmRef) -> Frames {
             continue;
         }
         sum.redirected += port.redirected;
+        sum.drained += port.drained;
         let lost = ["port_down", "port_blocked", "loop"];
-        sum.lost += lost.iter().filter_map(|reason| port.drops.get(*reason)).sum::<u64>() + port.tap_unread;
+        sum.lost += lost.iter().filter_map(|reason| port.drops.get(*reason)).sum::<u64>();
+        sum.lost += port.tap_unread + port.undrained.values().sum::<u64>();
     }
     sum
 }
@@ -537,7 +539,7 @@ mod tests {
         ];
         let answer = agent::Answer { counters, ..agent::Answer::default() };
         let found = frames(&answer, &"contoso/sql".parse().unwrap());
-        assert_eq!(found, Frames { redirected: 200, lost: 44 });
+        assert_eq!(found, Frames { redirected: 200, lost: 44, drained: 0 });
     }
 
     #[test]

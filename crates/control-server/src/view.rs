@@ -118,6 +118,7 @@ pub(crate) fn receipt(r: Receipt) -> ReceiptView {
         reason: r.reason,
         redirected: r.redirected,
         lost: r.lost,
+        drained: r.drained,
         exact: r.exact,
         started_ms: r.started_ms,
         prepare_us: r.prepare_us,

@@ -66,6 +66,8 @@ pub struct Frames {
     pub redirected: u64,
     /// Dropped because the port was down or blocked or the frame would have gone in a circle, or not taken by its tap.
     pub lost: u64,
+    /// Of those sent on: what the VM had left unread in its tap.
+    pub drained: u64,
 }
 
 /// Which counters are asked for.
@@ -299,6 +301,7 @@ impl Run {
             reason,
             redirected: grown(|f| f.redirected),
             lost: grown(|f| f.lost),
+            drained: grown(|f| f.drained),
             exact: [&m.from, &m.to]
                 .into_iter()
                 .all(|host| self.before.contains_key(host) && self.after.contains_key(host)),

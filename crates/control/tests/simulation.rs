@@ -155,7 +155,8 @@ impl World {
                             Stage::Before => 5,
                             Stage::After => 8,
                         };
-                        let frames = self.rng.random_bool(0.7).then_some(Frames { redirected, lost: 0 });
+                        let frames =
+                            self.rng.random_bool(0.7).then_some(Frames { redirected, lost: 0, drained: 0 });
                         let more = self.control.counted(self.now, migration, &vm, &host, stage, frames);
                         self.queue.extend(more);
                     }

@@ -2,6 +2,7 @@
 
 use crate::cache::Cache;
 use crate::convert;
+use crate::drain::Drains;
 use crate::identity::IdentityError;
 use crate::kernel::{Kernel, KernelError, MemoryKernel};
 use crate::local::{self, Ask, Controller, Domains, Local};
@@ -87,6 +88,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
     };
     let domains = Domains::load(&options.state_dir);
     let (vms, mut said) = Vms::start(options.qmp_dir, options.libvirt, domains.clone());
+    let (drains, mut emptied) = Drains::new();
     let mut agent = Agent {
         core: HostCore::new(options.uplinks.clone()),
         cache: Cache::new(&options.state_dir),
@@ -107,6 +109,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         vms,
         first: First::default(),
         budget: Budget::default(),
+        drains,
     };
     agent.start()?;
 
@@ -163,6 +166,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
             }
             _ = tick.tick() => agent.compare(),
             Some(word) = said.recv() => agent.said(&word),
+            Some(found) = emptied.recv() => agent.drained(found),
             _ = first.tick(), if agent.first.waits() => agent.look_for_first_frames(),
             _ = glance.tick(), if agent.core.moving().next().is_some() => agent.glance(),
             Some(request) = asked.recv() => {
@@ -199,6 +203,7 @@ pub(crate) struct Agent {
     pub(crate) vms: Vms,
     pub(crate) first: First,
     pub(crate) budget: Budget,
+    pub(crate) drains: Drains,
 }
 
 impl Agent {
@@ -228,6 +233,7 @@ impl Agent {
             "data plane opened"
         );
         self.feed(Input::Kernel { image, attached });
+        self.expect_drains();
         Ok(())
     }
 
@@ -283,7 +289,7 @@ impl Agent {
         }
     }
 
-    fn look_at_devices(&mut self) {
+    pub(crate) fn look_at_devices(&mut self) {
         match self.kernel.devices() {
             Ok(devices) => self.feed(Input::Devices(devices)),
             Err(cause) => tracing::warn!(%cause, "devices cannot be listed"),
@@ -294,6 +300,7 @@ impl Agent {
         self.open_tap();
         self.keep_taps();
         self.look_at_devices();
+        self.expect_drains();
         self.take_notes();
         self.take_events();
         match self.kernel.restore() {
@@ -401,6 +408,7 @@ impl Agent {
                 self.feed(Input::Full { generation, rows });
                 self.drop_taps();
                 self.prepared(prepared);
+                self.expect_drains();
                 tracing::info!(
                     generation,
                     from,
@@ -432,6 +440,7 @@ impl Agent {
                 self.feed(Input::Delta(delta));
                 self.drop_taps();
                 self.prepared(prepared);
+                self.expect_drains();
                 if afresh {
                     let (generation, rows) =
                         (self.core.generation(), self.core.rows().cloned().unwrap_or_default());
@@ -634,6 +643,11 @@ impl Agent {
                 .or_insert_with(|| agent::PortCounters { port, ..Default::default() });
             entry.drops.insert(reason.name().to_owned(), frames);
         }
+        for (port, drained) in self.drains.figures() {
+            let Some(entry) = by_name.get_mut(&port.to_string()) else { continue };
+            entry.drained = drained.sent;
+            entry.undrained = drained.lost.iter().map(|(reason, n)| ((*reason).to_owned(), *n)).collect();
+        }
         Ok(by_name.into_values().collect())
     }
 
@@ -698,12 +712,15 @@ impl Agent {
 
 fn port_metrics(text: &mut Text, ports: &[agent::PortCounters]) {
     type Field = fn(&agent::PortCounters) -> u64;
-    let fields: [(&str, &str, Field); 11] = [
+    let fields: [(&str, &str, Field); 12] = [
         ("tenet_port_tx_frames_total", "Frames that the VM sent.", |c| c.tx_frames),
         ("tenet_port_tx_bytes_total", "Bytes that the VM sent.", |c| c.tx_bytes),
         ("tenet_port_rx_frames_total", "Frames delivered to the VM.", |c| c.rx_frames),
         ("tenet_port_rx_bytes_total", "Bytes delivered to the VM.", |c| c.rx_bytes),
         ("tenet_port_redirected_total", "Frames sent on because the port has moved.", |c| c.redirected),
+        ("tenet_port_drained_total", "Of these, frames that a VM had left unread when it was moved.", |c| {
+            c.drained
+        }),
         ("tenet_port_answered_total", "ARP requests and pings answered from the table.", |c| c.answered),
         ("tenet_port_icmp_errors_total", "ICMP errors sent to the VM.", |c| c.icmp_errors),
         ("tenet_port_flooded_total", "Broadcast and multicast frames replicated.", |c| c.flooded),
@@ -721,6 +738,17 @@ fn port_metrics(text: &mut Text, ports: &[agent::PortCounters]) {
         text.metric(name, "counter", help);
         for port in ports {
             text.value(name, &[("port", &port.port)], field(port));
+        }
+    }
+    let name = "tenet_port_undrained_total";
+    text.metric(
+        name,
+        "counter",
+        "Frames that a moved VM left unread and that could not be sent on, by reason.",
+    );
+    for port in ports {
+        for (reason, frames) in &port.undrained {
+            text.value(name, &[("port", &port.port), ("reason", reason)], *frames);
         }
     }
     text.metric("tenet_drops_total", "counter", "Frames dropped, by where they came from and reason.");

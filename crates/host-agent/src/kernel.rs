@@ -6,8 +6,9 @@ use std::{
     os::fd::OwnedFd,
 };
 use tenet_host::{Device, DeviceKind, Needs, Role};
+use tenet_hostnet::{Netns, Waiting};
 use tenet_tables::image::{Image, Operation};
-use tenet_tables::{Counters, DropKey, Event};
+use tenet_tables::{Counters, DropKey, Event, Port};
 
 /// Why the kernel did not do what was asked, in plain words with the cause.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +129,23 @@ pub trait Kernel: Send {
     /// blocking. `None`: this kernel has none.
     fn probe_tap(&mut self) -> Option<Result<OwnedFd>> {
         None
+    }
+
+    /// The namespace whose devices these are; `None`: nobody can have a tap of it open.
+    fn netns(&self) -> Option<Netns> {
+        None
+    }
+
+    /// Makes the tap by which frames that waited for a VM are sent on ([`DeviceKind::Drain`]), or lets go of it; whether
+    /// the list of devices changed by it.
+    fn hold_drain(&mut self, _wanted: bool) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Has the data plane decide once more about frames that a port's VM has not read, as the port stands now; those that
+    /// were lost, by reason.
+    fn send_on(&mut self, _port: &Port, _frames: &[Waiting]) -> Result<BTreeMap<&'static str, u64>> {
+        Err(KernelError("this kernel has no taps".to_owned()))
     }
 
     /// A descriptor of its own that becomes readable when the data plane raised events.

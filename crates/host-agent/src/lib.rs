@@ -9,6 +9,7 @@
 mod agent;
 mod cache;
 mod convert;
+mod drain;
 mod identity;
 mod keep;
 mod kernel;

@@ -1,5 +1,6 @@
 //! The kernel of this host: datapath for maps and programs, netlink for devices.
 
+use crate::drain::DrainTap;
 use crate::kernel::{Kernel, KernelError, ReceiveReport, Result};
 use crate::options::Hook;
 use crate::probe::open_tap;
@@ -14,10 +15,10 @@ use std::{
 };
 use tenet_api::agent::UdpTunnel;
 use tenet_datapath::{self as datapath, Datapath, Events, Receive};
-use tenet_host::{Device, DeviceKind, Needs, Role, probe::TAP};
-use tenet_hostnet::{self as hostnet, Kind, Link, LinkEvent, LinkWatch, Links};
+use tenet_host::{Device, DeviceKind, Needs, Role, drain, probe::TAP};
+use tenet_hostnet::{self as hostnet, Kind, Link, LinkEvent, LinkWatch, Links, Netns, Waiting};
 use tenet_tables::image::{Image, Operation};
-use tenet_tables::{Counters, DropKey, Event, PORT_ACTIVE, PORT_PREPARED, Port};
+use tenet_tables::{Counters, DropKey, DropReason, Event, PORT_ACTIVE, PORT_PREPARED, Port};
 
 /// MTU of the host's end of a veth port: the largest there is, so that frames which do not fit the provider network
 /// reach our program, which answers them with the port's real limit.
@@ -40,6 +41,8 @@ pub(crate) struct RealKernel {
     /// What STT cannot do in one step goes by this device.
     slow: Slow,
     taps: Taps,
+    /// Where frames that waited for a VM are sent on, while a VM is about to leave.
+    drain: Option<DrainTap>,
     /// Ports that were prepared when last seen: if one is active now, the data plane did it.
     prepared: BTreeSet<u32>,
 }
@@ -71,6 +74,7 @@ impl RealKernel {
             hub: None,
             slow: Slow::default(),
             taps: Taps::default(),
+            drain: None,
             prepared: BTreeSet::new(),
         })
     }
@@ -129,7 +133,9 @@ impl Kernel for RealKernel {
         let mut links = self.links.list().map_err(error)?;
         // Probes alone need no hub.
         let is_port = |l: &Link| {
-            l.kind == Kind::Tap && l.name != TAP && self.programs.get(&l.index) == Some(&Role::Port)
+            l.kind == Kind::Tap
+                && ![TAP, drain::TAP].contains(&&*l.name)
+                && self.programs.get(&l.index) == Some(&Role::Port)
         };
         if self.hub.is_none() && self.ways.chosen == Receive::Hub && links.iter().any(is_port) {
             self.make_hub();
@@ -141,6 +147,9 @@ impl Kernel for RealKernel {
         let hub = self.hub.as_ref().and_then(|h| h.as_ref().ok().copied());
         // Made by an earlier run, or before it was measured.
         let hub = hub.filter(|_| self.ways.chosen == Receive::Hub);
+        // Nobody else's device of that name is one of ours, and ours is gone as soon as it is let go of.
+        let drain = self.drain.as_ref().map(|d| d.ifindex);
+        links.retain(|l| l.name != drain::TAP || drain == Some(l.index));
         Ok(links.into_iter().map(|l| (l.name.clone(), device(&l, hub, self.slow.near()))).collect())
     }
 
@@ -263,6 +272,54 @@ impl Kernel for RealKernel {
         Some(open_tap(&self.links).map_err(error))
     }
 
+    fn netns(&self) -> Option<Netns> {
+        Some(self.links.netns().clone())
+    }
+
+    fn hold_drain(&mut self, wanted: bool) -> Result<bool> {
+        match (wanted, self.drain.take()) {
+            (true, None) => self.drain = Some(DrainTap::open(&self.links).map_err(error)?),
+            (false, Some(tap)) => {
+                // The kernel takes its time to remove a device.
+                std::thread::spawn(move || drop(tap));
+            }
+            (_, kept) => {
+                self.drain = kept;
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn send_on(&mut self, port: &Port, frames: &[Waiting]) -> Result<BTreeMap<&'static str, u64>> {
+        let Some(tap) = &mut self.drain else {
+            return Err(KernelError(format!("there is no tap {}", drain::TAP)));
+        };
+        if !self.programs.contains_key(&tap.ifindex) {
+            return Err(KernelError(format!("tap {} carries no program", drain::TAP)));
+        }
+        // The port is there while these frames are written, and no longer: nothing but the agent's own write sees it.
+        let sender = Operation::Port(tap.ifindex, Some(drain::sender(port)));
+        self.datapath.apply(&[sender]).map_err(error)?;
+        let refused = frames.iter().filter(|waiting| tap.send(waiting).is_err()).count();
+        let removed = self.datapath.apply(&[Operation::Port(tap.ifindex, None)]).map_err(error);
+        tap.clear();
+        let drops = self.datapath.drops().map_err(error)?;
+        removed?;
+        let mut lost = BTreeMap::new();
+        for ((_, reason), now) in drops.into_iter().filter(|((ifindex, _), _)| *ifindex == tap.ifindex) {
+            let before = tap.drops.insert(reason.name(), now).unwrap_or(0);
+            if now > before {
+                lost.insert(reason.name(), now - before);
+            }
+        }
+        if refused > 0 {
+            *lost.entry(DropReason::KernelRefused.name()).or_default() +=
+                u64::try_from(refused).unwrap_or(u64::MAX);
+        }
+        Ok(lost)
+    }
+
     fn attach(&mut self, device: &str, ifindex: u32, role: Role) -> Result<()> {
         if role == Role::Port {
             self.links.quiet(device).map_err(error)?;
@@ -345,6 +402,7 @@ fn device(link: &Link, hub: Option<u32>, slow: Option<u32>) -> Device {
         _ if slow == Some(link.index) => DeviceKind::Slow,
         Kind::Veth if link.lower_elsewhere => DeviceKind::Veth,
         Kind::Tap if link.name == TAP => DeviceKind::Probe,
+        Kind::Tap if link.name == drain::TAP => DeviceKind::Drain,
         Kind::Tap => DeviceKind::Tap,
         _ => DeviceKind::Plain,
     };

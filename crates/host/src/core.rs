@@ -202,6 +202,21 @@ impl HostCore {
         self.devices.get(name).map(|d| d.ifindex)
     }
 
+    /// A device, if it exists.
+    pub(crate) fn device(&self, name: &str) -> Option<&Device> {
+        self.devices.get(name)
+    }
+
+    /// Whether a hypervisor says that a VM stands still, to be switched.
+    pub(crate) fn stands_still(&self, vm: &VmRef) -> bool {
+        self.vms.get(vm) == Some(&false)
+    }
+
+    /// Whether a port came here by a migration that is not over.
+    pub(crate) fn has_arrived(&self, port: &PortRef) -> bool {
+        self.arrived.contains(port)
+    }
+
     /// MTU of a device, if it exists.
     #[must_use]
     pub fn device_mtu(&self, name: &str) -> Option<u32> {
@@ -519,7 +534,7 @@ impl HostCore {
 /// Whether a device is the agent's own, and so never a VM's.
 const fn is_own(device: &Device) -> bool {
     match device.kind {
-        DeviceKind::Hub | DeviceKind::Slow | DeviceKind::Probe => true,
+        DeviceKind::Hub | DeviceKind::Slow | DeviceKind::Probe | DeviceKind::Drain => true,
         DeviceKind::Plain | DeviceKind::Veth | DeviceKind::Tap => false,
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod back;
 mod core;
+pub mod drain;
 mod event;
 mod explain;
 mod input;

@@ -40,6 +40,8 @@ pub enum DeviceKind {
     Slow,
     /// The tap of the agent's own probes.
     Probe,
+    /// No port's: the agent's own tap, by which it sends on what a VM left behind.
+    Drain,
 }
 
 /// A device of this host as it is now.
@@ -397,7 +399,7 @@ fn kernel_port(p: &PortRow, generation: u64, device: Device, mtu: u16) -> Port {
         device: match device.kind {
             DeviceKind::Plain | DeviceKind::Hub | DeviceKind::Slow => DEVICE_PLAIN,
             DeviceKind::Veth => DEVICE_VETH,
-            DeviceKind::Tap | DeviceKind::Probe => DEVICE_TAP,
+            DeviceKind::Tap | DeviceKind::Probe | DeviceKind::Drain => DEVICE_TAP,
         },
         flags: security | down,
         flood_rate: FLOOD_RATE,

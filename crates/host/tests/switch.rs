@@ -4,7 +4,7 @@ mod common;
 
 use common::{OTHER, OWN, Sim, devices, port, port_ref, record, small};
 use tenet_compile::{Delta, PortState, Rows};
-use tenet_host::{Input, Message};
+use tenet_host::{DeviceKind, Input, Message, Role, drain};
 use tenet_tables::{PORT_ACTIVE, PORT_MOVED, PORT_PREPARED};
 
 /// This host's VM `sql` (11) as the rows have it.
@@ -190,4 +190,50 @@ fn a_word_of_an_earlier_life_switches_nothing() {
             assert_eq!(state(&sim, 11), PORT_ACTIVE);
         }
     }
+}
+
+#[test]
+fn a_tap_may_be_emptied_only_while_its_vm_stands_still_and_its_port_redirects() {
+    let sql = port_ref(1, 11).vm_ref();
+    let mut sim = Sim::started();
+    let mut taps = devices(&[("eth0", 2), ("tap1-11", 11), ("tap1-12", 12)]);
+    for tap in ["tap1-11", "tap1-12"] {
+        taps.get_mut(tap).unwrap().kind = DeviceKind::Tap;
+    }
+    sim.feed(Input::Devices(taps));
+    let leaving = |sim: &Sim| sim.core.leaving().map(|l| (l.ifindex, l.stands)).collect::<Vec<_>>();
+    sim.full(7, small(7));
+    sim.feed(Input::VmStopped(sql.clone()));
+    assert_eq!(leaving(&sim), [], "a pause");
+    sim.feed(Input::VmResumed(sql.clone()));
+    sim.full(8, source(8, PortState::Active, Some(OTHER)));
+    assert_eq!(leaving(&sim), [(11, false)]);
+    sim.feed(Input::VmStopped(sql.clone()));
+    assert_eq!(leaving(&sim), [(11, true)]);
+    sim.feed(Input::VmResumed(sql.clone()));
+    assert_eq!(leaving(&sim), [(11, false)]);
+    // The controller's word alone says nothing of who reads the tap.
+    sim.full(9, source(9, PortState::Moved, Some(OTHER)));
+    assert_eq!(leaving(&sim), [(11, false)]);
+    sim.feed(Input::VmForgotten(sql));
+    assert_eq!(leaving(&sim), [(11, false)]);
+    // Where a VM arrives nothing is left unread.
+    sim.full(10, destination(10, PortState::Prepared, Some(OTHER)));
+    assert_eq!(leaving(&sim), []);
+}
+
+#[test]
+fn the_tap_that_frames_are_sent_on_by_carries_the_program_and_is_nobodys_port() {
+    let mut sim = Sim::started();
+    let mut with = devices(&[("eth0", 2), ("tap1-11", 11), ("tap1-12", 12), (drain::TAP, 40)]);
+    with.get_mut(drain::TAP).unwrap().kind = DeviceKind::Drain;
+    sim.full(7, small(7));
+    let before = sim.image.clone();
+    sim.feed(Input::Devices(with));
+    assert_eq!(sim.attached.get(&40), Some(&Role::Port));
+    assert_eq!(sim.image, before, "no table knows it");
+    assert_eq!(sim.core.name_of(40), "");
+    sim.feed(Input::Devices(devices(&[("eth0", 2), ("tap1-11", 11), ("tap1-12", 12)])));
+    sim.look();
+    assert_eq!((sim.attached.get(&40), sim.core.stats().repairs), (None, 0));
 }

@@ -162,7 +162,7 @@ pub(crate) fn ethtool(name: &str, data: &mut [u32]) -> io::Result<()> {
     }
 }
 
-fn ifreq(name: &str) -> libc::ifreq {
+pub(crate) fn ifreq(name: &str) -> libc::ifreq {
     // SAFETY: `ifreq` is plain bytes and numbers, for which zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // `check_name` keeps it under 16 bytes, so that the NUL stays.

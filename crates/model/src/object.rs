@@ -329,9 +329,12 @@ pub struct Receipt {
     pub reason: Option<String>,
     /// Frames that the source sent on to the destination.
     pub redirected: u64,
-    /// Frames for the VM that either host had to drop while it moved (`port_down`, `port_blocked`, `loop`), or that its
-    /// tap there did not take (`tap_unread`).
+    /// Frames for the VM that either host had to drop while it moved (`port_down`, `port_blocked`, `loop`), that its tap
+    /// there did not take (`tap_unread`), or that it had left unread on the source and that could not be sent on.
     pub lost: u64,
+    /// Of `redirected`: frames that the VM had left unread in its tap on the source when it was stopped.
+    #[serde(default)]
+    pub drained: u64,
     /// Whether both hosts told their counters before and after the move; else the two numbers above are only what is
     /// known: too low where a host did not answer, too high where the controller started again meanwhile.
     #[serde(default)]

@@ -78,6 +78,7 @@ fn receipt(started_ms: u64) -> Receipt {
         moved: true,
         reason: None,
         redirected: 0,
+        drained: 0,
         lost: 0,
         started_ms,
         prepare_us: 0,

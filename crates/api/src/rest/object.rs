@@ -397,6 +397,9 @@ pub struct ReceiptView {
     pub redirected: u64,
     /// Frames for the VM that either host had to drop while it moved, or that its tap there did not take.
     pub lost: u64,
+    /// Of `redirected`: frames that the VM had left unread in its tap on the source when it was stopped.
+    #[serde(default)]
+    pub drained: u64,
     /// Whether both hosts told their counters before and after the move; else the two numbers above are not reliable.
     #[serde(default)]
     pub exact: bool,

@@ -226,6 +226,12 @@ pub struct PortCounters {
     pub tap_unread: u64,
     /// Drops by reason.
     pub drops: BTreeMap<String, u64>,
+    /// Of `redirected`: frames that a VM had left unread in its tap when it was moved.
+    #[serde(default)]
+    pub drained: u64,
+    /// What could not be sent on of that, by reason.
+    #[serde(default)]
+    pub undrained: BTreeMap<String, u64>,
 }
 
 /// Something that happened.

@@ -326,6 +326,8 @@ fn port_counters(host: &HostName, answer: agent::Answer) -> Vec<PortCounters> {
         clamped: c.clamped,
         tap_unread: c.tap_unread,
         drops: c.drops,
+        drained: c.drained,
+        undrained: c.undrained,
     };
     answer.counters.into_iter().map(one).collect()
 }
@@ -407,11 +409,13 @@ mod tests {
             clamped: 1010,
             tap_unread: 1012,
             drops: BTreeMap::from([("loop".to_owned(), 1011)]),
+            drained: 1013,
+            undrained: BTreeMap::from([("broadcast".to_owned(), 1014)]),
         };
         let answer = agent::Answer { counters: vec![told], ..agent::Answer::default() };
         let host = "h1".parse().unwrap();
         let shown = serde_json::to_string(&port_counters(&host, answer)).unwrap();
-        for n in 1001..=1012 {
+        for n in 1001..=1014 {
             assert!(shown.contains(&format!(":{n}")), "{n} is missing: {shown}");
         }
     }

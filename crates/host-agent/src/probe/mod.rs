@@ -12,7 +12,7 @@ use hints::Hints;
 use overheard::Overheard;
 pub(crate) use report::methods_in_use;
 use tap::Tap;
-pub(crate) use tap::open as open_tap;
+pub(crate) use tap::{never_block, open as open_tap};
 
 use rand::Rng as _;
 use std::collections::BTreeMap;

@@ -78,7 +78,8 @@ fn take_offloads(tap: &OwnedFd) -> io::Result<()> {
     }
 }
 
-fn never_block(fd: &OwnedFd) -> io::Result<()> {
+/// Has reads of an empty tap say so at once.
+pub(crate) fn never_block(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: these requests take and give flags, no pointer.
     let done = unsafe {
         let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);

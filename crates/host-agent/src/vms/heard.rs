@@ -32,10 +32,14 @@ impl Agent {
             self.send(convert::wrap(agent_message::Message::VmEvent(event)));
         }
         match word.what {
-            What::Stopped => self.feed(Input::VmStopped(vm)),
+            What::Stopped => {
+                self.feed(Input::VmStopped(vm.clone()));
+                self.drain_anew(&vm);
+            }
             What::Resumed => {
                 self.first.resumed(&vm, word.time_us);
-                self.feed(Input::VmResumed(vm));
+                self.feed(Input::VmResumed(vm.clone()));
+                self.undrain(&vm);
             }
             What::Silent => self.feed(Input::VmForgotten(vm)),
             What::Migration(_) => {}

@@ -5,7 +5,7 @@ use crate::explain::explain;
 use crate::input::{AttachState, Output, Role};
 use crate::message::Message;
 use crate::plan::{self, Plan};
-use crate::{part, probe};
+use crate::{drain, part, probe};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use tenet_compile::PortState;
@@ -174,7 +174,8 @@ impl HostCore {
         if let Some((_, rows)) = &self.state {
             let devices = self.port_devices(rows);
             needed.extend(devices.into_iter().map(|(name, d)| (name, d.ifindex, Role::Port)));
-            needed.extend(probe::tap(&self.devices).map(|(name, d)| (name.clone(), d.ifindex, Role::Port)));
+            let own = [probe::tap(&self.devices), drain::tap(&self.devices)].into_iter().flatten();
+            needed.extend(own.map(|(name, d)| (name.clone(), d.ifindex, Role::Port)));
         }
         // What is attached is known only after the first look at the kernel.
         needed.retain(|(_, ifindex, _)| self.actual.is_some() && !self.attached.contains_key(ifindex));

@@ -220,6 +220,9 @@ pub fn receipt(r: &ReceiptView) -> Outcome {
         ))?;
     }
     print::line(&format!("  frames sent on (redirected)  {}", frames(r, r.redirected)))?;
+    if r.drained > 0 {
+        print::line(&format!("    left unread at STOP        {}", r.drained))?;
+    }
     print::line(&format!("  frames lost                  {}", frames(r, r.lost)))?;
     if r.moved && !r.exact {
         print::line("  (a host's counters are missing, so that the numbers of frames are not exact)")?;

@@ -172,6 +172,8 @@ mod tests {
             clamped: 1010,
             tap_unread: 1012,
             drops: [("loop".to_owned(), 1011)].into(),
+            drained: 0,
+            undrained: Default::default(),
         };
         let text = counted(&[port]).text(false);
         for n in 1001..=1012 {

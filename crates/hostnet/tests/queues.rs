@@ -1,0 +1,103 @@
+//! Frames that wait in a tap that somebody else has open, of a real kernel.
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::Duration;
+use tenet_hostnet::{Holder, Holders, Links, Netns, Queue, TapOptions, wait};
+
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+
+/// A namespace with a tap of that name (each test has its own: all are in one process), which nobody reads; `None` (said aloud) without root.
+fn host(name: &str) -> Option<(Links, Vec<OwnedFd>)> {
+    let links = match Netns::anonymous().and_then(|n| Links::in_netns(&n)) {
+        Ok(links) => links,
+        Err(e) => {
+            eprintln!("SKIPPED: needs root to create network namespaces: {e}");
+            return None;
+        }
+    };
+    let options = TapOptions { vnet_hdr: true, multi_queue: true };
+    let queues: Vec<_> = (0..2).map(|_| links.open_tap(name, options).unwrap()).collect();
+    // As QEMU has it.
+    let length: libc::c_int = 12;
+    // SAFETY: the request reads one number, which is live.
+    assert_eq!(unsafe { libc::ioctl(queues[0].as_raw_fd(), TUNSETVNETHDRSZ, &raw const length) }, 0);
+    links.set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1").unwrap();
+    links.add_addr(name, [10, 9, 0, 1].into(), 24).unwrap();
+    links.set_up(name).unwrap();
+    Some((links, queues))
+}
+
+/// Sends broadcasts of so many flows.
+fn send(links: &Links, flows: u16, text: &str) {
+    let send = || {
+        for port in 0..flows {
+            let socket = UdpSocket::bind(("10.9.0.1", 4000 + port)).unwrap();
+            socket.set_broadcast(true).unwrap();
+            socket.send_to(text.as_bytes(), "10.9.0.255:9").unwrap();
+        }
+    };
+    links.netns().run(send).unwrap();
+}
+
+fn queues(links: &Links, name: &str, holders: &Holders) -> Vec<Queue> {
+    let found = holders.by_tap.get(name).into_iter().flatten();
+    found.filter_map(|holder| Queue::of(*holder, name, links.netns()).unwrap()).collect()
+}
+
+#[test]
+fn all_that_waits_in_every_queue_is_taken_and_nothing_of_a_namesake() {
+    const NAME: &str = "tn-waits";
+    let (Some((links, own)), Some((other, namesake))) = (host(NAME), host(NAME)) else { return };
+    send(&links, 40, "wanted");
+    send(&other, 40, "another's");
+    let taps = BTreeSet::from([NAME.to_owned()]);
+    let pids = BTreeSet::from([std::process::id()]);
+    let holders = Holders::find(&taps, Some(&pids));
+    assert_eq!(holders.by_tap[NAME].len(), 4, "{holders:?}");
+    let mut queues = queues(&links, NAME, &holders);
+    assert_eq!(queues.len(), 2);
+    assert!(wait(&queues, Duration::ZERO).unwrap());
+    let mut counts = Vec::new();
+    for queue in &mut queues {
+        let mut count = 0;
+        while let Some(waiting) = queue.take().unwrap() {
+            assert!(waiting.frame.ends_with(b"wanted"), "{waiting:?}");
+            assert_eq!(waiting.frame[..6], [0xff; 6], "the header is told from the frame");
+            count += 1;
+        }
+        counts.push(count);
+    }
+    // Both are used, and a blocking descriptor (as these are) does not block.
+    assert!(counts.iter().sum::<usize>() == 40 && counts.iter().all(|c| *c > 0), "{counts:?}");
+    assert!(!wait(&queues, Duration::from_millis(5)).unwrap());
+
+    // The copy is the queue: it keeps the carrier, which goes with it.
+    drop(own);
+    assert!(links.find(NAME).unwrap().is_some());
+    drop(queues);
+    assert!(links.find(NAME).unwrap().is_none());
+    drop(namesake);
+}
+
+#[test]
+fn a_descriptor_that_is_something_else_now_is_refused() {
+    const NAME: &str = "tn-other";
+    let Some((links, own)) = host(NAME) else { return };
+    let taps = BTreeSet::from([NAME.to_owned(), "other".to_owned()]);
+    let holders = Holders::find(&taps, None);
+    assert_eq!(queues(&links, NAME, &holders).len(), 2);
+    let [holder, _] = holders.by_tap[NAME][..] else { panic!("{holders:?}") };
+    assert!(Queue::of(holder, "other", links.netns()).unwrap().is_none());
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let null = Holder { fd: file.as_raw_fd(), ..holder };
+    assert!(Queue::of(null, NAME, links.netns()).unwrap().is_none());
+    let closed = Holder { fd: 9999, ..holder };
+    assert!(Queue::of(closed, NAME, links.netns()).unwrap().is_none());
+    drop(own);
+    // A device that is gone, with a copy still open.
+    let holders = Holders::find(&taps, None);
+    assert!(holders.by_tap.is_empty(), "{holders:?}");
+}
