@@ -17,6 +17,8 @@ use tenet_wire::{Icmp, Mac, ProtocolNumber};
 static LAB: Fixture = Fixture::new("taps", SITE);
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How soon a question is asked again.
+const AGAIN: Duration = Duration::from_millis(500);
 /// An agent that starts loads its programs first, which a busy machine makes it wait for.
 const RESTART: Duration = Duration::from_secs(40);
 /// A virtio header that says nothing (struct virtio_net_hdr, as a tap has it unless told otherwise).
@@ -44,9 +46,11 @@ impl Guest {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
             self.send(question);
+            let sent = Instant::now();
             let mut poll = libc::pollfd { fd: self.tap.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // Where much else comes in, the answer may have found the queue full.
             // SAFETY: one live `pollfd`.
-            while unsafe { libc::poll(&raw mut poll, 1, 200) } > 0 {
+            while sent.elapsed() < AGAIN && unsafe { libc::poll(&raw mut poll, 1, 200) } > 0 {
                 let mut bytes = vec![0; 70_000];
                 let length = self.tap.read(&mut bytes).unwrap();
                 if let Some(found) = bytes.get(HEADER.len()..length).and_then(&mut find) {
