@@ -533,13 +533,17 @@ mod tests {
                 7,
                 &[("port_down", 1), ("port_blocked", 2), ("loop", 4), ("spoofed_ca", 9)],
             ),
-            port("contoso/sql/eth1", 30, &[]),
+            agent::PortCounters {
+                drained: 60,
+                undrained: [("broadcast".to_owned(), 500)].into(),
+                ..port("contoso/sql/eth1", 30, &[])
+            },
             port("contoso/web/eth0", 1000, &[("port_down", 1000)]),
             port("uplink:eth0", 0, &[("loop", 1000)]),
         ];
         let answer = agent::Answer { counters, ..agent::Answer::default() };
         let found = frames(&answer, &"contoso/sql".parse().unwrap());
-        assert_eq!(found, Frames { redirected: 200, lost: 44, drained: 0 });
+        assert_eq!(found, Frames { redirected: 200, lost: 544, drained: 60 });
     }
 
     #[test]

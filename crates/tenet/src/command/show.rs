@@ -118,6 +118,7 @@ fn counted(ports: &[PortCounters]) -> Table {
         "ANSWERED",
         "ICMP ERRORS",
         "REDIRECTED",
+        "DRAINED",
         "FLOODED",
         "SLOW",
         "CLAMPED",
@@ -126,7 +127,9 @@ fn counted(ports: &[PortCounters]) -> Table {
     for p in ports {
         let reasons = p.drops.iter().map(|(reason, n)| (reason.as_str(), *n));
         let drops = reasons.chain([("tap_unread", p.tap_unread)]).filter(|(_, n)| *n > 0);
-        let drops: Vec<_> = drops.map(|(reason, n)| format!("{reason} {n}")).collect();
+        let drops = drops.map(|(reason, n)| format!("{reason} {n}"));
+        let undrained = p.undrained.iter().filter(|(_, n)| **n > 0);
+        let drops: Vec<_> = drops.chain(undrained.map(|(why, n)| format!("undrained ({why}) {n}"))).collect();
         table.row([
             p.host.to_string(),
             p.port.clone(),
@@ -137,6 +140,7 @@ fn counted(ports: &[PortCounters]) -> Table {
             p.answered.to_string(),
             p.icmp_errors.to_string(),
             p.redirected.to_string(),
+            p.drained.to_string(),
             p.flooded.to_string(),
             p.slow.to_string(),
             p.clamped.to_string(),
@@ -172,11 +176,11 @@ mod tests {
             clamped: 1010,
             tap_unread: 1012,
             drops: [("loop".to_owned(), 1011)].into(),
-            drained: 0,
-            undrained: Default::default(),
+            drained: 1013,
+            undrained: [("broadcast".to_owned(), 1014)].into(),
         };
         let text = counted(&[port]).text(false);
-        for n in 1001..=1012 {
+        for n in 1001..=1014 {
             assert!(text.contains(&n.to_string()), "{n} is missing:\n{text}");
         }
     }
