@@ -2,7 +2,9 @@
 
 use crate::{Micros, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
-use tenet_model::{ActivatedBy, HostName, Key, Migration, Object, Operation, Phase, Port, Receipt};
+use tenet_model::{
+    ActivatedBy, HostName, Key, Migration, Object, Operation, Phase, Port, Receipt, under_way,
+};
 
 /// A destination that has not acknowledged after this time makes the migration roll back.
 pub const PREPARE: Micros = 10_000_000;
@@ -242,8 +244,7 @@ impl Run {
     /// Whether the source's hypervisor is moving it, as far as it said.
     pub(crate) fn under_way(&self) -> bool {
         let status = self.progress.as_ref().map(|p| p.status.as_str());
-        let moving = ["setup", "active", "device", "pre-switchover", "postcopy-active", "postcopy-paused"];
-        self.completed.is_none() && status.is_some_and(|s| moving.contains(&s) || s == "stopped")
+        self.completed.is_none() && status.is_some_and(|s| under_way(s) || s == "stopped")
     }
 
     /// Whether something that only the receipt needs is still to be heard.

@@ -16,6 +16,7 @@ mod object;
 mod problem;
 mod rewrite;
 mod rules;
+mod status;
 mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -34,6 +35,7 @@ pub use object::{
     Tenant, Through, Vm,
 };
 pub use problem::{Problem, Why};
+pub use status::under_way;
 pub use tap::{is_tap_name, tap_name};
 pub use uri::{UriError, check_migration_uri};
 

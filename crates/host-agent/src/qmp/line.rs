@@ -110,22 +110,6 @@ pub(crate) const GONE: &str = "gone";
 /// Nobody listens at the destination yet: no word of QEMU's either.
 pub(crate) const WAITING: &str = "waiting";
 
-/// Whether a migration of this status is under way.
-pub(crate) fn under_way(status: &str) -> bool {
-    matches!(
-        status,
-        "setup"
-            | "active"
-            | "device"
-            | "pre-switchover"
-            | "wait-unplug"
-            | "postcopy-active"
-            | "postcopy-paused"
-            | "postcopy-recover"
-            | "cancelling"
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ mod monitor;
 #[cfg(test)]
 mod real;
 
-pub(crate) use line::{GONE, IDLE, Migrate, under_way};
+pub(crate) use line::{GONE, IDLE, Migrate};
 
 use crate::options::monitor_path as path;
 use crate::vms::{Said, What};

@@ -1,11 +1,11 @@
 //! One QEMU's monitor: which line follows which, and what it means for the VM. No I/O, no clock.
 
-use super::line::{self, Line, Migrate, under_way};
+use super::line::{self, Line, Migrate};
 use super::{Drive, IDLE, WAITING, Want};
 use crate::vms::{Driven, What};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use tenet_model::{NEXT, Through, check_migration_uri};
+use tenet_model::{NEXT, Through, check_migration_uri, under_way};
 
 /// How often the end of a migration is asked for until QEMU has its figures together.
 const AGAIN: u32 = 10;

@@ -1,10 +1,10 @@
 //! What libvirt's domains do, from events and from answers to questions, which come in any order. No I/O.
 
 use super::text::Event;
-use crate::qmp::under_way;
 use crate::vms::What;
 use serde_json::Value;
 use std::{collections::BTreeMap, time::Instant};
+use tenet_model::under_way;
 
 /// What is known of a domain.
 #[derive(Debug, Default)]

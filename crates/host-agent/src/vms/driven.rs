@@ -1,6 +1,6 @@
 //! Which of the controller's migrations a hypervisor's words belong to.
 
-use crate::qmp::under_way;
+use tenet_model::under_way;
 
 /// The migration of a VM that this agent was told to drive last.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -14,7 +14,7 @@ use crate::{local::Domains, qmp, virsh};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{collections::BTreeMap, path::PathBuf};
 use tenet_api::agent::{self, vm_event::Kind};
-use tenet_model::{NEXT, VmRef};
+use tenet_model::{NEXT, VmRef, under_way};
 use tokio::sync::mpsc;
 
 /// Words on their way to the loop.
@@ -53,7 +53,7 @@ impl Said {
 
     /// Whether the next word makes up for this one.
     pub(crate) fn is_progress(&self) -> bool {
-        matches!(&self.what, What::Migration(m) if qmp::under_way(&m.status))
+        matches!(&self.what, What::Migration(m) if under_way(&m.status))
     }
 
     /// As the controller is told; none if that is no business of it.
