@@ -84,13 +84,12 @@ async fn claimed(
         0 => MOVE,
         ms => Duration::from_millis(ms).min(LONGEST),
     };
-    let queues = queues(&request)?;
     let wanted = wanted(request)?;
     let vm = &wanted.vm;
     for _ in 0..ATTEMPTS {
         let granted = decide(engine.core().desired(), host, &wanted)?;
         let (id, began) = match granted {
-            Granted::Attach { .. } => match attach(engine, host, &wanted, &queues).await? {
+            Granted::Attach { .. } => match attach(engine, host, &wanted).await? {
                 Some(revision) => return Ok(attached(engine, host, vm, revision)),
                 None => continue,
             },
@@ -118,20 +117,12 @@ async fn claimed(
 }
 
 /// Attaches what the host may have at the moment of the commit; none if it is not that any more.
-async fn attach(
-    engine: &Arc<Engine>,
-    host: &HostName,
-    wanted: &Claim,
-    queues: &[Option<u16>],
-) -> Result<Option<u64>, Fault> {
+async fn attach(engine: &Arc<Engine>, host: &HostName, wanted: &Claim) -> Result<Option<u64>, Fault> {
     let lost = std::sync::atomic::AtomicBool::new(false);
     let plan = |desired: &Desired| match decide(desired, host, wanted)? {
         Granted::Attach { new_vm, ports } => {
             let vm = new_vm.then(|| Spec::Vm(VmSpec { name: wanted.vm.clone() }));
-            let ports = ports.into_iter().map(|p| {
-                let queues = queues_of(desired, wanted, queues, &p);
-                Spec::Port(spec(p, host, queues))
-            });
+            let ports = ports.into_iter().map(|p| Spec::Port(spec(p, host)));
             let put = |object| ChangeItem::Put { object };
             resolve::change(desired, &vm.into_iter().chain(ports).map(put).collect::<Vec<_>>())
         }
@@ -148,19 +139,7 @@ fn decide(desired: &Desired, host: &HostName, wanted: &Claim) -> Result<Granted,
     claim::claim(desired, host, wanted).map_err(|denied| denial(&denied))
 }
 
-/// The queues that a claim says the VM opens of a port.
-fn queues_of(desired: &Desired, claim: &Claim, queues: &[Option<u16>], port: &Wanted) -> Option<u16> {
-    let mac = port.mac.or_else(|| desired.ports.get(&port.name).map(|p| p.value.mac));
-    let mut asked = claim.ports.iter().zip(queues);
-    let asked = asked.find(|(asked, _)| match (&asked.port, asked.mac) {
-        (Some(name), _) => *name == port.name.port,
-        (None, Some(named)) => mac == Some(named),
-        (None, None) => claim.ports.len() == 1,
-    });
-    asked.and_then(|(_, queues)| *queues)
-}
-
-fn spec(port: Wanted, host: &HostName, queues: Option<u16>) -> PortSpec {
+fn spec(port: Wanted, host: &HostName) -> PortSpec {
     // A tap of the agent's has a name that nobody needs to say.
     let device = port.device.filter(|device| *device != tap_name(&port.name));
     PortSpec {
@@ -170,7 +149,7 @@ fn spec(port: Wanted, host: &HostName, queues: Option<u16>) -> PortSpec {
         addresses: port.addresses,
         host: Some(host.clone()),
         device,
-        queues,
+        queues: port.queues,
         security: port.security,
     }
 }
@@ -274,17 +253,11 @@ fn optional<T: std::str::FromStr<Err = impl std::fmt::Display>>(
     if text.is_empty() { Ok(None) } else { parse(what, text).map(Some) }
 }
 
-/// How many queues the VM opens, for each port of a claim in its order; none: as the port has.
-fn queues(request: &ClaimRequest) -> Result<Vec<Option<u16>>, Fault> {
-    let number = |p: &agent::ClaimPort| match u16::try_from(p.queues) {
-        Ok(0) => Ok(None),
-        Ok(queues) => Ok(Some(queues)),
-        Err(_) => Err(Fault::bad_request(
-            format!("{} queues are not possible", p.queues),
-            "give as many as the VM's NIC has",
-        )),
-    };
-    request.ports.iter().map(number).collect()
+/// How many queues the VM opens; none: as the port has.
+fn queues(told: u32) -> Result<Option<u16>, Fault> {
+    let many =
+        |_| Fault::bad_request(format!("{told} queues are not possible"), "give as many as the VM's NIC has");
+    u16::try_from(told).map(|queues| Some(queues).filter(|q| *q > 0)).map_err(many)
 }
 
 fn wanted(request: ClaimRequest) -> Result<Claim, Fault> {
@@ -300,6 +273,7 @@ fn wanted(request: ClaimRequest) -> Result<Claim, Fault> {
             subnet: optional("subnet", &p.subnet)?,
             addresses: p.addresses.iter().map(|a| parse("address", a)).collect::<Result<_, _>>()?,
             device: Some(p.device.clone()).filter(|d| !d.is_empty()),
+            queues: queues(p.queues)?,
         })
     };
     Ok(Claim {

@@ -38,6 +38,8 @@ pub struct ClaimPort {
     pub addresses: Vec<IpAddr>,
     /// Its device; as it is, else a tap of the agent's, if not named.
     pub device: Option<String>,
+    /// Queues that the VM opens of it; as many as it has, if not said.
+    pub queues: Option<u16>,
 }
 
 /// A port as the host shall have it.
@@ -53,6 +55,8 @@ pub struct Wanted {
     pub addresses: Vec<IpAddr>,
     /// Its device; none: a tap of the agent's.
     pub device: Option<String>,
+    /// Queues of that tap, if the claim says.
+    pub queues: Option<u16>,
     /// Port security, as it is.
     pub security: bool,
 }
@@ -277,7 +281,7 @@ fn wanted(desired: &Desired, host: &HostName, claim: &Claim) -> Result<Vec<Wante
                 let name =
                     port.map(|port| port_ref(vm, port)).ok_or_else(|| Denied::WhichPort(vm.clone()))?;
                 let (mac, addresses) = (asked.mac, asked.addresses.clone());
-                Wanted { name, subnet, mac, addresses, device: None, security: true }
+                Wanted { name, subnet, mac, addresses, device: None, queues: None, security: true }
             }
             (None, None) => {
                 return Err(match &asked.port {
@@ -290,6 +294,7 @@ fn wanted(desired: &Desired, host: &HostName, claim: &Claim) -> Result<Vec<Wante
             return Err(Denied::Twice(one.name));
         }
         one.device = asked.device.clone().or(one.device);
+        one.queues = asked.queues;
         all.push(one);
     }
     Ok(all)
@@ -344,6 +349,7 @@ fn as_it_is(port: &Port, device: Option<String>) -> Wanted {
         mac: None,
         addresses: Vec::new(),
         device,
+        queues: None,
         security: port.security,
     }
 }

@@ -367,32 +367,31 @@ fn a_move_that_gets_no_further_is_told_once() {
 
 #[test]
 fn a_host_that_did_not_hear_of_a_move_is_named() {
+    let told = |site: &Site| {
+        let problem = site.told.iter().any(|t| t.starts_with("problem") && t.contains("without h3"));
+        assert!(problem, "{:?}", site.told);
+    };
+    let switched_without_h3 = || {
+        let mut site = Site::new(&["h1", "h2", "h3"]);
+        site.add_neighbour();
+        site.migrate(Through::SwitchOnly);
+        site.pass(100_000);
+        site.disconnect("h3");
+        site.say("h2", Word::Resumed);
+        site
+    };
     // Its agent dies when the VM may move, and does not come back.
-    let mut site = Site::new(&["h1", "h2", "h3"]);
-    site.add_neighbour();
-    site.migrate(Through::SwitchOnly);
-    site.pass(100_000);
-    site.disconnect("h3");
-    site.say("h2", Word::Resumed);
+    let mut site = switched_without_h3();
     site.pass(AWAY - 1_000_000);
     assert_eq!(site.phase(), Some(Phase::Switched), "the source sends on what comes from there");
     site.pass(3_000_000);
     let receipt = &site.receipts[0];
     assert_eq!((receipt.moved, &receipt.behind), (true, &[name("h3")].into()));
-    assert!(
-        site.told.iter().any(|t| t.starts_with("problem") && t.contains("without h3")),
-        "{:?}",
-        site.told
-    );
+    told(&site);
     assert!(site.told.last().unwrap().ends_with("not heard of it have: h3"), "{:?}", site.told);
 
     // It is back in time.
-    let mut site = Site::new(&["h1", "h2", "h3"]);
-    site.add_neighbour();
-    site.migrate(Through::SwitchOnly);
-    site.pass(100_000);
-    site.disconnect("h3");
-    site.say("h2", Word::Resumed);
+    let mut site = switched_without_h3();
     site.pass(20_000_000);
     site.connect("h3");
     site.pass(2_000_000);
@@ -405,11 +404,7 @@ fn a_host_that_did_not_hear_of_a_move_is_named() {
     site.migrate(Through::SwitchOnly);
     site.pass(200_000);
     assert_eq!(site.phase(), Some(Phase::Prepared));
-    assert!(
-        site.told.iter().any(|t| t.starts_with("problem") && t.contains("without h3")),
-        "{:?}",
-        site.told
-    );
+    told(&site);
     site.say("h2", Word::Resumed);
     site.pass(2_000_000);
     assert_eq!(site.receipts[0].behind, [name("h3")].into());
