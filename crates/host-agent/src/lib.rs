@@ -10,6 +10,7 @@ mod agent;
 mod cache;
 mod convert;
 mod drain;
+mod figures;
 mod identity;
 mod keep;
 mod kernel;

@@ -174,7 +174,11 @@ impl Agent {
                 found: drains.found.clone(),
             };
             drains.emptied.insert(of.name.clone());
-            drains.running.insert(of.name.clone(), Running { run: drains.runs, stop, of, frames: 0 });
+            let running = Running { run: drains.runs, stop, of: of.clone(), frames: 0 };
+            if let Some(earlier) = drains.running.insert(of.name, running) {
+                // Two that read one queue would mix up its frames.
+                earlier.stop.store(true, Ordering::Release);
+            }
             std::thread::spawn(move || job.run());
         }
     }
