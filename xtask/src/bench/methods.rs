@@ -63,10 +63,12 @@ struct Cost {
     ns_per_run: f64,
 }
 
-/// Measures, writes `methods.json` and `methods.svg` into `out`, and the tables into the page.
-pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
+/// Measures, writes `methods.json` and `methods.svg` into `out`, and the tables into the page. `routed`: the same
+/// where each of Tenet's frames goes from one subnet into another; the files' and the tables' name is `routed` then.
+pub fn run(tenet: &Path, out: &Path, options: &Options, routed: bool) -> Result<()> {
+    let name = if routed { "routed" } else { "methods" };
     let begin = Instant::now();
-    let wanted = Wanted { methods: options.methods.clone(), ovs: options.ovs };
+    let wanted = Wanted { methods: options.methods.clone(), ovs: options.ovs && !routed, routed };
     let (mut measured, mut refused, mut costs, mut memory) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for scenario in SCENARIOS.into_iter().filter(|s| options.scenarios.iter().any(|n| n == s.name)) {
         eprintln!("{}: {}", scenario.name, scenario.about);
@@ -117,12 +119,16 @@ pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
         "programs": costs,
         "not_measured": refused,
     });
-    std::fs::write(out.join("methods.json"), serde_json::to_string_pretty(&document)?)?;
-    std::fs::write(out.join("methods.svg"), chart::svg("Ratios to Linux bridge + vxlan device", &measured))?;
+    std::fs::write(out.join(format!("{name}.json")), serde_json::to_string_pretty(&document)?)?;
+    let title = "Ratios to Linux bridge + vxlan device";
+    let title = if routed { format!("{title}, Tenet routing") } else { title.to_owned() };
+    std::fs::write(out.join(format!("{name}.svg")), chart::svg(&title, &measured))?;
     if let Some(page) = &options.page {
-        report::splice(page, "methods", &text(&measured, &costs, &refused, &missed, options))?;
+        // One list of programs is enough for a page.
+        let costs = if routed { &[] } else { &costs[..] };
+        report::splice(page, name, &text(&measured, costs, &refused, &missed, options))?;
     }
-    println!("methods took {:.0} s", begin.elapsed().as_secs_f64());
+    println!("{name} took {:.0} s", begin.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -147,6 +153,9 @@ fn text(
     _ = write!(out, "\nTargets missed: {missed}.\n");
     for line in refused {
         _ = write!(out, "\nNot measured: {line}.\n");
+    }
+    if costs.is_empty() {
+        return out;
     }
     out.push_str(
         "\nThe programs, as the kernel describes them, and their time per run while bulk TCP and small datagrams \

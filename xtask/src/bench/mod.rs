@@ -26,11 +26,12 @@ use std::{
 };
 use topology::SCENARIOS;
 
-const PARTS: [&str; 6] = ["methods", "table", "latency", "scale", "checksum", "slow"];
+const PARTS: [&str; 7] = ["methods", "routed", "table", "latency", "scale", "checksum", "slow"];
 const USAGE: &str = "\
 cargo xtask bench [PART ...] [OPTIONS]: measure, as root, on an otherwise idle machine
 
   methods   every method, plain redirect, bridge + vxlan and Open vSwitch in the scenarios S1, S2, S3
+  routed    the same with Tenet's VMs in two subnets each
   table     10 against 500,000 lookup records, and the memory of a record
   latency   from an API call to the kernel's maps
   scale     a hundred hosts
@@ -134,7 +135,10 @@ pub fn run(root: &Path, tenet: &Path, args: &[String]) -> Result<()> {
     let out = root.join(if options.quick { "target/bench" } else { "docs/bench" });
     std::fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
     if wanted("methods") {
-        methods::run(tenet, &out, &options)?;
+        methods::run(tenet, &out, &options, false)?;
+    }
+    if wanted("routed") {
+        methods::run(tenet, &out, &options, true)?;
     }
     if wanted("table") {
         size::run(tenet, &out, &options)?;

@@ -18,12 +18,7 @@ const BLOCKS: usize = 200;
 /// Measures two Tenets side by side, one with the records of two VMs, one with half a million more in the kernel's
 /// maps, and writes `table.json`.
 pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
-    let methods: Vec<String> = ["nvgre", "vxlan", "rewrite"]
-        .map(str::to_owned)
-        .into_iter()
-        .filter(|m| options.methods.contains(m))
-        .collect();
-    let wanted = Wanted { methods, ovs: false };
+    let wanted = Wanted { methods: options.methods.clone(), ..Wanted::default() };
     let records = if options.quick { RECORDS / 10 } else { RECORDS };
     let mut small = Topology::up(tenet, SCENARIOS[0], &wanted)?;
     let mut large = Topology::up(tenet, SCENARIOS[0], &wanted)?;

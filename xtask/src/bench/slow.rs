@@ -14,7 +14,7 @@ const LOSSES: [u32; 4] = [0, 100, 1000, 10_000];
 
 /// Measures TCP by STT at several rates of loss, and writes `slow.json`.
 pub fn run(tenet: &Path, out: &Path, options: &Options) -> Result<()> {
-    let wanted = Wanted { methods: vec!["stt".to_owned()], ovs: false };
+    let wanted = Wanted { methods: vec!["stt".to_owned()], ..Wanted::default() };
     // Segments on the wire, joined by the receiver: without them there would be no frame in parts.
     let scenario = SCENARIOS[1];
     let living = Topology::up(tenet, scenario, &wanted)?;

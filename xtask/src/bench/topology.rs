@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 pub use tenet::Tenet;
-use wire::Side;
+use wire::{Place, Side};
 
 /// The comparison that ratios are taken to, by name.
 pub const BRIDGE: &str = "bridge + vxlan";
@@ -55,6 +55,8 @@ pub struct Wanted {
     pub methods: Vec<String>,
     /// Whether Open vSwitch does.
     pub ovs: bool,
+    /// Whether Tenet's two VMs are in different subnets, so that each frame between them is routed.
+    pub routed: bool,
 }
 
 /// A contestant's two VMs.
@@ -95,7 +97,7 @@ impl Topology {
             }
         }
         if !wanted.methods.is_empty() {
-            found.extend(t.with_tenet(tenet, &prefix, scenario, &wanted.methods)?);
+            found.extend(t.with_tenet(tenet, &prefix, scenario, wanted)?);
         }
         for contestant in found {
             match reach(&contestant.vms) {
@@ -157,7 +159,7 @@ impl Topology {
         scenario: Scenario,
     ) -> Result<Contestant> {
         let side = Side::new(prefix, letter, scenario)?;
-        let vms = self.pair(&side, letter, "vm", [1, 2], scenario)?;
+        let vms = self.pair(&side, letter, "vm", [1, 2], scenario, false)?;
         for (i, pa) in PA.iter().enumerate() {
             let (h, u, other) = (&side.hosts[i], i + 1, PA[1 - i]);
             ip(&format!(
@@ -174,7 +176,7 @@ impl Topology {
 
     fn plain(&mut self, prefix: &str, scenario: Scenario) -> Result<Contestant> {
         let side = Side::new(prefix, "p", scenario)?;
-        let vms = self.pair(&side, "p", "vm", [1, 2], scenario)?;
+        let vms = self.pair(&side, "p", "vm", [1, 2], scenario, false)?;
         for (i, links) in side.links()?.iter().enumerate() {
             let (port, uplink) = (links.index("vm")?, links.index(&format!("u{}", i + 1))?);
             for (from, to) in [(port, uplink), (uplink, port)] {
@@ -187,7 +189,7 @@ impl Topology {
 
     fn ovs(&mut self, prefix: &str, scenario: Scenario) -> Result<Contestant> {
         let side = Side::new(prefix, "o", scenario)?;
-        let vms = self.pair(&side, "o", "vm", [1, 2], scenario)?;
+        let vms = self.pair(&side, "o", "vm", [1, 2], scenario, false)?;
         let switches = ovs::start(&side, &self._folder.0, &vms);
         self._sides.push(side);
         self._switches = switches?;
@@ -200,17 +202,17 @@ impl Topology {
         binary: &Path,
         prefix: &str,
         scenario: Scenario,
-        methods: &[String],
+        wanted: &Wanted,
     ) -> Result<Vec<Contestant>> {
         let side = Side::new(prefix, "t", scenario)?;
         let mut contestants = Vec::new();
-        for (at, method) in methods.iter().enumerate() {
+        for (at, method) in wanted.methods.iter().enumerate() {
             let macs = [2 * at as u8 + 1, 2 * at as u8 + 2];
             let device = format!("vm-{method}");
-            let vms = self.pair(&side, &format!("t{at}"), &device, macs, scenario)?;
+            let vms = self.pair(&side, &format!("t{at}"), &device, macs, scenario, wanted.routed)?;
             contestants.push((method.clone(), Contestant { name: format!("Tenet {method}"), vms }));
         }
-        let mut tenet = Tenet::start(binary, &self._folder.0, &side)?;
+        let mut tenet = Tenet::start(binary, &self._folder.0, &side, wanted.routed)?;
         self._sides.push(side);
         let mut taken = Vec::new();
         for (at, (method, contestant)) in contestants.into_iter().enumerate() {
@@ -223,7 +225,8 @@ impl Topology {
         Ok(taken)
     }
 
-    /// Two VMs, one on each host, with 10.1.0.1 and .2; in the tap scenario the second is on a tap.
+    /// Two VMs, one on each host, with 10.1.0.1 and .2 (routed: 10.1.0.1 and 10.1.1.2); in the tap scenario the
+    /// second is on a tap.
     fn pair(
         &mut self,
         side: &Side,
@@ -231,12 +234,14 @@ impl Topology {
         device: &str,
         macs: [u8; 2],
         scenario: Scenario,
+        routed: bool,
     ) -> Result<[Vm; 2]> {
-        let first = side.vm(0, tag, device, macs[0])?;
+        let [one, two] = macs.map(|mac| Place { mac, routed });
+        let first = side.vm(0, tag, device, one)?;
         if !scenario.tap {
-            return Ok([first, side.vm(1, tag, device, macs[1])?]);
+            return Ok([first, side.vm(1, tag, device, two)?]);
         }
-        let (second, relay) = side.vm_on_tap(1, tag, device, macs[1])?;
+        let (second, relay) = side.vm_on_tap(1, tag, device, two)?;
         self._relays.push(relay);
         Ok([first, second])
     }

@@ -58,6 +58,8 @@ pub struct Sample {
     pub kind: String,
     /// The host it went to, 0 or 1.
     pub to: usize,
+    /// When it ran on the destination (RESUME), microseconds since 1970.
+    pub resumed: Micros,
     /// From STOP on the source to RESUME on the destination.
     pub pause: f64,
     /// From the request until QEMU was done.
@@ -68,6 +70,8 @@ pub struct Sample {
     pub probes: usize,
     /// Probes lost.
     pub lost: usize,
+    /// When the first of these, and of the pings lost, were sent, counted from STOP.
+    pub lost_at: [Vec<f64>; 2],
     /// Probes lost that the pause does not excuse.
     pub beyond: usize,
     /// Probes sent before the pause that were answered only after it.
@@ -319,11 +323,13 @@ fn sample(
         network: network.to_owned(),
         kind: kind.name.to_owned(),
         to,
+        resumed: times.resume,
         pause: clock::millis(times.resume - times.stop),
         total: clock::millis(times.done - times.asked),
         round_trip,
         probes: losses.sent,
         lost: losses.lost,
+        lost_at: [&losses, &pings].map(|l| l.when.iter().take(20).map(|at| clock::millis(*at)).collect()),
         beyond: losses.beyond.len(),
         held: losses.held,
         strays: losses.beyond.iter().take(20).map(|at| clock::millis(*at)).collect(),

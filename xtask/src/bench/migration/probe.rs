@@ -46,6 +46,8 @@ pub struct Losses {
     pub sent: usize,
     /// Probes without an answer.
     pub lost: usize,
+    /// When these were sent, counted from the pause's beginning.
+    pub when: Vec<Micros>,
     /// Of these, those that the pause does not excuse, by when they were sent, counted from its end.
     pub beyond: Vec<Micros>,
     /// Probes sent before the pause that were answered only after it: not lost, but held up without need.
@@ -132,6 +134,7 @@ impl Seen {
         Losses {
             sent: self.probes.len(),
             lost: lost().count(),
+            when: lost().map(|at| at - stop).collect(),
             beyond: lost().filter(|at| *at < stop - margin || *at > resume).map(|at| at - resume).collect(),
             held: self
                 .probes
@@ -243,7 +246,14 @@ mod tests {
         let found = seen.losses(ms(10), ms(20), 2000);
         assert_eq!(
             found,
-            Losses { sent: 30, lost: 8, beyond: vec![-16_000, 2_000], held: 1, first_reply: Some(1007) }
+            Losses {
+                sent: 30,
+                lost: 8,
+                when: lost.map(|n| ms(n) - ms(10)).to_vec(),
+                beyond: vec![-16_000, 2_000],
+                held: 1,
+                first_reply: Some(1007)
+            }
         );
         assert_eq!(seen.round_trip(ms(9)), Some(300));
         // Answered for the second time.

@@ -18,11 +18,13 @@ pub struct Tenet {
     processes: Vec<Child>,
     /// The site's networks and VMs so far: method and its number.
     methods: Vec<(usize, String)>,
+    /// Whether the VMs of a network are in two subnets.
+    routed: bool,
 }
 
 impl Tenet {
     /// Starts controller and agents; the site is empty.
-    pub fn start(binary: &Path, folder: &Path, side: &Side) -> Result<Self> {
+    pub fn start(binary: &Path, folder: &Path, side: &Side, routed: bool) -> Result<Self> {
         let [a, b] = &side.hosts;
         let mut t = Self {
             binary: binary.to_owned(),
@@ -31,6 +33,7 @@ impl Tenet {
             prefix: format!("tenet-bench-{a}"),
             processes: Vec::new(),
             methods: Vec::new(),
+            routed,
         };
         let state = folder.join("controller");
         let text = state.display().to_string();
@@ -58,7 +61,7 @@ impl Tenet {
     pub fn add(&mut self, at: usize, method: &str, scenario: Scenario) -> Result<()> {
         self.methods.push((at, method.to_owned()));
         let file = self.folder.join("site.yaml");
-        std::fs::write(&file, site(&self.methods))?;
+        std::fs::write(&file, site(&self.methods, self.routed))?;
         let applied = self.cli(&["apply", "-f", &file.display().to_string(), "--yes"]);
         if applied.is_err() {
             self.methods.pop();
@@ -143,7 +146,7 @@ impl Drop for Tenet {
 }
 
 /// The site with one network per method; only one that rewrites needs pools.
-fn site(methods: &[(usize, String)]) -> String {
+fn site(methods: &[(usize, String)], routed: bool) -> String {
     let rewrite = methods.iter().any(|(_, m)| m == "rewrite");
     let mut text = "hosts:\n".to_owned();
     for (i, pa) in PA.iter().enumerate() {
@@ -154,15 +157,19 @@ fn site(methods: &[(usize, String)]) -> String {
     text.push_str("tenants:\n  bench:\n    networks:\n");
     for (at, method) in methods {
         _ = writeln!(text, "      {method}:\n        method: {method}\n        subnets:");
-        let vsid = 5001 + at;
-        _ = writeln!(text, "          all: {{ prefix: 10.1.0.0/24, vsid: {vsid}, gateway: 10.1.0.254 }}");
+        for i in 0..=usize::from(routed) {
+            let vsid = 5001 + 2 * at + i;
+            let (prefix, gateway) = (format!("10.1.{i}.0/24"), format!("10.1.{i}.254"));
+            _ = writeln!(text, "          s{i}: {{ prefix: {prefix}, vsid: {vsid}, gateway: {gateway} }}");
+        }
     }
     text.push_str("    vms:\n");
     for (at, method) in methods {
         for i in 1..=2 {
             let mac = format!("02:00:00:00:01:{:02x}", 2 * at + i);
+            let subnet = if routed { i - 1 } else { 0 };
             let port = format!(
-                "subnet: {method}/all, mac: \"{mac}\", address: 10.1.0.{i}, host: h{i}, device: vm-{method}"
+                "subnet: {method}/s{subnet}, mac: \"{mac}\", address: 10.1.{subnet}.{i}, host: h{i}, device: vm-{method}"
             );
             _ = writeln!(text, "      {method}{i}: {{ ports: {{ eth0: {{ {port} }} }} }}");
         }

@@ -9,6 +9,15 @@ use std::process::Command;
 use std::sync::Mutex;
 use tenet_hostnet::{Links, Netns, TapOptions};
 
+/// What tells a VM from the others.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Last octet of its MAC.
+    pub mac: u8,
+    /// Whether each host's VMs are in a subnet of their own, 10.1.0.0/24 and 10.1.1.0/24, with gateways at .254.
+    pub routed: bool,
+}
+
 /// Two hosts joined by a wire, and their VMs; removed on drop.
 pub struct Side {
     prefix: String,
@@ -47,16 +56,16 @@ impl Side {
     }
 
     /// A VM on a veth.
-    pub fn vm(&self, host: usize, tag: &str, device: &str, mac: u8) -> Result<Vm> {
+    pub fn vm(&self, host: usize, tag: &str, device: &str, place: Place) -> Result<Vm> {
         let vm = self.name(host, tag)?;
         let h = &self.hosts[host];
         ip(&format!("link add {device} netns {h} type veth peer name eth0 netns {vm}"))?;
         ip(&format!("-n {h} link set {device} mtu 1500 up"))?;
-        self.awake(host, vm, mac)
+        self.awake(host, vm, place)
     }
 
     /// A VM on a tap, with the relay that stands for its hypervisor.
-    pub fn vm_on_tap(&self, host: usize, tag: &str, device: &str, mac: u8) -> Result<(Vm, Relay)> {
+    pub fn vm_on_tap(&self, host: usize, tag: &str, device: &str, place: Place) -> Result<(Vm, Relay)> {
         let vm = self.name(host, tag)?;
         let h = &self.hosts[host];
         let at_host = Links::in_netns(&Netns::open(h)?)?;
@@ -64,7 +73,7 @@ impl Side {
         let options = TapOptions::default();
         let relay = Relay::start(at_host.open_tap(device, options)?, inside.open_tap("eth0", options)?)?;
         ip(&format!("-n {h} link set {device} mtu 1500 up"))?;
-        Ok((self.awake(host, vm, mac)?, relay))
+        Ok((self.awake(host, vm, place)?, relay))
     }
 
     fn name(&self, host: usize, tag: &str) -> Result<String> {
@@ -73,10 +82,14 @@ impl Side {
         Ok(vm)
     }
 
-    fn awake(&self, host: usize, netns: String, mac: u8) -> Result<Vm> {
-        let address = Ipv4Addr::new(10, 1, 0, host as u8 + 1);
+    fn awake(&self, host: usize, netns: String, Place { mac, routed }: Place) -> Result<Vm> {
+        let subnet = if routed { host as u8 } else { 0 };
+        let address = Ipv4Addr::new(10, 1, subnet, host as u8 + 1);
         ip(&format!("-n {netns} link set eth0 address 02:00:00:00:01:{mac:02x} mtu 1500 up"))?;
         ip(&format!("-n {netns} addr add {address}/24 dev eth0"))?;
+        if routed {
+            ip(&format!("-n {netns} route add default via 10.1.{subnet}.254"))?;
+        }
         Ok(Vm { netns, address })
     }
 
