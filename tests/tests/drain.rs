@@ -92,10 +92,16 @@ struct Got {
     segments: BTreeSet<usize>,
     whole: bool,
     groups: usize,
+    /// Frames for a waiting QEMU to lose.
+    placeholders: usize,
 }
 
 impl Got {
     fn take(&mut self, header: &[u8], bytes: &[u8]) {
+        if bytes[12..14] == [0x88, 0xb5] {
+            self.placeholders += 1;
+            return;
+        }
         if bytes[0] & 1 != 0 {
             self.groups += 1;
             return;
@@ -350,6 +356,8 @@ fn what_a_vm_leaves_unread_follows_it_and_comes_back_if_it_stays() {
     let mut got = Got::default();
     new.take(&mut got);
     assert_eq!((got.count(), got.segments.len()), (0, 0), "{got:?}");
+    // A QEMU that waits loses the first frame that it reads: it was given one for that.
+    assert_eq!(got.placeholders, 1, "{got:?}");
 
     // It stands still: all of it waits on the new host.
     monitor.event("STOP", json!({}));
@@ -358,7 +366,7 @@ fn what_a_vm_leaves_unread_follows_it_and_comes_back_if_it_stays() {
     assert_eq!(got.groups, 0, "a broadcast is repeated by nobody");
     let mut left = Got::default();
     old.take(&mut left);
-    assert_eq!((left.count(), left.segments.len()), (0, 0), "{left:?}");
+    assert_eq!((left.count(), left.segments.len(), left.placeholders), (0, 0, 0), "{left:?}");
 
     // The move fails: the VM gets back what was taken from it.
     monitor.event("RESUME", json!({}));
@@ -369,7 +377,9 @@ fn what_a_vm_leaves_unread_follows_it_and_comes_back_if_it_stays() {
     burst(&world);
     waits(&world, &old, before);
     monitor.event("STOP", json!({}));
-    arrives("on the new host, again", &mut new, Got::default()).check(true);
+    let got = arrives("on the new host, again", &mut new, Got::default());
+    got.check(true);
+    assert_eq!(got.placeholders, 0, "one is enough");
     drop(old);
     let links = Links::in_netns(world.lab.host("h1").unwrap().netns()).unwrap();
     let name = tap_name(&PORT.parse().unwrap());

@@ -9,6 +9,7 @@ use crate::local::{self, Ask, Controller, Domains, Local};
 use crate::measure::Measuring;
 use crate::metrics;
 use crate::options::{KernelPart, Options};
+use crate::placeholder::Given;
 use crate::probe::Prober;
 use crate::real::RealKernel;
 use crate::session::{Heard, OUTGOING, Session};
@@ -34,6 +35,8 @@ use tokio::time::MissedTickBehavior;
 
 /// Between two looks at the carrier of ports that are about to move.
 const GLANCE: Duration = Duration::from_millis(5);
+/// The tables are read back whole at least so often, also while VMs move.
+const LONGEST_UNCOMPARED: Duration = Duration::from_secs(20);
 /// Messages of the controller that wait for the loop.
 const INCOMING: usize = 64;
 
@@ -110,6 +113,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         first: First::default(),
         budget: Budget::default(),
         drains,
+        placeholders: Given::new(),
+        compared: Instant::now(),
     };
     agent.start()?;
 
@@ -164,7 +169,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
                 // The client may have gone.
                 let _ = reply.send(agent.core.here(vm.as_ref()));
             }
-            _ = tick.tick() => agent.compare(),
+            _ = tick.tick() => agent.compare_unless_moving(),
             Some(word) = said.recv() => agent.said(&word),
             Some(found) = emptied.recv() => agent.drained(found),
             _ = first.tick(), if agent.first.waits() => agent.look_for_first_frames(),
@@ -204,6 +209,9 @@ pub(crate) struct Agent {
     pub(crate) first: First,
     pub(crate) budget: Budget,
     pub(crate) drains: Drains,
+    pub(crate) placeholders: Given,
+    /// When the tables were last read back whole.
+    compared: Instant,
 }
 
 impl Agent {
@@ -294,9 +302,19 @@ impl Agent {
             Ok(devices) => self.feed(Input::Devices(devices)),
             Err(cause) => tracing::warn!(%cause, "devices cannot be listed"),
         }
+        self.give_placeholders();
+    }
+
+    /// Reading all tables back takes some milliseconds, in which nobody hears a hypervisor: that waits while a VM moves,
+    /// but not for ever.
+    fn compare_unless_moving(&mut self) {
+        if self.core.moving().next().is_none() || self.compared.elapsed() > LONGEST_UNCOMPARED {
+            self.compare();
+        }
     }
 
     fn compare(&mut self) {
+        self.compared = Instant::now();
         self.open_tap();
         self.keep_taps();
         self.look_at_devices();
@@ -408,6 +426,7 @@ impl Agent {
                 self.feed(Input::Full { generation, rows });
                 self.drop_taps();
                 self.prepared(prepared);
+                self.give_placeholders();
                 self.expect_drains();
                 tracing::info!(
                     generation,
@@ -440,6 +459,7 @@ impl Agent {
                 self.feed(Input::Delta(delta));
                 self.drop_taps();
                 self.prepared(prepared);
+                self.give_placeholders();
                 self.expect_drains();
                 if afresh {
                     let (generation, rows) =

@@ -96,6 +96,11 @@ pub trait Kernel: Send {
         None
     }
 
+    /// Hands a frame to whoever has a tap open.
+    fn give(&mut self, _ifindex: u32, _frame: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
     /// Drops by interface and reason.
     fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>>;
 

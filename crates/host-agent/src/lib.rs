@@ -19,6 +19,7 @@ mod measure;
 mod metrics;
 mod offloads;
 mod options;
+mod placeholder;
 mod probe;
 mod qmp;
 mod real;

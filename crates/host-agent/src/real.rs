@@ -353,6 +353,10 @@ impl Kernel for RealKernel {
         self.datapath.counters_of(ifindex).ok().map(|c| c.tx_frames)
     }
 
+    fn give(&mut self, ifindex: u32, frame: &[u8]) -> Result<()> {
+        hostnet::send_frame(ifindex, frame).map_err(error)
+    }
+
     fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>> {
         let drops = self.datapath.drops().map_err(error)?;
         Ok(drops.into_iter().map(|((ifindex, r), n)| (DropKey { ifindex, reason: r as u32 }, n)).collect())

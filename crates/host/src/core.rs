@@ -239,6 +239,16 @@ impl HostCore {
         moving.filter_map(|(p, _)| self.devices.get(&p.device).copied())
     }
 
+    /// Prepared ports on taps that somebody has open, with the taps' numbers: hypervisors that wait for their VMs.
+    pub fn awaited(&self) -> impl Iterator<Item = (PortRef, u32)> {
+        let rows = self.state.iter().flat_map(|(_, rows)| plan::ports(rows));
+        let prepared = rows.filter(|(p, _)| p.state == PortState::Prepared);
+        prepared.filter_map(|(p, _)| {
+            let device = self.devices.get(&p.device)?;
+            (device.kind == DeviceKind::Tap && device.carrier).then(|| (p.name.clone(), device.ifindex))
+        })
+    }
+
     /// Figures for the metrics.
     #[must_use]
     pub const fn stats(&self) -> &Stats {

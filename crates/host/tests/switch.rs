@@ -223,6 +223,29 @@ fn a_tap_may_be_emptied_only_while_its_vm_stands_still_and_its_port_redirects() 
 }
 
 #[test]
+fn a_hypervisor_that_waits_for_its_vm_is_known_by_the_prepared_port_s_open_tap() {
+    let mut sim = Sim::started();
+    let taps = |carrier| {
+        let mut taps = devices(&[("eth0", 2), ("tap1-11", 11), ("tap1-12", 12)]);
+        for tap in ["tap1-11", "tap1-12"] {
+            let tap = taps.get_mut(tap).unwrap();
+            (tap.kind, tap.carrier) = (DeviceKind::Tap, carrier);
+        }
+        taps
+    };
+    let awaited = |sim: &Sim| sim.core.awaited().map(|(_, ifindex)| ifindex).collect::<Vec<_>>();
+    sim.feed(Input::Devices(taps(true)));
+    sim.full(7, small(7));
+    assert_eq!(awaited(&sim), [], "they run");
+    sim.full(8, destination(8, PortState::Prepared, Some(OTHER)));
+    assert_eq!(awaited(&sim), [12]);
+    sim.feed(Input::Devices(taps(false)));
+    assert_eq!(awaited(&sim), [], "nobody has it open");
+    sim.feed(Input::Devices(devices(&[("eth0", 2), ("tap1-11", 11), ("tap1-12", 12)])));
+    assert_eq!(awaited(&sim), [], "not a tap");
+}
+
+#[test]
 fn the_tap_that_frames_are_sent_on_by_carries_the_program_and_is_nobodys_port() {
     let mut sim = Sim::started();
     let mut with = devices(&[("eth0", 2), ("tap1-11", 11), ("tap1-12", 12), (drain::TAP, 40)]);

@@ -40,6 +40,7 @@ mod link;
 mod links;
 pub mod netlink;
 mod netns;
+mod packet;
 mod queue;
 pub mod tc;
 mod watch;
@@ -51,6 +52,7 @@ pub use gro::{UdpGro, UdpTunnel};
 pub use link::{Kind, Link, OperState};
 pub use links::Links;
 pub use netns::Netns;
+pub use packet::send_frame;
 pub use queue::{Holder, Holders, Queue, VNET_HEADER, Waiting, wait};
 pub use watch::{LinkEvent, LinkWatch};
 
