@@ -8,6 +8,7 @@
 
 pub mod bpf;
 mod cut;
+pub mod domains;
 pub mod frame;
 pub mod guest;
 pub mod libvirt;

@@ -34,6 +34,8 @@ pub fn missing() -> Option<String> {
 pub struct Libvirt {
     dir: PathBuf,
     daemon: Child,
+    /// What tells the emulators' events, independently of Tenet.
+    events: Option<Child>,
     /// Its URI.
     pub uri: String,
     /// Its host's name as it knows it, and address, as a line of `/etc/hosts`.
@@ -49,6 +51,8 @@ impl Libvirt {
     pub fn start(host: &Host<'_>, number: u8, hooks: impl FnOnce(&Path)) -> Self {
         // Short, as paths of sockets are.
         let dir = PathBuf::from(format!("/tmp/tnlv{}-{number}", std::process::id()));
+        let sockets = host.record().libvirt_dir();
+        fs::create_dir_all(&sockets).unwrap();
         for part in ["etc/hooks", "run/libvirt", "lib", "cache", "log"] {
             fs::create_dir_all(dir.join(part)).unwrap();
         }
@@ -56,8 +60,9 @@ impl Libvirt {
         // Two daemons with one id would not let a guest move between them.
         let daemon_conf = format!(
             "host_uuid = \"{number}1111111-1111-4111-8111-{:012x}\"\nauth_unix_rw = \"none\"\n\
-             unix_sock_dir = \"{at}/run/libvirt\"\nlog_outputs = \"3:file:{at}/libvirtd.log\"\n",
-            std::process::id()
+             unix_sock_dir = \"{}\"\nlog_outputs = \"3:file:{at}/libvirtd.log\"\n",
+            std::process::id(),
+            sockets.display()
         );
         fs::write(dir.join("etc/libvirtd.conf"), daemon_conf).unwrap();
         let qemu_conf = "security_driver = \"none\"\nuser = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\n\
@@ -82,13 +87,16 @@ impl Libvirt {
         command.args(["--mount", "--uts", "bash", "-c", &script]);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         let daemon = command.spawn().unwrap();
-        let uri = format!("qemu+unix:///system?socket={at}/run/libvirt/libvirt-sock");
-        let mut started = Self { dir, daemon, uri, itself: format!("{address} {name}\n") };
+        let uri = host.record().libvirt_uri();
+        let mut started = Self { dir, daemon, events: None, uri, itself: format!("{address} {name}\n") };
         until("libvirtd answers", START, || {
             let ended = started.daemon.try_wait().unwrap();
             assert!(ended.is_none(), "libvirtd ended: {}", started.log());
             started.try_virsh(&["list"]).status.success().then_some(())
         });
+        let said = fs::File::create(started.dir.join("events")).unwrap();
+        let mut listen = started.command(&["qemu-monitor-event", "--loop", "--timestamp"]);
+        started.events = Some(listen.stdout(said).spawn().unwrap());
         started
     }
 
@@ -127,13 +135,29 @@ impl Libvirt {
 
     fn try_virsh(&self, args: &[&str]) -> Output {
         let begin = Instant::now();
-        let mut command = Command::new("virsh");
-        command.args(["--quiet", "--connect", &self.uri]).args(args).env("LC_ALL", "C").stdin(Stdio::null());
-        let output = command.output().unwrap();
+        let output = self.command(args).output().unwrap();
         if begin.elapsed() > Duration::from_millis(200) {
             println!("virsh {} took {} ms", args.join(" "), begin.elapsed().as_millis());
         }
         output
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("virsh");
+        command.args(["--quiet", "--connect", &self.uri]).args(args).env("LC_ALL", "C").stdin(Stdio::null());
+        command
+    }
+
+    /// When an emulator last said this of a domain, in milliseconds of the day.
+    #[must_use]
+    pub fn event_ms(&self, domain: &str, event: &str) -> Option<i64> {
+        let said = fs::read_to_string(self.dir.join("events")).unwrap_or_default();
+        let line = said.lines().rfind(|l| l.contains(&format!(": event {event} for domain '{domain}'")))?;
+        // 2026-11-23 07:36:27.341+0000
+        let time = line.split_once(' ')?.1.split_once('+')?.0;
+        let parts: Vec<f64> = time.split(':').filter_map(|p| p.parse().ok()).collect();
+        let [hours, minutes, seconds] = parts[..] else { return None };
+        Some((((hours * 60.0 + minutes) * 60.0 + seconds) * 1000.0).round() as i64)
     }
 
     /// Stores a domain.
@@ -194,6 +218,10 @@ impl Drop for Libvirt {
         }
         _ = self.daemon.kill();
         _ = self.daemon.wait();
+        if let Some(events) = &mut self.events {
+            _ = events.kill();
+            _ = events.wait();
+        }
         self.end_guests();
         if std::thread::panicking() {
             println!("{}", self.log());

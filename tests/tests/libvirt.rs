@@ -2,26 +2,24 @@
 #![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
 use std::net::IpAddr;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
-use tenet_api::rest::ReceiptView;
-use tenet_hostnet::Links;
-use tenet_lab::Process;
 use tenet_lab::guest::Image;
-use tenet_lab::tool::{Probe, ProbeReport, Stream, ask};
+use tenet_lab::tool::{Probe, Stream};
 use tenet_model::{Through, tap_name};
-use tenet_tests::libvirt::Libvirt;
-use tenet_tests::{Fixture, SITE, World, binary, block_on, libvirt, missing, skipped, until};
+use tenet_tests::domains::{
+    ADDRESS, Hosts, VM, answers, console, has_link, host_of, listening, newest, ours, plain, tenet,
+    waited_for,
+};
+use tenet_tests::{Fixture, SITE, World, block_on, libvirt, missing, skipped, until};
 
 static LAB: Fixture = Fixture::new("lv", SITE);
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The guest's boot, emulated, on a machine that has much to do.
-const BOOT: Duration = Duration::from_secs(60);
-const VM: &str = "contoso/lv";
-const ADDRESS: &str = "10.1.1.77";
-const MAC: &str = "52:54:00:00:00:77";
+/// Most milliseconds that are lost beyond a pause that no agent heard of: until every host sends to the guest's
+/// new place, found out by its first frame alone, and an emulated guest has got going again. Without the switch at that
+/// frame it would be the second or two that libvirt takes to close the old tap, or no end.
+const SWITCH: u64 = 500;
+const HOSTS: [&str; 2] = ["h1", "h2"];
 
 #[test]
 fn domains_start_move_and_stop_with_their_ports() {
@@ -34,15 +32,18 @@ fn domains_start_move_and_stop_with_their_ports() {
         Err(e) => return skipped(format!("no guest can be built: {e}")),
     };
     let Some(mut world) = LAB.world() else { return };
+    without_a_libvirt_nothing_is_looked_at_or_said(&world);
     let site = Hosts::start(&world);
+    one_that_comes_is_found(&world);
     strangers_start_unasked(&site);
     a_refusal_is_shown_by_virsh(&site);
     queues_that_differ_are_refused(&site, &world);
     start_makes_port_and_tap(&site, &world, &image);
     another_host_may_not_start_it(&site, &image);
+    agents_that_shall_not_listen_say_so(&mut world);
     a_move_by_hand_is_followed(&site, &world);
     a_failed_move_is_rolled_back(&site, &world);
-    agents_follow_libvirt(&site, &mut world);
+    agents_listen_by_themselves(&mut world);
     tenet_has_libvirt_move_it(&site, &world);
     a_move_by_hand_is_heard_of(&site, &world);
     a_move_is_heard_of_although_virsh_ends(&site, &world);
@@ -54,97 +55,20 @@ fn domains_start_move_and_stop_with_their_ports() {
     _ = std::fs::remove_file(console());
 }
 
-/// Both hosts' daemons.
-struct Hosts {
-    one: Libvirt,
-    two: Libvirt,
-    sockets: [String; 2],
-}
-
-impl Hosts {
-    fn start(world: &World) -> Self {
-        let socket =
-            |host: &str| world.lab.host(host).unwrap().record().socket().to_str().unwrap().to_owned();
-        let start = |host: &str, number| {
-            Libvirt::start(&world.lab.host(host).unwrap(), number, |dir| {
-                let dir = dir.to_str().unwrap();
-                let said = tenet(&["libvirt", "install-hook", "--dir", dir, "--socket", &socket(host)]);
-                assert!(said.contains("installed") && said.contains("restart libvirtd"), "{said}");
-            })
-        };
-        let (one, two) = (start("h1", 1), start("h2", 2));
-        one.knows(&two);
-        two.knows(&one);
-        Self { one, two, sockets: [socket("h1"), socket("h2")] }
+/// Agents are told nothing of libvirt, as by default, and their hosts have none: no process, no word.
+fn without_a_libvirt_nothing_is_looked_at_or_said(world: &World) {
+    for host in HOSTS {
+        let log = std::fs::read_to_string(&world.lab.host(host).unwrap().record().log).unwrap();
+        assert!(log.contains("local socket open") && !log.contains("libvirt"), "{log}");
+        assert!(listening(world, host).is_empty() && world.host_status(host).problems.is_empty());
     }
 }
 
-fn tenet(args: &[&str]) -> String {
-    let output = Command::new(binary()).args(args).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "tenet {}: {said}", args.join(" "));
-    print!("{said}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// A domain without a system: the firmware finds nothing to start and waits. With ACPI, by which NICs are plugged in.
-fn plain(name: &str, devices: &str) -> String {
-    format!(
-        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>\
-         <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>\
-         <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{devices}<memballoon model='none'/></devices></domain>"
-    )
-}
-
-/// A domain with a guest that answers.
-fn ours(name: &str, network: &str, image: &Image) -> String {
-    let tap = tap_name(&format!("{VM}/eth0").parse().unwrap());
-    format!(
-        "<domain type='qemu'><name>{name}</name>\
-         <metadata><tenet:vm xmlns:tenet='urn:tenet:libvirt:1' name='{VM}'>\
-         <tenet:port name='eth0' mac='{MAC}' network='{network}' subnet='data' address='{ADDRESS}'/>\
-         </tenet:vm></metadata>\
-         <memory unit='MiB'>96</memory><vcpu>1</vcpu>\
-         <os><type arch='x86_64' machine='pc'>hvm</type>\
-         <kernel>{}</kernel><initrd>{}</initrd>\
-         <cmdline>console=ttyS0 panic=-1 quiet mitigations=off no_timer_check tenet.name={VM} \
-         tenet.nic=eth0|{ADDRESS}/24|10.1.1.1</cmdline></os>\
-         <features><acpi/><apic/><tcg><tb-cache unit='MiB'>32</tb-cache></tcg></features>\
-         <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>\
-         <interface type='ethernet'><mac address='{MAC}'/><target dev='{tap}' managed='no'/>\
-         <model type='virtio'/><mtu size='1458'/><rom enabled='no'/></interface>\
-         <serial type='file'><source path='{}' append='on'/></serial>\
-         <memballoon model='none'/></devices></domain>",
-        image.kernel().display(),
-        image.initrd().display(),
-        console().display()
-    )
-}
-
-/// What the guest says, on whichever host. Without a console its kernel crashes in slow moves now and then, on plain
-/// bridges as well (docs/migration.md).
-fn console() -> PathBuf {
-    std::env::temp_dir().join(format!("tenet-lv-console-{}.log", std::process::id()))
-}
-
-fn has_link(world: &World, host: &str, name: &str) -> bool {
-    Links::in_netns(world.lab.host(host).unwrap().netns()).unwrap().find(name).unwrap().is_some()
-}
-
-/// Where the site has a port.
-fn host_of(world: &World, port: &str) -> Option<String> {
-    let vms = block_on(world.client.vms()).unwrap();
-    let port = vms.into_iter().flat_map(|v| v.ports).find(|p| p.name.to_string() == port);
-    port.and_then(|p| p.host).map(|h| h.to_string())
-}
-
-fn answers(world: &World, from: &str) {
-    let netns = world.lab.vm(from).unwrap().netns().clone();
-    let address: IpAddr = ADDRESS.parse().unwrap();
-    until(&format!("{VM} answers {from}"), BOOT, || {
-        let answer = ask(&netns, address, Duration::from_secs(1)).unwrap();
-        answer.inspect(|who| assert_eq!(who, VM)).map(drop)
-    });
+/// A daemon that was started after the agent is listened to.
+fn one_that_comes_is_found(world: &World) {
+    for host in HOSTS {
+        until("the agent listens", PATIENCE, || (listening(world, host).len() == 1).then_some(()));
+    }
 }
 
 fn strangers_start_unasked(site: &Hosts) {
@@ -157,7 +81,7 @@ fn a_refusal_is_shown_by_virsh(site: &Hosts) {
     let image_less = plain(
         "nowhere",
         &format!(
-            "<interface type='ethernet'><mac address='{MAC}'/><target dev='{}' managed='no'/></interface>",
+            "<interface type='ethernet'><mac address='52:54:00:00:00:77'/><target dev='{}' managed='no'/></interface>",
             tap_name(&"contoso/nowhere/eth0".parse().unwrap())
         ),
     );
@@ -187,7 +111,7 @@ fn queues_that_differ_are_refused(site: &Hosts, world: &World) {
     // What it says helps.
     let lab = world.lab.record().name.clone();
     let attach = ["vm", "attach", "contoso/many", "--port", "eth0", "--host", "h1", "--queues", "2"];
-    tenet(&[&["--lab", lab.as_str()], &attach[..]].concat());
+    _ = tenet(&[&["--lab", lab.as_str()], &attach[..]].concat());
     _ = site.one.virsh(&["start", "many"]);
     _ = site.one.virsh(&["destroy", "many"]);
     _ = site.one.virsh(&["undefine", "many"]);
@@ -221,13 +145,37 @@ fn another_host_may_not_start_it(site: &Hosts, image: &Image) {
     _ = site.two.virsh(&["undefine", "lv-1"]);
 }
 
+fn agents_that_shall_not_listen_say_so(world: &mut World) {
+    restart(world, Some("off"));
+    let host = host_of(world, &format!("{VM}/eth0")).unwrap();
+    let said = until("the agent says that it hears nothing", PATIENCE, || {
+        detail(world, &host).filter(|d| d.contains("libvirt's domain lv-1 is not listened to"))
+    });
+    println!("{said}");
+    assert!(said.contains("started with --libvirt off") && said.contains("TENET_AGENT_OPTIONS"), "{said}");
+    assert!(HOSTS.iter().all(|host| listening(world, host).is_empty()));
+}
+
+/// Starts both agents again, told this of libvirt.
+fn restart(world: &mut World, libvirt: Option<&str>) {
+    for host in HOSTS {
+        world.lab.follow_libvirt(host, libvirt).unwrap();
+        world.lab.kill_agent(host).unwrap();
+        world.lab.start_agent(host).unwrap();
+    }
+    for host in HOSTS {
+        until("the agent is back", PATIENCE, || world.host_status(host).connected.then_some(()));
+    }
+    world.in_sync();
+}
+
 fn a_move_by_hand_is_followed(site: &Hosts, world: &World) {
     let (vm, port) = (VM.parse().unwrap(), format!("{VM}/eth0"));
     let tap = tap_name(&port.parse().unwrap());
     let far = world.lab.vm("contoso/web").unwrap().netns().clone();
     let address: IpAddr = ADDRESS.parse().unwrap();
     let stream = Stream::start(&far, address, Duration::from_millis(5)).unwrap();
-    let probe = Probe::start(&far, address, VM, 1000).unwrap();
+    let probe = Probe::start(&far, address, VM, 200).unwrap();
     let to = format!("tcp://{}:49152", world.lab.host("h2").unwrap().record().pa);
     let uri = site.two.uri.as_str();
     _ = site.one.virsh(&["migrate", "--live", "--persistent", "--undefinesource", "lv-1", uri, &to]);
@@ -239,13 +187,24 @@ fn a_move_by_hand_is_followed(site: &Hosts, world: &World) {
     assert_eq!((receipt.from.as_str(), receipt.to.as_str()), ("h1", "h2"));
     assert!(receipt.prepare_us > 0, "prepared before memory moved: {receipt:?}");
     assert_eq!(host_of(world, &port).as_deref(), Some("h2"));
+    let stream = stream.stop().unwrap();
+    // Who asks has an answer again, or there would be no end of the silence to measure.
     answers(world, "contoso/web");
-    answers(world, "contoso/log");
-    until("the source's tap is gone", PATIENCE, || (!has_link(world, "h1", &tap)).then_some(()));
-    let (probe, stream) = (probe.stop().unwrap(), stream.stop().unwrap());
-    println!("{probe:?}, {stream:?}");
+    let probe = probe.stop().unwrap();
+    // Nobody heard the guest stop: what came while it stood still is lost, and what came until the hosts knew of it.
+    let stopped = site.one.event_ms("lv-1", "STOP").unwrap();
+    let resumed = site.two.event_ms("lv-1", "RESUME").unwrap();
+    let pause = u64::try_from((resumed - stopped).rem_euclid(24 * 3_600_000)).unwrap();
+    println!("pause {pause} ms, {probe:?}, {stream:?}");
     assert!(stream.received.in_order && stream.received.bytes == stream.sent, "{stream:?}");
     assert_eq!((probe.strangers, probe.duplicates), (0, 0), "{probe:?}");
+    let silence = probe.longest_gap_us / 1000;
+    assert!(silence <= pause + SWITCH, "{silence} ms of silence in a pause of {pause} ms: {probe:?}");
+    // One question each 5 ms.
+    let lost = probe.lost * 5;
+    assert!(lost <= pause + SWITCH, "{lost} ms of questions lost in a pause of {pause} ms: {probe:?}");
+    answers(world, "contoso/log");
+    until("the source's tap is gone", PATIENCE, || (!has_link(world, "h1", &tap)).then_some(()));
     world.in_sync();
 }
 
@@ -270,21 +229,11 @@ fn a_failed_move_is_rolled_back(site: &Hosts, world: &World) {
     answers(world, "contoso/log");
 }
 
-fn agents_follow_libvirt(site: &Hosts, world: &mut World) {
+fn agents_listen_by_themselves(world: &mut World) {
+    restart(world, None);
     let host = host_of(world, &format!("{VM}/eth0")).unwrap();
-    until("the agent says that it hears nothing", PATIENCE, || {
-        detail(world, &host).filter(|d| d.contains("start the agent with --libvirt"))
-    });
-    for (host, libvirt) in [("h1", &site.one), ("h2", &site.two)] {
-        world.lab.follow_libvirt(host, &libvirt.uri).unwrap();
-        world.lab.kill_agent(host).unwrap();
-        world.lab.start_agent(host).unwrap();
-    }
-    for host in ["h1", "h2"] {
-        until("the agent is back", PATIENCE, || world.host_status(host).connected.then_some(()));
-    }
-    world.in_sync();
     until("and nothing more of it now", PATIENCE, || detail(world, &host).filter(String::is_empty));
+    one_that_comes_is_found(world);
 }
 
 /// `tenet vm migrate --libvirt`: the source's agent has its libvirt move the domain.
@@ -365,43 +314,6 @@ fn a_move_is_heard_of_although_virsh_ends(site: &Hosts, world: &World) {
     assert_eq!((receipt.from.as_str(), receipt.to.as_str(), receipt.through), ("h2", "h1", Through::Other));
     answers(world, "contoso/web");
     world.in_sync();
-}
-
-/// The virsh processes by which a host's agent hears events.
-fn listening(world: &World, host: &str) -> Vec<Process> {
-    let agent = world.lab.host(host).unwrap().record().process.unwrap();
-    let file =
-        |pid: u32, name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    let all =
-        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    let events = all.filter(|pid: &u32| {
-        let stat = file(*pid, "stat");
-        // The parent stands behind the name, which may hold anything, and the state.
-        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
-        parent == Some(agent.pid) && file(*pid, "cmdline").contains("qemu-monitor-event")
-    });
-    events.filter_map(|pid| Process::of(pid).ok()).collect()
-}
-
-/// What came while the guest stood still waited for it on its new host. Without, at least as many probes would be lost
-/// as the pause has milliseconds; QEMU leaves a few unread before it stops.
-fn waited_for(receipt: &ReceiptView, probe: &ProbeReport) {
-    let pause = receipt.pause_us.unwrap_or_else(|| panic!("both libvirts were heard: {receipt:?}")) / 1000;
-    assert!(receipt.redirected > 0, "{receipt:?}");
-    let said = std::fs::read_to_string(console()).unwrap_or_default();
-    let said = said.get(said.len().saturating_sub(2000)..).unwrap_or(&said);
-    assert!(
-        probe.lost <= pause / 2 + 10,
-        "{} lost in a pause of {pause} ms: {receipt:?}\n{said}",
-        probe.lost
-    );
-}
-
-/// The VM's last receipt.
-fn newest(world: &World) -> ReceiptView {
-    let vm = VM.parse().unwrap();
-    let receipts = block_on(world.client.receipts()).unwrap();
-    receipts.into_iter().filter(|r| r.vm == vm).max_by_key(|r| r.started_ms).unwrap()
 }
 
 fn a_stopped_domain_lets_go(site: &Hosts, world: &World) {

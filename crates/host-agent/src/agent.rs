@@ -344,7 +344,7 @@ impl Agent {
         let mut notes = BTreeMap::new();
         for port in ports {
             let tap = self.tap_notes.get(&port.to_string()).cloned();
-            if let Some(note) = tap.or_else(|| deaf.get(&port.vm_ref()).map(|d| vms::unheard(d))) {
+            if let Some(note) = tap.or_else(|| deaf.get(&port.vm_ref()).cloned()) {
                 notes.insert(port.clone(), note);
             }
         }

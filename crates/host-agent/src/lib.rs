@@ -33,7 +33,9 @@ mod vms;
 pub use agent::{AgentError, run};
 pub use identity::IdentityError;
 pub use kernel::{Kernel, KernelError, MemoryKernel, ReceiveReport, at_key};
-pub use options::{BPFFS, COMPARE_EVERY, Hook, KernelPart, Options, QMP_DIR, monitor_path};
+pub use options::{
+    BPFFS, COMPARE_EVERY, Hook, KernelPart, Libvirt, NoLibvirt, Options, QMP_DIR, monitor_path,
+};
 pub use taps::{Made, TapWish};
 pub use tenet_datapath::{Feature, Receive, Teardown, check};
 

@@ -1,8 +1,10 @@
 //! What an agent is told when it starts.
 
 use std::{
+    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 use tenet_model::VmRef;
@@ -30,8 +32,8 @@ pub struct Options {
     pub compare_every: Duration,
     /// Where QEMU's monitors (QMP) are found, as `TENANT.VM.sock`; none: VMs are not watched this way.
     pub qmp_dir: Option<PathBuf>,
-    /// The libvirt (a connection's URI) whose domains' events are watched.
-    pub libvirt: Option<String>,
+    /// The libvirt whose domains' events are watched.
+    pub libvirt: Libvirt,
     /// Called once the maps are open and the uplinks carry their program, controller or not.
     pub ready: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -44,6 +46,47 @@ pub const QMP_DIR: &str = "/run/tenet/qmp";
 #[must_use]
 pub fn monitor_path(dir: &Path, vm: &VmRef) -> PathBuf {
     dir.join(format!("{}.{}.sock", vm.tenant, vm.vm))
+}
+
+/// The libvirt whose domains an agent follows.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Libvirt {
+    /// This host's, as soon as there is one.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// The one at this URI.
+    At(String),
+}
+
+/// What names no libvirt.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} is none of `auto`, `off` and a libvirt's URI, as qemu:///system")]
+pub struct NoLibvirt(String);
+
+impl FromStr for Libvirt {
+    type Err = NoLibvirt;
+
+    fn from_str(text: &str) -> Result<Self, NoLibvirt> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            // A word alone is rather a slip than one of the aliases of libvirt.conf.
+            uri if uri.contains("://") => Ok(Self::At(uri.to_owned())),
+            other => Err(NoLibvirt(other.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Libvirt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Off => "off",
+            Self::At(uri) => uri,
+        })
+    }
 }
 
 /// Where the programs and maps are pinned, unless told otherwise.

@@ -113,7 +113,7 @@ fn agent(dir: &Dir, controller: &Controller, token: Option<String>, kernel: &Sha
         keep_offloads: false,
         compare_every: Duration::from_millis(100),
         qmp_dir: None,
-        libvirt: None,
+        libvirt: tenet_host_agent::Libvirt::Off,
         ready: None,
     })
 }

@@ -298,11 +298,12 @@ impl Lab {
         self.record.save()
     }
 
-    /// Has a host's agent follow a libvirt from its next start on.
-    pub fn follow_libvirt(&mut self, host: &str, uri: &str) -> Result<()> {
+    /// Has a host's agent follow this of libvirt from its next start on, as `--libvirt` takes it; none: it is not told,
+    /// and finds the host's own.
+    pub fn follow_libvirt(&mut self, host: &str, wish: Option<&str>) -> Result<()> {
         let name = self.host_record(host)?.name.clone();
         if let Some(host) = self.record.hosts.iter_mut().find(|h| h.name == name) {
-            host.libvirt = Some(uri.to_owned());
+            host.libvirt = wish.map(str::to_owned);
         }
         self.record.save()
     }

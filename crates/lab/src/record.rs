@@ -108,7 +108,7 @@ pub struct HostRecord {
     pub log: PathBuf,
     /// Its agent's process, if it was started.
     pub process: Option<Process>,
-    /// The libvirt whose domains its agent follows, by the URI of a connection; none at first.
+    /// What its agent is told to follow of libvirt (`--libvirt`); at first nothing, so that it finds the host's own.
     #[serde(default)]
     pub libvirt: Option<String>,
 }
@@ -118,6 +118,18 @@ impl HostRecord {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.state_dir.join("agent.sock")
+    }
+
+    /// Where a libvirt daemon of this host would have its sockets; the lab starts none.
+    #[must_use]
+    pub fn libvirt_dir(&self) -> PathBuf {
+        self.state_dir.join("libvirt")
+    }
+
+    /// The URI of a libvirt daemon of this host.
+    #[must_use]
+    pub fn libvirt_uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", self.libvirt_dir().join("libvirt-sock").display())
     }
 
     /// The namespace that its agent makes for the way of large frames to taps; it is there if a port is on one.

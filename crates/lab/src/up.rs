@@ -209,9 +209,11 @@ pub fn start_agent(record: &mut Record, name: &HostName, token: Option<&str>) ->
     command.arg("--bpffs").arg(&host.bpffs).arg("--uplink").arg(&host.uplink);
     command.arg("--qmp-dir").arg(host.state_dir.join("qmp"));
     command.arg("--socket").arg(host.socket());
-    if let Some(uri) = &host.libvirt {
-        command.arg("--libvirt").arg(uri);
+    if let Some(wish) = &host.libvirt {
+        command.arg("--libvirt").arg(wish);
     }
+    // The machine's libvirt is none of a lab's host, which has its own, if any.
+    command.env("LIBVIRT_DEFAULT_URI", host.libvirt_uri());
     if clsact {
         command.args(["--hook", "clsact"]);
     }

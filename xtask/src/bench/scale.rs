@@ -189,7 +189,7 @@ async fn agent(
         keep_offloads: false,
         compare_every: Duration::from_secs(10),
         qmp_dir: None,
-        libvirt: None,
+        libvirt: tenet_host_agent::Libvirt::Off,
         ready: None,
     };
     Ok(async move {

@@ -4,9 +4,13 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tenet_model::VmRef;
+use tokio::sync::Notify;
 
 const FILE: &str = "domains.json";
 
@@ -15,6 +19,8 @@ const FILE: &str = "domains.json";
 pub(crate) struct Domains {
     path: PathBuf,
     list: Arc<Mutex<BTreeMap<VmRef, String>>>,
+    /// A hook of libvirt's has asked for something, and who waits for that.
+    hook: Arc<(AtomicBool, Notify)>,
 }
 
 impl Domains {
@@ -32,12 +38,28 @@ impl Domains {
                 BTreeMap::new()
             }
         };
-        Self { path, list: Arc::new(Mutex::new(list)) }
+        Self { path, list: Arc::new(Mutex::new(list)), hook: Arc::default() }
     }
 
     /// Where they are kept.
     pub(super) fn folder(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("."))
+    }
+
+    /// A hook of libvirt's asks for something: there is a libvirt.
+    pub(super) fn hook_asks(&self) {
+        self.hook.0.store(true, Ordering::Relaxed);
+        self.hook.1.notify_one();
+    }
+
+    /// Whether a hook has asked since this was looked at last, or one has brought domains that are here still.
+    pub(crate) fn called(&self) -> bool {
+        self.hook.0.swap(false, Ordering::Relaxed) || !self.lock().is_empty()
+    }
+
+    /// Waits until a hook asks; at once if one has since the last wait.
+    pub(crate) async fn call(&self) {
+        self.hook.1.notified().await;
     }
 
     /// Notes a VM's domain.
@@ -90,6 +112,23 @@ impl Domains {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_hook_that_asks_is_a_sign_once_and_its_domains_as_long_as_they_are_here() {
+        let dir = std::env::temp_dir().join(format!("tenet-called-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let domains = Domains::load(&dir);
+        assert!(!domains.called());
+        domains.hook_asks();
+        domains.call().await;
+        assert!(domains.called() && !domains.called());
+        let sql = "a/sql".parse().unwrap();
+        domains.note(&sql, "sql-1");
+        assert!(domains.called() && Domains::load(&dir).called(), "also after a restart");
+        domains.forget(&sql);
+        assert!(!domains.called());
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn domains_outlive_the_agent() {

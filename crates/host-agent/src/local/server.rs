@@ -147,6 +147,9 @@ fn body<T: serde::de::DeserializeOwned>(bytes: &Bytes) -> Result<T, Fault> {
 /// left to nobody.
 async fn prepare(State(desk): State<Desk>, bytes: Bytes) -> Result<Json<Prepared>, Fault> {
     let request: Prepare = body(&bytes)?;
+    if request.domain.is_some() {
+        desk.local.domains.hook_asks();
+    }
     let (mut asker, answer) = oneshot::channel();
     tokio::spawn(async move {
         // It starts or comes: what was owed for its end would end it again.

@@ -3,8 +3,11 @@
 //! Of virsh's two streams of events, `qemu-monitor-event` tells STOP some milliseconds before `event --all` tells
 //! `Suspended`, and RESUME before `Resumed`: it passes on what QEMU says without waiting for libvirt's own part.
 
+mod find;
 mod follow;
 mod text;
+
+pub(crate) use find::{Finder, Found};
 
 use crate::local::Domains;
 use crate::qmp::{Drive, IDLE, Migrate};
@@ -23,7 +26,7 @@ use tokio::{
     sync::mpsc,
 };
 
-/// Longest pause before virsh is started again, and the first one.
+/// Longest pause before a libvirt is looked for again or virsh is started again, and the first one.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(200));
 /// Between two questions how far a migration is.
 const ASK: Duration = Duration::from_millis(500);
@@ -40,7 +43,7 @@ const SOURCE: &str = "libvirt";
 /// A libvirt; clones are the same.
 #[derive(Clone)]
 pub(crate) struct Virsh {
-    uri: String,
+    finder: Finder,
     domains: Domains,
     said: mpsc::Sender<Said>,
     /// VMs that this agent moves or has moved.
@@ -66,33 +69,45 @@ struct Answer {
 }
 
 impl Virsh {
-    pub(crate) fn new(uri: String, domains: Domains, said: mpsc::Sender<Said>) -> Self {
-        Self { uri, domains, said, driving: Arc::default() }
+    pub(crate) fn new(finder: Finder, domains: Domains, said: mpsc::Sender<Said>) -> Self {
+        Self { finder, domains, said, driving: Arc::default() }
     }
 
-    /// Listens for as long as the agent runs.
+    /// Listens for as long as the agent runs, whenever there is a libvirt.
     pub(crate) async fn listen(self) {
         let mut pause = BACKOFF.1;
+        let mut told = None;
         loop {
-            let begun = Instant::now();
-            let cause = match self.follow().await {
-                Ok(()) => "it ended".to_owned(),
-                Err(cause) => cause.to_string(),
-            };
+            let called = self.domains.called();
+            if self.finder.look(called) == Found::Here {
+                let begun = Instant::now();
+                if told.is_none() {
+                    tracing::info!(uri = self.finder.uri(), "listening to libvirt");
+                }
+                let cause = match self.follow().await {
+                    Ok(()) => "it ended".to_owned(),
+                    Err(cause) => cause.to_string(),
+                };
+                if begun.elapsed() > BACKOFF.0 {
+                    (pause, told) = (BACKOFF.1, None);
+                }
+                // One that stays away is told once.
+                if told.as_ref() != Some(&cause) {
+                    tracing::warn!(
+                        uri = self.finder.uri(),
+                        cause,
+                        "libvirt's events are not heard; virsh is started again until they are"
+                    );
+                    told = Some(cause);
+                }
+            }
             if self.said.is_closed() {
                 return;
             }
-            if begun.elapsed() > BACKOFF.0 {
-                pause = BACKOFF.1;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(BACKOFF.0),
+                () = self.domains.call() => pause = BACKOFF.1,
             }
-            tracing::warn!(
-                uri = self.uri,
-                cause,
-                ?pause,
-                "libvirt's events are not heard; virsh is started again"
-            );
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(BACKOFF.0);
         }
     }
 
@@ -352,7 +367,7 @@ impl Virsh {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("virsh");
-        command.arg("-q").arg("-c").arg(&self.uri).args(arguments);
+        command.arg("-q").arg("-c").arg(self.finder.uri()).args(arguments);
         command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
         command
     }
@@ -382,12 +397,13 @@ fn words(output: &Output) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Libvirt;
 
     #[tokio::test]
     async fn what_would_run_a_program_is_not_asked_of_libvirt() {
         let (said, mut heard) = mpsc::channel(4);
-        let virsh =
-            Virsh::new("qemu:///system".into(), Domains::load(std::path::Path::new("/nowhere")), said);
+        let finder = Finder::new(Libvirt::At("qemu:///system".into()));
+        let virsh = Virsh::new(finder, Domains::load(std::path::Path::new("/nowhere")), said);
         let vm: VmRef = "contoso/sql".parse().unwrap();
         let wrong = ["qemu+ext:///system?command=/tmp/x", "qemu+ssh://h2/system?netcat=/tmp/x", "-c"];
         for (number, uri) in wrong.into_iter().enumerate() {

@@ -10,7 +10,7 @@ pub(crate) use driven::Driven;
 pub(crate) use first::{First, LOOK as FIRST_LOOK};
 pub(crate) use heard::prepared;
 
-use crate::{local::Domains, qmp, virsh};
+use crate::{local::Domains, options::Libvirt, qmp, virsh};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{collections::BTreeMap, path::PathBuf};
 use tenet_api::agent::{self, vm_event::Kind};
@@ -100,19 +100,49 @@ pub(crate) fn now_us() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// What follows from nobody listening to the libvirt of a domain, and what to do.
-pub(crate) fn unheard(domain: &str) -> String {
-    format!(
-        "libvirt's domain {domain} is not listened to: when it moves, what comes during its pause is lost, and \
-         `tenet vm migrate --libvirt` cannot move it; start the agent with --libvirt qemu:///system \
-         (TENET_AGENT_OPTIONS in /etc/default/tenet-agent)"
-    )
+/// Why nobody listens to the libvirt of a domain that is here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Deaf {
+    /// The agent was told not to.
+    Off,
+    /// There is no virsh.
+    NoVirsh,
+}
+
+impl Deaf {
+    fn why(self) -> &'static str {
+        match self {
+            Self::Off => "the agent was started with --libvirt off",
+            Self::NoVirsh => "there is no program virsh on this host",
+        }
+    }
+
+    fn next(self) -> &'static str {
+        match self {
+            Self::Off => {
+                "take --libvirt off out of the agent's arguments (TENET_AGENT_OPTIONS in /etc/default/tenet-agent) and \
+                 start it again"
+            }
+            Self::NoVirsh => "install libvirt-clients, which the agent then finds by itself",
+        }
+    }
+
+    /// What follows from it for a domain, and what to do.
+    fn note(self, domain: &str) -> String {
+        format!(
+            "libvirt's domain {domain} is not listened to, for {}: when it moves, what comes during its pause is lost, \
+             and `tenet vm migrate --libvirt` cannot move it; {}",
+            self.why(),
+            self.next()
+        )
+    }
 }
 
 /// The tasks that listen to hypervisors; they end with it.
 pub(crate) struct Vms {
     qmp: Option<mpsc::Sender<qmp::Order>>,
-    virsh: Option<virsh::Virsh>,
+    virsh: virsh::Virsh,
+    libvirt: virsh::Finder,
     domains: Domains,
     said: mpsc::Sender<Said>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -122,7 +152,7 @@ impl Vms {
     /// Begins to listen.
     pub(crate) fn start(
         qmp_dir: Option<PathBuf>,
-        libvirt: Option<String>,
+        libvirt: Libvirt,
         domains: Domains,
     ) -> (Self, mpsc::Receiver<Said>) {
         let (said, heard) = mpsc::channel(QUEUE);
@@ -132,12 +162,13 @@ impl Vms {
             tasks.push(tokio::spawn(qmp::watch(dir, said.clone(), taken)));
             orders
         });
-        let virsh = libvirt.map(|uri| {
-            let virsh = virsh::Virsh::new(uri, domains.clone(), said.clone());
+        let off = libvirt == Libvirt::Off;
+        let libvirt = virsh::Finder::new(libvirt);
+        let virsh = virsh::Virsh::new(libvirt.clone(), domains.clone(), said.clone());
+        if !off {
             tasks.push(tokio::spawn(virsh.clone().listen()));
-            virsh
-        });
-        (Self { qmp, virsh, domains, said, tasks }, heard)
+        }
+        (Self { qmp, virsh, libvirt, domains, said, tasks }, heard)
     }
 
     /// Something may have changed: looks at once instead of in a moment.
@@ -148,9 +179,22 @@ impl Vms {
         }
     }
 
-    /// VMs that are libvirt's domains although nobody listens to libvirt, with the domains' names.
+    /// VMs that are libvirt's domains although nobody listens to libvirt, with what is to be known of them.
     pub(crate) fn unheard(&self) -> BTreeMap<VmRef, String> {
-        if self.virsh.is_some() { BTreeMap::new() } else { self.domains.all().into_iter().collect() }
+        let domains = self.domains.all();
+        // Where libvirt has brought none, nothing is looked for and nothing is said.
+        let deaf = if domains.is_empty() { None } else { self.deaf() };
+        let Some(deaf) = deaf else { return BTreeMap::new() };
+        domains.into_iter().map(|(vm, domain)| (vm, deaf.note(&domain))).collect()
+    }
+
+    /// Why libvirt's domains are not heard; none if they are, as soon as there is a libvirt.
+    fn deaf(&self) -> Option<Deaf> {
+        match self.libvirt.look(true) {
+            virsh::Found::Off => Some(Deaf::Off),
+            virsh::Found::NoVirsh => Some(Deaf::NoVirsh),
+            virsh::Found::Here | virsh::Found::None => None,
+        }
     }
 
     /// Moves a VM, or gives that up, as the controller says.
@@ -171,13 +215,14 @@ impl Vms {
         let through = drive.through;
         let drive = qmp::Drive { migration: drive.migration, uri: drive.uri, want };
         // What another tool is moving is given up where this agent hears of it.
-        let is_domain = self.virsh.is_some() && self.domains.of(&vm).is_some();
+        let deaf = self.deaf();
+        let is_domain = deaf.is_none() && self.domains.of(&vm).is_some();
         let through = match through.as_str() {
             "switch-only" | "other" if drive.want == qmp::Want::Cancel && is_domain => "libvirt",
             "switch-only" | "other" if drive.want == qmp::Want::Cancel => "qmp",
             told => told,
         };
-        let refused = match (through, &self.qmp, &self.virsh) {
+        let refused = match (through, &self.qmp, deaf) {
             ("qmp", Some(qmp), _) => {
                 let order = qmp::Order::Drive(vm.clone(), drive.clone());
                 qmp.try_send(order)
@@ -187,9 +232,9 @@ impl Vms {
             ("qmp", None, _) => {
                 Some(format!("the agent has no --qmp-dir{NEXT}start the agent with --qmp-dir /run/tenet/qmp"))
             }
-            ("libvirt", _, Some(virsh)) => {
+            ("libvirt", _, None) => {
                 self.tasks.retain(|t| !t.is_finished());
-                let (virsh, vm, drive) = (virsh.clone(), vm.clone(), drive.clone());
+                let (virsh, vm, drive) = (self.virsh.clone(), vm.clone(), drive.clone());
                 let work = async move {
                     match want {
                         qmp::Want::Cancel => virsh.cancel(&vm, &drive.migration).await,
@@ -200,10 +245,7 @@ impl Vms {
                 self.tasks.push(tokio::spawn(work));
                 None
             }
-            ("libvirt", _, None) => Some(format!(
-                "the agent was started without --libvirt{NEXT}start the agent with --libvirt qemu:///system \
-                 (TENET_AGENT_OPTIONS in /etc/default/tenet-agent)"
-            )),
+            ("libvirt", _, Some(deaf)) => Some(format!("{}{NEXT}{}", deaf.why(), deaf.next())),
             (other, ..) => Some(format!(
                 "this version of the agent knows no way named {other}{NEXT}bring the agent to the controller's version"
             )),

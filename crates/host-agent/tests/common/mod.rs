@@ -274,7 +274,7 @@ pub fn options(dir: &Path, controller: &Controller) -> Options {
         keep_offloads: false,
         compare_every: Duration::from_millis(100),
         qmp_dir: None,
-        libvirt: None,
+        libvirt: tenet_host_agent::Libvirt::Off,
         ready: None,
     }
 }

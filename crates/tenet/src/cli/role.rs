@@ -60,9 +60,10 @@ pub struct AgentArgs {
     /// Where QEMU's monitors (QMP) of VMs are found, as TENANT.VM.sock; each belongs to the agent alone
     #[arg(long, value_name = "DIR", default_value = tenet_host_agent::QMP_DIR)]
     pub qmp_dir: PathBuf,
-    /// The libvirt whose domains' events are watched, as qemu:///system
-    #[arg(long, value_name = "URI")]
-    pub libvirt: Option<String>,
+    /// The libvirt whose domains' events are watched, as qemu:///system; `auto`: this host's, as soon as there is one;
+    /// `off`: none
+    #[arg(long, value_name = "URI", default_value_t)]
+    pub libvirt: tenet_host_agent::Libvirt,
     /// Leave the kernel part out: maps in memory, no frame carried (for measuring the control plane)
     #[arg(long, hide = true)]
     pub no_kernel: bool,

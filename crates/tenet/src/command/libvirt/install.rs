@@ -53,10 +53,6 @@ pub fn install(args: &InstallHookArgs) -> Outcome {
              guests go on running",
         )?;
     }
-    print::line(
-        "for live migrations the agent listens to libvirt too: TENET_AGENT_OPTIONS=\"--libvirt qemu:///system\" \
-         in /etc/default/tenet-agent",
-    )?;
     Ok(())
 }
 
