@@ -189,7 +189,7 @@ impl Denied {
                  with `tenet vm detach {vm}`"
             ),
             Self::NotAsked { vm, host, .. } => format!(
-                "begin it with `tenet vm migrate {vm} --to {host} --switch-only`, then try again \
+                "begin it with `tenet vm migrate {vm} --to {host} --switch-only --no-wait`, then try again \
                  (`tenet site show`: hosts_begin_migrations)"
             ),
             Self::Moving { vm, .. } => {
