@@ -302,7 +302,7 @@ fn qemu_opens_the_tap_by_the_arguments_that_are_printed() {
         let tap = attach(&world, vm, "h1", queues);
         let mut command = std::process::Command::new(binary());
         command.args(["--lab", world.lab.record().name.as_str(), "vm", "run-args", vm, "--host", "h1"]);
-        let printed = command.arg("--qmp-dir").arg(&dir).output().unwrap();
+        let printed = command.output().unwrap();
         let line = String::from_utf8(printed.stdout).unwrap();
         assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
         assert!(line.contains("host_mtu=1458") && line.contains(&tap), "{line}");
@@ -321,9 +321,10 @@ fn qemu_opens_the_tap_by_the_arguments_that_are_printed() {
                 assert!(ended.is_none(), "{script}\n{}", said());
                 host.get(&tap).unwrap().carrier.then_some(())
             });
+            let monitors = world.lab.host("h1").unwrap().record().state_dir.join("qmp");
             assert!(
-                dir.join(format!("{}.sock", vm.replace('/', "."))).exists(),
-                "its monitor is where it should"
+                monitors.join(format!("{}.sock", vm.replace('/', "."))).exists(),
+                "its monitor is where that host's agent looks for it: {line}"
             );
             until("the agent sees it", PATIENCE, || {
                 (detail(&world, "h1", &format!("{vm}/eth0")) == (true, String::new())).then_some(())

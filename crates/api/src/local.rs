@@ -198,6 +198,9 @@ pub struct LocalVm {
     /// Name of its libvirt domain, if one was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// Where the agent looks for its QEMU's monitor; left out: nowhere, or it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp_dir: Option<String>,
     /// Its ports on this host.
     pub ports: Vec<LocalPort>,
 }

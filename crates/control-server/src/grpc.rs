@@ -119,6 +119,7 @@ async fn session(engine: Arc<Engine>, host: HostName, mut inbound: Streaming<Age
         uplinks: hello.uplinks,
         uplink_mtu: hello.uplink_mtu,
         kernel: hello.kernel,
+        qmp_dir: hello.qmp_dir,
     };
     let (id, link) = match engine.open(&host, hello) {
         Ok(opened) => opened,

@@ -192,6 +192,10 @@ pub(crate) fn host_status(core: &mut Control, name: &HostName, now: u64) -> Opti
         hook: hello.map(|h| h.hook.clone()),
         uplinks: hello.map(|h| h.uplinks.clone()).unwrap_or_default(),
         uplink_mtu: hello.map(|h| h.uplink_mtu),
+        // It becomes part of command lines.
+        qmp_dir: hello
+            .map(|h| h.qmp_dir.clone())
+            .filter(|dir| dir.starts_with('/') && !dir.contains(char::is_control)),
         measured: measured.into_iter().flat_map(|(m, _)| m.uplinks).map(path::uplink).collect(),
         pool,
         desired_generation: desired,

@@ -24,6 +24,8 @@ pub struct Hello {
     pub uplink_mtu: u32,
     /// Its kernel.
     pub kernel: String,
+    /// Where it looks for QEMU's monitors; empty: nowhere, or it does not say.
+    pub qmp_dir: String,
 }
 
 /// What was read back of a network.

@@ -21,7 +21,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tenet_api::agent::{self, AgentMessage, agent_message, controller_message::Message, question::What};
 use tenet_compile::{Delta, Row};
@@ -90,6 +90,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         KernelPart::Other(kernel) => kernel,
     };
     let domains = Domains::load(&options.state_dir);
+    let absolute = |dir: &PathBuf| std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+    let qmp_dir = options.qmp_dir.as_ref().map(|dir| absolute(dir).display().to_string());
     let (vms, mut said) = Vms::start(options.qmp_dir, options.libvirt, domains.clone());
     let (drains, mut emptied) = Drains::new();
     let mut agent = Agent {
@@ -97,6 +99,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         cache: Cache::new(&options.state_dir),
         uplinks: options.uplinks,
         keep_offloads: options.keep_offloads,
+        qmp_dir: qmp_dir.clone().unwrap_or_default(),
         kernel,
         session: None,
         since: Instant::now(),
@@ -126,6 +129,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         changed: agent.changed.subscribe(),
         controller: Controller::new(connection.subscribe()),
         domains,
+        qmp_dir,
     };
     let _local = options.socket.map(|path| Task(tokio::spawn(local::serve(path, local))));
     let session = Session {
@@ -188,6 +192,8 @@ pub(crate) struct Agent {
     cache: Cache,
     pub(crate) uplinks: Vec<String>,
     pub(crate) keep_offloads: bool,
+    /// Where QEMU's monitors are looked for; empty: nowhere.
+    qmp_dir: String,
     pub(crate) session: Option<mpsc::Sender<AgentMessage>>,
     pub(crate) since: Instant,
     /// Last failure of each device, so that a repeated one is told once.
@@ -412,6 +418,7 @@ impl Agent {
             uplinks: self.uplinks.clone(),
             uplink_mtu: self.core.uplink().map_or(0, |u| u.mtu),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            qmp_dir: self.qmp_dir.clone(),
         }
     }
 

@@ -112,7 +112,7 @@ fn agent(dir: &Dir, controller: &Controller, token: Option<String>, kernel: &Sha
         socket: None,
         keep_offloads: false,
         compare_every: Duration::from_millis(100),
-        qmp_dir: None,
+        qmp_dir: Some(dir.0.join("qmp")),
         libvirt: tenet_host_agent::Libvirt::Off,
         ready: None,
     })
@@ -146,6 +146,7 @@ async fn agent_joins_applies_proves_repairs_and_survives_both_restarts() {
     })
     .await;
     assert_eq!((s.ports.len(), s.networks.len(), s.error), (1, 1, None));
+    assert_eq!(s.qmp_dir.as_deref(), dir.0.join("qmp").to_str(), "for who starts a QEMU there");
     assert_eq!(s.networks[0].proven_digest.as_ref(), Some(&s.networks[0].desired_digest));
 
     // One change, applied when the request returns.

@@ -43,6 +43,7 @@ async fn joins_applies_and_proves() {
         (h.generation, h.uplink_mtu, h.hook.as_str(), h.uplinks),
         (0, 1500, "none", vec!["eth0".to_owned()])
     );
+    assert_eq!(h.qmp_dir, "", "it looks nowhere");
     tokio::time::timeout(PATIENCE, called).await.unwrap().unwrap();
     let first = site(7);
     session.say(full(7, &first)).await;

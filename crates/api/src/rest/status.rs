@@ -50,6 +50,9 @@ pub struct HostStatus {
     pub uplinks: Vec<String>,
     /// MTU of its uplink.
     pub uplink_mtu: Option<u32>,
+    /// Where its agent looks for QEMU's monitors; left out: nowhere, or it did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp_dir: Option<String>,
     /// What its agent found out about its uplinks: how frames are received, and the offload self-test.
     #[serde(default)]
     pub measured: Vec<Uplink>,

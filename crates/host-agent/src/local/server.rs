@@ -47,6 +47,8 @@ pub(crate) struct Local {
     pub(crate) controller: Controller,
     /// Which VM is which domain.
     pub(crate) domains: Domains,
+    /// Where QEMU's monitors are looked for.
+    pub(crate) qmp_dir: Option<String>,
 }
 
 /// The requests' state.
@@ -226,6 +228,7 @@ async fn vms(State(Desk { local, .. }): State<Desk>) -> Result<Json<Vec<LocalVm>
         let vm = here.row.name.vm_ref();
         let entry = vms.entry(vm.clone()).or_insert_with(|| LocalVm {
             domain: local.domains.of(&vm),
+            qmp_dir: local.qmp_dir.clone(),
             vm,
             ports: Vec::new(),
         });

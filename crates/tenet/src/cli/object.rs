@@ -261,9 +261,9 @@ pub struct RunArgs {
     /// One argument a line, not quoted
     #[arg(long)]
     pub lines: bool,
-    /// Where the agent looks for QEMU's monitors
-    #[arg(long, value_name = "DIR", default_value = tenet_host_agent::QMP_DIR)]
-    pub qmp_dir: PathBuf,
+    /// Where the agent looks for QEMU's monitors; as that agent says if left out, and /run/tenet/qmp if it does not
+    #[arg(long, value_name = "DIR")]
+    pub qmp_dir: Option<PathBuf>,
     /// This host's agent, which is asked where there is no controller's admin file
     #[command(flatten)]
     pub socket: Socket,

@@ -4,7 +4,7 @@ use crate::cli::RunArgs;
 use crate::command::Context;
 use crate::failure::{Failure, Outcome};
 use crate::print;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tenet_api::client::Client;
 use tenet_api::local::LocalClient;
 use tenet_api::rest::PortView;
@@ -23,7 +23,7 @@ struct Nic {
 
 /// `vm run-args`
 pub async fn run_args(context: &Context, args: RunArgs) -> Outcome {
-    let nics = if context.global.lab.is_none() && !context.global.admin_file.exists() {
+    let (nics, told) = if context.global.lab.is_none() && !context.global.admin_file.exists() {
         of_agent(&args).await?
     } else {
         of_controller(&context.client()?, &args).await?
@@ -35,7 +35,9 @@ pub async fn run_args(context: &Context, args: RunArgs) -> Outcome {
             place(&args)
         ));
     }
-    let words = words(&nics, &args.vm, &args.qmp_dir);
+    // An agent that is older than the question, or is told to look nowhere, says nothing.
+    let monitors = args.qmp_dir.or(told).unwrap_or_else(|| tenet_host_agent::QMP_DIR.into());
+    let words = words(&nics, &args.vm, &monitors);
     if context.json() {
         return print::json(&words);
     }
@@ -68,10 +70,10 @@ fn place(args: &RunArgs) -> String {
 }
 
 /// As the site has them: on the host where the VM is, or on the one where it moves.
-async fn of_controller(client: &Client, args: &RunArgs) -> Outcome<Vec<Nic>> {
+async fn of_controller(client: &Client, args: &RunArgs) -> Outcome<(Vec<Nic>, Option<PathBuf>)> {
     let vm = client.vm(&args.vm).await?;
     let status = client.status().await?;
-    let mut nics = Vec::new();
+    let (mut nics, mut monitors) = (Vec::new(), None);
     for port in &vm.ports {
         let moves = vm.migration.as_ref().filter(|m| args.host.as_ref() == Some(&m.to));
         let here = match moves {
@@ -81,7 +83,9 @@ async fn of_controller(client: &Client, args: &RunArgs) -> Outcome<Vec<Nic>> {
         let Some((host, device)) = here.filter(|(h, _)| args.host.as_ref().is_none_or(|a| a == *h)) else {
             continue;
         };
-        let ports = status.hosts.iter().filter(|h| h.name == *host).flat_map(|h| &h.ports);
+        let found = status.hosts.iter().find(|h| h.name == *host);
+        monitors = monitors.or_else(|| found.and_then(|h| h.qmp_dir.as_ref()).map(PathBuf::from));
+        let ports = found.into_iter().flat_map(|h| &h.ports);
         let mtu = ports.filter(|p| p.port == port.name && p.present).map(|p| p.mtu).next();
         nics.push(Nic {
             port: port.name.port.clone(),
@@ -91,14 +95,17 @@ async fn of_controller(client: &Client, args: &RunArgs) -> Outcome<Vec<Nic>> {
             queues: port.queues,
         });
     }
-    if nics.is_empty() { Err(nothing(args, &vm.ports)) } else { Ok(nics) }
+    if nics.is_empty() { Err(nothing(args, &vm.ports)) } else { Ok((nics, monitors)) }
 }
 
 /// As this host's agent has them.
-async fn of_agent(args: &RunArgs) -> Outcome<Vec<Nic>> {
+async fn of_agent(args: &RunArgs) -> Outcome<(Vec<Nic>, Option<PathBuf>)> {
     let vms = LocalClient::new(&args.socket.socket)?.vms().await?;
-    let ports = vms.into_iter().filter(|v| v.vm == args.vm).flat_map(|v| v.ports);
-    let nics: Vec<Nic> = ports
+    let vm = vms.into_iter().find(|v| v.vm == args.vm);
+    let monitors = vm.as_ref().and_then(|v| v.qmp_dir.as_ref()).map(PathBuf::from);
+    let nics: Vec<Nic> = vm
+        .into_iter()
+        .flat_map(|v| v.ports)
         .map(|p| Nic { port: p.port.port, tap: p.device, mac: p.mac, mtu: p.mtu, queues: p.queues })
         .collect();
     if nics.is_empty() {
@@ -112,7 +119,7 @@ async fn of_agent(args: &RunArgs) -> Outcome<Vec<Nic>> {
             ),
         ));
     }
-    Ok(nics)
+    Ok((nics, monitors))
 }
 
 fn words(nics: &[Nic], vm: &VmRef, qmp_dir: &Path) -> Vec<String> {
@@ -196,7 +203,7 @@ mod tests {
                 vm: "contoso/sql".parse().unwrap(),
                 host: host.map(|h| h.parse().unwrap()),
                 lines: false,
-                qmp_dir: "/run/tenet/qmp".into(),
+                qmp_dir: None,
                 socket: Socket { socket: "/run/tenet/agent.sock".into() },
             };
             nothing(&args, ports).to_string()
