@@ -283,6 +283,7 @@ fn prepare(world: &World) -> tenet_api::rest::MigrationView {
         devices: Default::default(),
         through: Through::SwitchOnly,
         uri: None,
+        post_copy: false,
     };
     let begun = block_on(world.client.migrate(&vm(), &migrate)).unwrap();
     until("all hosts are prepared", PATIENCE, || {

@@ -354,5 +354,5 @@ fn host_with_a_smaller_mtu_is_refused_before_anything_moves() {
 
 fn to(host: &str) -> Migrate {
     let (to, devices) = (host.parse().unwrap(), std::collections::BTreeMap::new());
-    Migrate { to, devices, through: Through::SwitchOnly, uri: None }
+    Migrate { to, devices, through: Through::SwitchOnly, uri: None, post_copy: false }
 }

@@ -68,6 +68,7 @@ fn second_migration_of_a_vm_is_refused_and_the_first_can_be_cancelled() {
             devices: Default::default(),
             through: Default::default(),
             uri: None,
+            post_copy: false,
         };
         let error = block_on(world.client.migrate(&vm, &again)).unwrap_err();
         println!("{error} / {}", error.hint());
@@ -100,6 +101,7 @@ fn second_migration_of_a_vm_is_refused_and_the_first_can_be_cancelled() {
         devices: Default::default(),
         through: Default::default(),
         uri: None,
+        post_copy: false,
     };
     let error = block_on(world.client.migrate(&vm, &nowhere)).unwrap_err();
     assert!(error.to_string().contains("h9"), "{error}");

@@ -236,6 +236,7 @@ fn frames_for_a_tap_that_nobody_has_open_are_counted() {
         devices: Default::default(),
         through: Through::SwitchOnly,
         uri: None,
+        post_copy: false,
     };
     let begun = block_on(world.client.migrate(&name, &migrate)).unwrap();
     assert_eq!(world.counters("h2", &port).tap_unread, 0);

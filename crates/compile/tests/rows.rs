@@ -95,6 +95,7 @@ fn moving(phase: Phase) -> Desired {
             switched_ms: None,
             through: Default::default(),
             uri: None,
+            post_copy: false,
         }),
         50,
     );

@@ -122,6 +122,7 @@ fn measure(networks: u32) {
         switched_ms: None,
         through: Default::default(),
         uri: None,
+        post_copy: false,
     };
     run.step("a migration", &Change::put(Object::Migration(migration)));
     let host = Host { name: name("h5".to_owned()), pa: [192, 168, 9, 9].into(), rewrite_pool: vec![] };

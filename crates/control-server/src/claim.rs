@@ -95,7 +95,13 @@ async fn claimed(
             },
             Granted::Join(id) => (id, None),
             Granted::Migrate { devices, .. } => {
-                let migrate = Migrate { to: host.clone(), devices, through: Through::Other, uri: None };
+                let migrate = Migrate {
+                    to: host.clone(),
+                    devices,
+                    through: Through::Other,
+                    uri: None,
+                    post_copy: false,
+                };
                 let (id, revision) = moving::begin(engine, None, vm, &migrate).await?;
                 (id, Some(revision))
             }

@@ -15,7 +15,7 @@ use tenet_api::{
     rest::{Applied, ChangeItem, ChangeReply, Changed, Wait, WaitQuery},
 };
 use tenet_control::{Control, Frames, Happening, Hello, Message, Order, Output, Refused, SessionId};
-use tenet_model::{Change, Desired, HostName, NetworkRef, Operation, Receipt, VmRef};
+use tenet_model::{Change, Desired, HostName, NetworkRef, Operation, Receipt, Through, VmRef};
 use tenet_store::{SiteError, SiteStore};
 use tokio::{
     sync::{Notify, oneshot, watch},
@@ -113,6 +113,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Committed {
     pub(crate) revision: u64,
     pub(crate) changed: Vec<Changed>,
+}
+
+/// What an order is called on the wire. One that an agent of an earlier version does not know is refused by it as a way
+/// that it does not know, and not taken for another.
+const fn way(through: Through, order: Order) -> &'static str {
+    match order {
+        Order::Receive => "qmp-incoming",
+        Order::Move | Order::Follow | Order::GiveUp => through.name(),
+    }
 }
 
 impl Engine {
@@ -252,15 +261,16 @@ impl Engine {
                         me.drive(|core, now| core.counted(now, migration, &vm, &host, stage, frames));
                     });
                 }
-                Output::Drive { session, migration, vm, through, uri, order } => {
+                Output::Drive { session, migration, vm, through, uri, post_copy, order } => {
                     if let Some(link) = lock(&self.links).get(&session) {
                         lock(&link.drives).push(agent::Drive {
                             migration: migration.to_string(),
                             vm: vm.to_string(),
-                            through: through.name().to_owned(),
+                            through: way(through, order).to_owned(),
                             uri,
                             cancel: order == Order::GiveUp,
                             follow: order == Order::Follow,
+                            post_copy,
                         });
                         link.wake.notify_one();
                     }

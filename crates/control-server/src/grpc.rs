@@ -123,7 +123,13 @@ async fn session(engine: Arc<Engine>, host: HostName, mut inbound: Streaming<Age
     };
     let (id, link) = match engine.open(&host, hello) {
         Ok(opened) => opened,
-        Err(Refused::NoSuchHost | Refused::NoMigration | Refused::Phase(_) | Refused::Left) => {
+        Err(
+            Refused::NoSuchHost
+            | Refused::NoMigration
+            | Refused::Phase(_)
+            | Refused::Left
+            | Refused::PostCopy(_),
+        ) => {
             tracing::warn!(%host, "a host that is not part of the site asked for a session");
             farewell(&to, "the host is not part of this site").await;
             let _ = to.send(Err(no_such_host(&host))).await;

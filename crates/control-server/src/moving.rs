@@ -36,6 +36,13 @@ pub(crate) async fn begin(
 
 /// Who moves the VM goes with where to.
 fn driven(m: &Migrate) -> Result<(), Fault> {
+    if m.post_copy && !m.through.driven() {
+        let message =
+            "`post_copy` is for a migration through qmp or libvirt: nobody else is told to switch to it";
+        let hint =
+            "say through which, and where to; what another tool moves in post-copy is followed as it is";
+        return Err(Fault::new(StatusCode::BAD_REQUEST, "post-copy", message, hint));
+    }
     let missing = match (m.through, &m.uri) {
         (Through::Qmp | Through::Libvirt, Some(uri)) if !uri.is_empty() => {
             return check_migration_uri(m.through, uri).map_err(|why| {
@@ -125,6 +132,7 @@ fn migration(desired: &Desired, vm: &VmRef, m: &Migrate, id: Uuid) -> Result<Mig
         switched_ms: None,
         through: m.through,
         uri: m.uri.clone(),
+        post_copy: m.post_copy,
     })
 }
 
@@ -146,7 +154,14 @@ pub(crate) async fn cancel(
     if let Some(refused) = refused {
         return Err(refusal(vm, &refused));
     }
-    ended(engine, &before, longest).await;
+    let over = |core: &Control| {
+        let same = core.desired().migrations.get(vm).is_some_and(|m| m.value.id == before.id);
+        (!same || core.is_in_post_copy(vm)).then_some(same)
+    };
+    if engine.until(longest, over).await == Some(true) {
+        // It was quicker than the hypervisor could be stopped.
+        return Err(refusal(vm, &Refused::PostCopy(before.to)));
+    }
     receipt(engine, before.id).await?.ok_or_else(|| {
         let message = format!("the move of {vm} is not yet rolled back");
         Fault::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message, "look at `tenet status` in a moment")
@@ -167,6 +182,13 @@ pub(crate) fn refusal(vm: &VmRef, refused: &Refused) -> Fault {
             let mut fault = Fault::not_found(&Key::Migration(vm.clone()));
             fault.error.hint = "begin one with `tenet vm migrate`".into();
             fault
+        }
+        Refused::PostCopy(to) => {
+            let message = format!(
+                "VM {vm} is in post-copy: it runs on host {to}, and part of its memory is still on its way there, so that \
+                 there is no way back"
+            );
+            Fault::conflict(message, "wait until this is done (`tenet migrations`), then move it back")
         }
         Refused::Phase(Phase::Switched) => {
             let message = format!("VM {vm} runs on the destination already");

@@ -100,6 +100,7 @@ pub(crate) fn migration(core: &Control, m: &Migration) -> MigrationView {
         waiting_for: core.migration_waits_for(&m.vm).iter().map(ToString::to_string).collect(),
         through: m.through,
         uri: m.uri.clone(),
+        post_copy: m.post_copy || core.is_in_post_copy(&m.vm),
         progress: core.migration_progress(&m.vm).map(|p| Progress {
             transferred: p.transferred,
             total: p.total,
@@ -130,6 +131,8 @@ pub(crate) fn receipt(r: Receipt) -> ReceiptView {
         first_frame_us: r.first_frame_us,
         activated_by: r.activated_by,
         through: r.through,
+        post_copy: r.post_copy,
+        ports: r.ports,
     }
 }
 

@@ -3,6 +3,7 @@
 mod hold;
 mod hypervisor;
 mod migrate;
+mod post_copy;
 mod ready;
 mod stray;
 mod switching;
@@ -31,6 +32,7 @@ const TOUCHED_KEPT: usize = 1024;
 
 /// What the shell must do, in this order.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are a few at a time, each taken apart at once")]
 pub enum Output {
     /// The session has a message to pull ([`Control::next_message`]).
     Wake(SessionId),
@@ -71,7 +73,7 @@ pub enum Output {
         /// Which ones.
         stage: Stage,
     },
-    /// Tell the source's agent to move a VM, to say how far that is, or to give it up.
+    /// Tell the source's agent to move a VM, to say how far that is, or to give it up; or the destination's to be ready.
     Drive {
         /// Its session.
         session: SessionId,
@@ -83,6 +85,8 @@ pub enum Output {
         through: Through,
         /// Where to.
         uri: String,
+        /// Whether it shall switch to post-copy after the first pass over the memory.
+        post_copy: bool,
         /// What it shall do.
         order: Order,
     },
@@ -90,7 +94,7 @@ pub enum Output {
     Happened(Happening),
 }
 
-/// What the source's agent shall do about a VM that it moves.
+/// What an agent shall do about a VM that moves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
     /// Move it; what is under way already is only followed.
@@ -99,6 +103,8 @@ pub enum Order {
     Follow,
     /// Give it up.
     GiveUp,
+    /// At the destination: make the QEMU that waits for the VM ready for post-copy.
+    Receive,
 }
 
 /// Why the core does not do what it was asked.
@@ -112,6 +118,8 @@ pub enum Refused {
     Phase(Phase),
     /// The VM's memory has all been moved: the source's copy runs no more.
     Left,
+    /// It is in post-copy: it runs on that host, and neither host has all of its memory.
+    PostCopy(HostName),
 }
 
 /// The controller's core.

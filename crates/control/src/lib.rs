@@ -24,7 +24,7 @@ mod status;
 pub use control::{Control, LEAVE, NotReady, Order, Output, Refused, Word};
 pub use happening::Happening;
 pub use measured::{Measured, OffloadTest, PathReport, PathState, ReceiveWay, UdpTunnel, UplinkReport};
-pub use migration::{AWAY, DISCONNECTED, DOUBT, Frames, PREPARE, Progress, SETTLE, STALL, Stage};
+pub use migration::{AWAY, DISCONNECTED, DOUBT, Frames, PREPARE, Progress, RECEIVE, SETTLE, STALL, Stage};
 pub use paths::{Finding, Path, Paths};
 pub use session::{Ack, Hello, Message, NetworkProof, PortReport, Proof, SessionId};
 pub use status::{HostReport, NetworkReport, state_name};

@@ -3,7 +3,7 @@
 use crate::{Micros, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_model::{
-    ActivatedBy, HostName, Key, Migration, Object, Operation, Phase, Port, Receipt, under_way,
+    ActivatedBy, HostName, Key, Migration, Object, Operation, Phase, Port, Receipt, in_post_copy, under_way,
 };
 
 /// A destination that has not acknowledged after this time makes the migration roll back.
@@ -35,6 +35,9 @@ pub(crate) const QUIET: Micros = 2_000_000;
 pub(crate) const LINGER: Micros = 250_000;
 /// Where a VM is that an earlier run of the controller had moved is told as a problem if it is not known by then.
 pub const DOUBT: Micros = 30_000_000;
+/// Longest wait for a QEMU at the destination that can be made ready for post-copy: whoever starts it by hand can do so
+/// only once its tap is there, which is when all is prepared.
+pub const RECEIVE: Micros = 120_000_000;
 /// Longest wait, from the VM's first moment on the destination, for words that only the receipt needs.
 pub(crate) const WORDS: Micros = 1_000_000;
 
@@ -59,6 +62,18 @@ pub(crate) enum Taken {
     Idle,
     /// The source's agent knows nothing of it, and why.
     Gone(String),
+}
+
+/// How far the destination's QEMU is with being made ready for post-copy.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Receiver {
+    /// Its agent's session that was told to, and when the first one was.
+    pub(crate) told: Option<SessionId>,
+    pub(crate) since: Option<Micros>,
+    /// It is.
+    pub(crate) ready: bool,
+    /// What its agent lacked last.
+    pub(crate) lacks: String,
 }
 
 /// Frames of a VM's ports on one host, as its kernel counts them.
@@ -118,12 +133,24 @@ pub(crate) struct Run {
     pub(crate) taken: Option<Taken>,
     /// That this lasts was told.
     pub(crate) doubted: bool,
+    /// Of a move that shall be in post-copy by QMP.
+    pub(crate) receiver: Receiver,
+    /// It is in post-copy, or was until it ended.
+    pub(crate) post_copy: bool,
+    /// The rest of the memory does not come, since then, and why.
+    pub(crate) broken: Option<(Micros, String)>,
+    /// That was told.
+    pub(crate) broken_told: bool,
+    /// That its way is interrupted in post-copy was told.
+    pub(crate) interrupted: bool,
     /// The hypervisor was told to give it up then, because of this.
     pub(crate) cancelling: Option<(Micros, String)>,
     /// What the hypervisor said last.
     pub(crate) progress: Option<Progress>,
     /// When it had moved more than before, and how often it said so.
     pub(crate) grew: (Micros, u32),
+    /// How much that was.
+    figure: u64,
     /// That it moves nothing more was told.
     pub(crate) stalled: bool,
     /// When it said that all of the VM has been moved.
@@ -163,9 +190,15 @@ impl Run {
             driven: None,
             taken: taken.then_some(Taken::Unknown),
             doubted: false,
+            receiver: Receiver::default(),
+            post_copy: false,
+            broken: None,
+            broken_told: false,
+            interrupted: false,
             cancelling: None,
             progress: None,
             grew: (now, 0),
+            figure: 0,
             stalled: false,
             completed: None,
             stopped: None,
@@ -189,7 +222,13 @@ impl Run {
     }
 
     /// The hypervisor of the source says how far it is.
-    pub(crate) fn moves(&mut self, now: Micros, progress: Progress, downtime_us: Option<u64>, error: &str) {
+    pub(crate) fn moves(
+        &mut self,
+        now: Micros,
+        mut progress: Progress,
+        downtime_us: Option<u64>,
+        error: &str,
+    ) {
         let answer = match progress.status.as_str() {
             "idle" => Some(Taken::Idle),
             "gone" => Some(Taken::Gone(error.to_owned())),
@@ -199,10 +238,23 @@ impl Run {
             // To who did not ask they say nothing.
             if self.taken.is_some() {
                 self.taken = answer;
+            } else if let (Some(Taken::Gone(why)), true) = (answer, self.memory_follows()) {
+                self.broken = Some((now, why));
             }
             return;
         }
         self.taken = None;
+        if self.post_copy && progress.status == "active" {
+            // virsh has one word for both.
+            let known = self.progress.as_ref().map(|p| &p.status).filter(|s| in_post_copy(s));
+            progress.status = known.cloned().unwrap_or_else(|| "postcopy-active".to_owned());
+        }
+        if in_post_copy(&progress.status) && !self.post_copy {
+            self.post_copy = true;
+            // What was dirtied since is to be moved once more.
+            self.progress.get_or_insert_default().transferred = 0;
+            self.stays_moved();
+        }
         self.downtime_us = downtime_us.or(self.downtime_us);
         match progress.status.as_str() {
             "completed" => {
@@ -211,6 +263,11 @@ impl Run {
             }
             // Whoever says so once all of it has been moved says it of something else.
             "failed" | "cancelled" if self.completed.is_some() => return,
+            // It lives on the destination as a rule: only its own word on the source is believed against that.
+            "failed" | "cancelled" if self.post_copy => {
+                let why = if error.is_empty() { "its hypervisor does not say why" } else { error };
+                self.broken.get_or_insert_with(|| (now, why.to_owned()));
+            }
             "failed" | "cancelled" if self.switched.is_none() => {
                 let word = if progress.status == "failed" { "failed" } else { "was cancelled" };
                 let reason = match self.cancelling.take() {
@@ -223,11 +280,15 @@ impl Run {
             _ => {}
         }
         let known = self.progress.get_or_insert_default();
-        if progress.transferred > known.transferred || progress.status != known.status {
+        // Some words come without figures. A guest that writes its memory makes them less now and then.
+        let moves = progress.total > 0 && progress.transferred != self.figure;
+        if moves || progress.status != known.status {
             self.grew = (now, self.grew.1.saturating_add(1));
             self.stalled = false;
         }
-        // Some words come without figures.
+        if progress.total > 0 {
+            self.figure = progress.transferred;
+        }
         known.transferred = known.transferred.max(progress.transferred);
         known.total = known.total.max(progress.total);
         known.status = progress.status;
@@ -317,6 +378,8 @@ impl Run {
             first_frame_us: self.first_frame_us,
             activated_by: self.activated_by,
             through: m.through,
+            post_copy: self.post_copy,
+            ports: m.devices.keys().cloned().collect(),
         }
     }
 }

@@ -80,6 +80,7 @@ fn migrate(site: &mut Desired, phase: Phase) {
         switched_ms: None,
         through: Default::default(),
         uri: None,
+        post_copy: false,
     };
     put(site, Object::Migration(migration.clone()));
     if phase != Phase::Preparing {

@@ -309,6 +309,7 @@ impl World {
                         .choose(&mut self.rng)
                         .unwrap(),
                     uri: None,
+                    post_copy: false,
                 };
                 self.commit(&Change::put(Object::Migration(migration)));
             }

@@ -449,6 +449,7 @@ fn a_vm_may_move_while_its_network_changes_its_method() {
             switched_ms: None,
             through: Default::default(),
             uri: None,
+            post_copy: false,
         };
         world.mute("h2");
         world.commit(&Change::put(Object::Migration(migration)));

@@ -139,7 +139,13 @@ impl Lab {
             Ok(()) => {
                 let device = |l: &Legs| (l.port.name.port.clone(), l.port.device.clone());
                 let devices = legs.iter().map(device).collect();
-                let migrate = Migrate { to: to.clone(), devices, through: Default::default(), uri: None };
+                let migrate = Migrate {
+                    to: to.clone(),
+                    devices,
+                    through: Default::default(),
+                    uri: None,
+                    post_copy: false,
+                };
                 prepare(&client, &record.name, &migrate).await
             }
             Err(e) => Err(e),

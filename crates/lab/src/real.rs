@@ -194,7 +194,8 @@ impl Moving {
         let begin = Instant::now();
         let devices = named().map(|p| (p.name.port.clone(), p.device.clone())).collect();
         // The source's agent has QEMU move the memory, as for the users of `tenet vm migrate --qmp`.
-        let order = Migrate { to: self.target_host.name.clone(), devices, through: Through::Qmp, uri };
+        let to = self.target_host.name.clone();
+        let order = Migrate { to, devices, through: Through::Qmp, uri, post_copy: false };
         let migration: MigrationView = prepare(&client, &self.vm, &order).await?;
         let prepared = begin.elapsed();
         for port in self.ports.iter().filter(|p| p.tap) {

@@ -310,6 +310,9 @@ pub struct Migration {
     /// Where it is moved to, in the hypervisor's words (`tcp:10.0.0.2:49152`, `qemu+ssh://h2/system`), if it is driven.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
+    /// Whether who moves the memory shall switch to post-copy once the first pass over it is done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub post_copy: bool,
 }
 
 /// What a finished migration cost.
@@ -366,6 +369,12 @@ pub struct Receipt {
     /// Who moved the VM's memory.
     #[serde(default)]
     pub through: Through,
+    /// Whether the VM ran on the destination before all of its memory was there.
+    #[serde(default)]
+    pub post_copy: bool,
+    /// Its ports, all of which moved as one; empty in one of an earlier version.
+    #[serde(default)]
+    pub ports: BTreeSet<Name>,
 }
 
 /// Anything that is stored.

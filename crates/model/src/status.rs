@@ -14,6 +14,15 @@ pub fn under_way(status: &str) -> bool {
             | "postcopy-active"
             | "postcopy-paused"
             | "postcopy-recover"
+            | "postcopy-recover-setup"
+            | "postcopy-device"
             | "cancelling"
     )
+}
+
+/// Whether a migration of this status is in post-copy: the VM runs on the destination, or is about to, and part of its
+/// memory is on the source still. From then on neither host has all of it, so that there is no way back.
+#[must_use]
+pub fn in_post_copy(status: &str) -> bool {
+    under_way(status) && status.starts_with("postcopy-")
 }

@@ -215,6 +215,7 @@ fn migration(desired: &Desired, dice: &mut Dice) -> Option<Object> {
         switched_ms,
         through,
         uri,
+        post_copy: false,
     }))
 }
 

@@ -118,6 +118,7 @@ fn operation(line: &str) -> Operation {
                 switched_ms: None,
                 through: Default::default(),
                 uri: None,
+                post_copy: false,
             })
         }
         other => panic!("{other}"),

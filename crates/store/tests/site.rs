@@ -91,6 +91,8 @@ fn receipt(started_ms: u64) -> Receipt {
         first_frame_us: None,
         activated_by: None,
         through: Default::default(),
+        post_copy: false,
+        ports: Default::default(),
     }
 }
 

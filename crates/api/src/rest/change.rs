@@ -284,6 +284,10 @@ pub struct Migrate {
     /// `qemu+ssh://h2/system`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
+    /// For `qmp` and `libvirt`: once the first pass over the memory is done, the VM goes on at the destination and the
+    /// rest of its memory follows (post-copy). From then on there is no way back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub post_copy: bool,
 }
 
 /// Asks for a one-time join token.

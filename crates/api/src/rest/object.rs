@@ -359,6 +359,9 @@ pub struct MigrationView {
     /// Where it is moved to, in the hypervisor's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
+    /// Whether it was asked to switch to post-copy after the first pass over the memory, or has done so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub post_copy: bool,
     /// How far the hypervisor is; none before it said anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
@@ -434,6 +437,13 @@ pub struct ReceiptView {
     #[serde(default)]
     #[schema(value_type = String)]
     pub through: Through,
+    /// Whether the VM ran on the destination before all of its memory was there.
+    #[serde(default)]
+    pub post_copy: bool,
+    /// The VM's attached ports, all of which moved as one.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub ports: BTreeSet<Name>,
 }
 
 /// What a switch led to: the receipt if it was waited for, else the migration.

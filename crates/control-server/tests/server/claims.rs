@@ -57,7 +57,13 @@ async fn a_host_takes_another_hosts_vm_only_as_the_site_allows() {
     assert!(c.client.migrations().await.unwrap().is_empty());
     // Asked for, it is joined.
     let to = "h2".parse().unwrap();
-    let request = Migrate { to, devices: Default::default(), through: Through::SwitchOnly, uri: None };
+    let request = Migrate {
+        to,
+        devices: Default::default(),
+        through: Through::SwitchOnly,
+        uri: None,
+        post_copy: false,
+    };
     c.client.clone().with_wait(Wait::Stored, None).migrate(&sql(), &request).await.unwrap();
     let reply = incoming(&c, &k2).await;
     assert!(reply.refusal.is_none() && !reply.migration.is_empty() && !reply.began, "{reply:?}");

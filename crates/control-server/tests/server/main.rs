@@ -78,6 +78,7 @@ async fn a_site_is_programmed_moved_and_shown() {
         devices: Default::default(),
         through: Default::default(),
         uri: None,
+        post_copy: false,
     };
     let prepared = c.client.migrate(&sql, &to_h2).await.unwrap();
     assert_eq!(prepared.phase, "prepared");
@@ -112,6 +113,7 @@ async fn a_site_is_programmed_moved_and_shown() {
         devices: Default::default(),
         through: Default::default(),
         uri: None,
+        post_copy: false,
     };
     c.client.migrate(&sql, &back).await.unwrap();
     let cancelled = c.client.migrate_cancel(&sql).await.unwrap();
@@ -175,7 +177,7 @@ async fn a_port_that_a_vm_uses_is_not_taken_to_another_host() {
     assert!(refused_at_h2().await.contains("no session"));
     let forced = Attach { force: true, ..attach("h2", "sql0") };
     c.client.attach(&sql, &forced).await.unwrap();
-    assert_eq!(host(&sql).await, "h2");
+    assert_eq!(host(&sql).await, "h1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,6 +193,7 @@ async fn migration_to_a_host_without_agent_is_refused_before_anything_moves() {
         devices: Default::default(),
         through: Default::default(),
         uri: None,
+        post_copy: false,
     };
     let error = c.client.migrate(&sql, &to_h2).await.unwrap_err();
     assert_eq!(refused(&error), (409, "conflict"));
@@ -206,7 +209,13 @@ async fn a_migration_that_would_run_a_program_on_the_host_is_refused() {
     let sql = "contoso/sql".parse().unwrap();
     let refusal = async |through, uri: &str| {
         let uri = Some(uri.to_owned());
-        let migrate = Migrate { to: "h2".parse().unwrap(), devices: Default::default(), through, uri };
+        let migrate = Migrate {
+            to: "h2".parse().unwrap(),
+            devices: Default::default(),
+            through,
+            uri,
+            post_copy: false,
+        };
         c.client.migrate(&sql, &migrate).await.unwrap_err()
     };
     for (through, uri) in [
@@ -220,6 +229,11 @@ async fn a_migration_that_would_run_a_program_on_the_host_is_refused() {
         let allowed = if through == Through::Qmp { "tcp:HOST:PORT" } else { "qemu+ssh://" };
         assert!(error.to_string().contains(allowed), "{error}");
     }
+    // Nobody else is told to switch to post-copy.
+    let (devices, through) = (Default::default(), Through::SwitchOnly);
+    let migrate = Migrate { to: "h2".parse().unwrap(), devices, through, uri: None, post_copy: true };
+    let error = c.client.migrate(&sql, &migrate).await.unwrap_err();
+    assert_eq!(refused(&error), (400, "post-copy"), "{error}");
     // Legal ones come further: here nobody could move anything.
     for (through, uri) in
         [(Through::Qmp, "tcp:10.0.0.2:49152"), (Through::Libvirt, "qemu+unix:///system?socket=/tmp/x")]

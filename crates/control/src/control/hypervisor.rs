@@ -1,6 +1,6 @@
 //! What hypervisors say of a VM that moves, and what the source's agent is told to do.
 
-use super::{Control, Order, Output, open_id};
+use super::{Control, Order, Output, open_id, post_copy};
 use crate::{
     DISCONNECTED, Micros, SessionId,
     happening::Happening,
@@ -87,6 +87,15 @@ impl Control {
             Word::Migration { progress, downtime_us, error, .. } if from => {
                 run.moves(now, progress, downtime_us, &error);
             }
+            Word::Migration { id: Some(_), progress, error, .. } if to && run.is_made_ready() => {
+                run.receiver_says(&progress.status, error);
+            }
+            Word::Migration { progress, downtime_us, .. } if to && run.post_copy => {
+                run.downtime_us = downtime_us.or(run.downtime_us);
+                if progress.status == "completed" {
+                    run.completed.get_or_insert(now);
+                }
+            }
             // libvirt tells it on the destination only.
             Word::Migration { downtime_us: Some(us), .. } if to => run.downtime_us = Some(us),
             Word::Stopped | Word::Resumed | Word::FirstFrame { .. } | Word::Migration { .. } => {}
@@ -137,23 +146,25 @@ impl Control {
     }
 }
 
-fn told(text: String, vm: &VmRef, host: &HostName) -> Output {
+pub(super) fn told(text: String, vm: &VmRef, host: &HostName) -> Output {
     Output::Happened(Happening::new("migration", text).host(host).field("vm", vm))
 }
 
-fn drive(run: &Run, session: SessionId, order: Order) -> Output {
+pub(super) fn drive(run: &Run, session: SessionId, order: Order) -> Output {
     Output::Drive {
         session,
         migration: run.migration.id,
         vm: run.migration.vm.clone(),
         through: run.migration.through,
         uri: run.migration.uri.clone().unwrap_or_default(),
+        post_copy: run.migration.post_copy,
         order,
     }
 }
 
 /// Tells the source's agent to move the VM once it may, and again after each break of its session.
 pub(super) fn steer(now: Micros, run: &mut Run, hosts: &BTreeMap<HostName, Host>, outputs: &mut Vec<Output>) {
+    post_copy::follow(now, run, hosts, outputs);
     if run.migration.phase == Phase::Switched || run.switched.is_some() || run.cancelled.is_some() {
         return;
     }
@@ -169,11 +180,17 @@ pub(super) fn steer(now: Micros, run: &mut Run, hosts: &BTreeMap<HostName, Host>
         outputs.push(told(text, &run.migration.vm, &run.migration.from));
         return;
     }
+    if run.post_copy {
+        return;
+    }
     stall(now, run, outputs);
     if run.migration.phase != Phase::Prepared || !run.migration.through.driven() || run.cancelling.is_some() {
         return;
     }
     if take_up(now, run, hosts, outputs) {
+        return;
+    }
+    if !post_copy::is_received(now, run, hosts, outputs) {
         return;
     }
     let from = &run.migration.from;

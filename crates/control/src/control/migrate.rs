@@ -58,10 +58,13 @@ impl Control {
     /// The migration shall be given up.
     ///
     /// # Errors
-    /// [`Refused::NoMigration`]; [`Refused::Phase`] once it is switched, [`Refused::Left`] once the hypervisor has
-    /// moved all of it.
+    /// [`Refused::NoMigration`]; [`Refused::PostCopy`] while its memory follows it, [`Refused::Phase`] once it is
+    /// switched, [`Refused::Left`] once the hypervisor has moved all of it.
     pub fn cancel(&mut self, now: Micros, vm: &VmRef, reason: &str) -> Result<Vec<Output>, Refused> {
         let run = self.runs.get(vm).ok_or(Refused::NoMigration)?;
+        if run.memory_follows() {
+            return Err(Refused::PostCopy(run.migration.to.clone()));
+        }
         if run.switched.is_some() || run.migration.phase == Phase::Switched {
             return Err(Refused::Phase(Phase::Switched));
         }
@@ -291,7 +294,7 @@ impl Control {
             Phase::Prepared => {}
             Phase::Switched => match run.asked {
                 None if now.saturating_sub(*run.all_follow.get_or_insert(now)) < LINGER => {}
-                None if run.awaits_words(now) => {}
+                None if run.awaits_words(now) || run.awaits_memory(now) => {}
                 None => {
                     let (from, to) = (run.migration.from.clone(), run.migration.to.clone());
                     self.count(now, vm, Stage::After, &[&from, &to], outputs);

@@ -59,6 +59,17 @@ pub(crate) fn events() -> Value {
     json!({ "capabilities": [{ "capability": "events", "state": true }] })
 }
 
+/// Turns post-copy on or off for the next migration. What it was left at by an earlier one counts otherwise: a QEMU that
+/// took a VM in by post-copy would announce it to the next destination, which ends if it does not know of it.
+pub(crate) fn post_copy(on: bool) -> Value {
+    json!({ "capabilities": [{ "capability": "postcopy-ram", "state": on }] })
+}
+
+/// How often `query-migrate` says that QEMU has begun to go over the memory.
+pub(crate) fn passes(value: &Value) -> u64 {
+    value.pointer("/ram/dirty-sync-count").and_then(Value::as_u64).unwrap_or(0)
+}
+
 /// What `query-migrate` says.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Migrate {
@@ -107,8 +118,10 @@ pub(crate) const IDLE: &str = "idle";
 /// Nothing is known of the VM here: likewise.
 pub(crate) const GONE: &str = "gone";
 
-/// Nobody listens at the destination yet: no word of QEMU's either.
+/// Nobody listens at the destination yet: no word of QEMU's either. From the destination: no QEMU waits here yet.
 pub(crate) const WAITING: &str = "waiting";
+/// The QEMU that waits here for a VM is ready for post-copy.
+pub(crate) const READY: &str = "ready";
 
 #[cfg(test)]
 mod tests {

@@ -12,14 +12,14 @@ pub(crate) use line::{GONE, IDLE, Migrate};
 
 use crate::options::monitor_path as path;
 use crate::vms::{Said, What};
-use line::WAITING;
+use line::{READY, WAITING};
 use monitor::{Act, Monitor};
 use std::{
     collections::BTreeMap,
     fs, io,
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tenet_model::{NEXT, Name, VmRef};
 use tokio::{
@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const ASK: Duration = Duration::from_millis(200);
 /// A monitor that has not greeted by then has another client.
 const GREETING: Duration = Duration::from_secs(3);
+/// A QEMU that waits for a VM is made ready for it if it appears within this time.
+const EXPECTED: Duration = Duration::from_secs(180);
 /// What is said of it then.
 const TAKEN: &str = "QEMU's monitor does not greet: it has another client; give the agent one of its own";
 /// Longest line that is taken.
@@ -58,6 +60,8 @@ pub(crate) struct Drive {
     pub(crate) uri: String,
     /// What.
     pub(crate) want: Want,
+    /// In post-copy from the second pass over the memory on.
+    pub(crate) post_copy: bool,
 }
 
 /// What is wanted of a VM's migration.
@@ -69,14 +73,24 @@ pub(crate) enum Want {
     Follow,
     /// That it is given up.
     Cancel,
+    /// That the QEMU that waits for it here is ready for post-copy.
+    Receive,
 }
 
 impl Drive {
     /// What is said where it cannot be done: that the migration failed; to a question, that nothing is known.
     pub(crate) fn hopeless(&self, why: impl Into<String>) -> Migrate {
         match self.want {
-            Want::Move | Want::Cancel => Migrate::failed(&self.migration, why),
+            Want::Move | Want::Cancel | Want::Receive => Migrate::failed(&self.migration, why),
             Want::Follow => Migrate { error: why.into(), ..Migrate::word(&self.migration, GONE) },
+        }
+    }
+
+    /// The same where it may be another QEMU's: the one that shall wait for a VM may still be started.
+    pub(crate) fn hopeless_here(&self, why: impl Into<String>) -> Migrate {
+        match self.want {
+            Want::Move | Want::Cancel | Want::Follow => self.hopeless(why),
+            Want::Receive => Migrate { error: why.into(), ..Migrate::word(&self.migration, WAITING) },
         }
     }
 }
@@ -97,6 +111,8 @@ pub(crate) async fn watch(dir: PathBuf, said: mpsc::Sender<Said>, mut orders: mp
         tracing::warn!(dir = %dir.display(), %cause, "the folder of QEMU's monitors cannot be made: no VM is watched by QMP");
     }
     let mut clients: BTreeMap<VmRef, Client> = BTreeMap::new();
+    // VMs that are about to come in post-copy, and until when their QEMUs are looked for.
+    let mut expected: BTreeMap<VmRef, (Drive, Instant)> = BTreeMap::new();
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -107,9 +123,14 @@ pub(crate) async fn watch(dir: PathBuf, said: mpsc::Sender<Said>, mut orders: mp
                 None => return,
             },
         };
-        look(&dir, &mut clients, &said);
+        expected.retain(|_, (_, until)| Instant::now() < *until);
+        look(&dir, &mut clients, &said, &expected);
         if let Order::Drive(vm, drive) = order {
             let asked = drive.clone();
+            expected.remove(&vm);
+            if drive.want == Want::Receive {
+                expected.insert(vm.clone(), (drive.clone(), Instant::now() + EXPECTED));
+            }
             let refused = match clients.get(&vm) {
                 Some(client) => client
                     .orders
@@ -124,7 +145,10 @@ pub(crate) async fn watch(dir: PathBuf, said: mpsc::Sender<Said>, mut orders: mp
                 )),
             };
             if let Some(error) = refused
-                && said.send(Said::new(&vm, "qmp", What::Migration(asked.hopeless(error)))).await.is_err()
+                && said
+                    .send(Said::new(&vm, "qmp", What::Migration(asked.hopeless_here(error))))
+                    .await
+                    .is_err()
             {
                 return;
             }
@@ -139,7 +163,12 @@ fn vm_of(name: &str) -> Option<VmRef> {
 }
 
 /// Begins to listen to sockets that are new, or that took an older one's place.
-fn look(dir: &Path, clients: &mut BTreeMap<VmRef, Client>, said: &mpsc::Sender<Said>) {
+fn look(
+    dir: &Path,
+    clients: &mut BTreeMap<VmRef, Client>,
+    said: &mpsc::Sender<Said>,
+    expected: &BTreeMap<VmRef, (Drive, Instant)>,
+) {
     clients.retain(|_, client| !client.task.is_finished());
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
@@ -153,6 +182,10 @@ fn look(dir: &Path, clients: &mut BTreeMap<VmRef, Client>, said: &mpsc::Sender<S
             continue;
         }
         let (orders, taken) = mpsc::channel(4);
+        if let Some((drive, _)) = expected.get(&vm) {
+            // There is room in a new one.
+            let _ = orders.try_send(drive.clone());
+        }
         let task = tokio::spawn(listen(vm.clone(), entry.path(), said.clone(), taken));
         clients.insert(vm, Client { socket, orders, task });
     }
@@ -187,7 +220,7 @@ async fn listen(vm: VmRef, path: PathBuf, said: mpsc::Sender<Said>, mut orders: 
     let replaced = orders.is_closed();
     orders.close();
     while let Some(drive) = orders.recv().await {
-        acts.push(Act::Say(What::Migration(drive.hopeless(why.as_str())), 0));
+        acts.push(Act::Say(What::Migration(drive.hopeless_here(why.as_str())), 0));
     }
     // Where nobody listened, nothing was heard that there is to forget.
     if monitor.ready() && !replaced {
@@ -308,7 +341,7 @@ mod tests {
     async fn outcome(dir: &Path, want: Want) -> Migrate {
         let ((orders, taken), (said, mut heard)) = (mpsc::channel(4), mpsc::channel(16));
         let task = tokio::spawn(watch(dir.to_owned(), said, taken));
-        let drive = Drive { migration: "a".into(), uri: "tcp:x:1".into(), want };
+        let drive = Drive { migration: "a".into(), uri: "tcp:x:1".into(), want, post_copy: false };
         orders.send(Order::Drive("contoso/sql".parse().unwrap(), drive)).await.unwrap();
         let told = tokio::time::timeout(Duration::from_secs(10), async {
             loop {

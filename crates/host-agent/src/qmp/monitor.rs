@@ -1,11 +1,11 @@
 //! One QEMU's monitor: which line follows which, and what it means for the VM. No I/O, no clock.
 
 use super::line::{self, Line, Migrate};
-use super::{Drive, IDLE, WAITING, Want};
+use super::{Drive, IDLE, READY, WAITING, Want};
 use crate::vms::{Driven, What};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use tenet_model::{NEXT, Through, check_migration_uri, under_way};
+use tenet_model::{NEXT, Through, check_migration_uri, in_post_copy, under_way};
 
 /// How often the end of a migration is asked for until QEMU has its figures together.
 const AGAIN: u32 = 10;
@@ -44,8 +44,15 @@ enum Asked {
     /// How this migration, which may have been begun before, stands.
     StatusToFollow(Drive),
     ProgressToFollow(Drive),
+    /// That it can go on in post-copy, before it is moved there.
+    PostCopyToMove(Drive),
     /// This migration begins.
     Move(String),
+    /// It goes on in post-copy.
+    PostCopy,
+    /// Whether this is the QEMU that waits for the VM, and that it is ready for post-copy.
+    StatusToReceive(Drive),
+    PostCopyToReceive(Drive),
     /// Whether there is anything left to give up of this one.
     ProgressToCancel(String),
     StatusToCancel(String),
@@ -60,6 +67,19 @@ struct Attempt {
     pause: Option<u32>,
 }
 
+/// How far a move is with post-copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum PostCopy {
+    /// It is not to be in post-copy.
+    #[default]
+    No,
+    /// It is to be once the first pass over the memory is done: most of it has been moved then, so that the VM waits for
+    /// little. One that comes to its end with that pass needs no post-copy.
+    Later,
+    /// QEMU was told to.
+    Told,
+}
+
 /// The dialogue with one QEMU.
 #[derive(Debug, Default)]
 pub(crate) struct Monitor {
@@ -69,6 +89,8 @@ pub(crate) struct Monitor {
     /// QEMU moves the VM's memory away or takes it in.
     migrating: bool,
     driven: Driven,
+    /// How far the driven one is with post-copy.
+    post_copy: PostCopy,
     /// The move that was begun last.
     attempt: Option<Attempt>,
     /// Told before the dialogue had begun.
@@ -87,6 +109,7 @@ impl Monitor {
             Some(Line::Error(id, why)) => match self.asked.remove(&id) {
                 Some(Asked::Move(migration)) => {
                     let _ = self.driven.of("failed");
+                    self.post_copy = PostCopy::No;
                     if self.begins_again(&migration, &Migrate::failed(&migration, why.as_str())) {
                         return vec![waits(&migration)];
                     }
@@ -98,6 +121,18 @@ impl Monitor {
                     | Asked::StatusToFollow(drive)
                     | Asked::ProgressToFollow(drive),
                 ) => vec![ended(drive.hopeless(why))],
+                Some(Asked::PostCopyToMove(drive)) => {
+                    let _ = self.driven.of("failed");
+                    vec![failed(&drive.migration, no_post_copy("moves the VM away from here", &why))]
+                }
+                Some(Asked::StatusToReceive(drive) | Asked::PostCopyToReceive(drive)) => {
+                    vec![failed(&drive.migration, no_post_copy("waits for the VM here", &why))]
+                }
+                Some(Asked::PostCopy) => {
+                    tracing::warn!(why, "QEMU does not go on in post-copy");
+                    self.post_copy = PostCopy::No;
+                    Vec::new()
+                }
                 Some(Asked::End { migration, status, .. }) => vec![ended(Migrate::word(&migration, &status))],
                 _ => Vec::new(),
             },
@@ -150,13 +185,20 @@ impl Monitor {
             match drive.want {
                 Want::Move | Want::Follow if same => return vec![waits(&drive.migration)],
                 Want::Move | Want::Cancel => self.attempt = None,
-                Want::Follow => {}
+                Want::Follow | Want::Receive => {}
             }
+        }
+        if drive.want == Want::Cancel
+            && self.driven.id() == drive.migration
+            && self.post_copy == PostCopy::Later
+        {
+            self.post_copy = PostCopy::No;
         }
         vec![match drive.want {
             Want::Cancel => self.ask(Asked::ProgressToCancel(drive.migration), "query-migrate", None),
             Want::Move => self.ask(Asked::StatusToMove(drive), "query-status", None),
             Want::Follow => self.ask(Asked::StatusToFollow(drive), "query-status", None),
+            Want::Receive => self.ask(Asked::StatusToReceive(drive), "query-status", None),
         }]
     }
 
@@ -186,8 +228,18 @@ impl Monitor {
                 Asked::StatusToMove(drive)
                 | Asked::ProgressToMove(drive)
                 | Asked::StatusToFollow(drive)
-                | Asked::ProgressToFollow(drive) => acts.push(ended(drive.hopeless(why))),
-                _ => {}
+                | Asked::ProgressToFollow(drive)
+                | Asked::PostCopyToMove(drive)
+                | Asked::StatusToReceive(drive)
+                | Asked::PostCopyToReceive(drive) => acts.push(ended(drive.hopeless_here(why))),
+                Asked::Capabilities
+                | Asked::Nothing
+                | Asked::Status
+                | Asked::Progress
+                | Asked::Move(_)
+                | Asked::PostCopy
+                | Asked::ProgressToCancel(_)
+                | Asked::StatusToCancel(_) => {}
             }
         }
         if !told && (self.migrating || self.driven.lives()) {
@@ -221,7 +273,7 @@ impl Monitor {
                 }
                 acts
             }
-            Asked::Nothing | Asked::Move(_) => Vec::new(),
+            Asked::Nothing | Asked::Move(_) | Asked::PostCopy => Vec::new(),
             Asked::Status => match status() {
                 "running" => vec![Act::Say(What::Resumed, 0)],
                 "postmigrate" | "finish-migrate" => vec![Act::Say(What::Stopped, 0)],
@@ -230,17 +282,26 @@ impl Monitor {
             Asked::Progress => {
                 let now = Migrate::new(value);
                 self.migrating = under_way(&now.status);
-                if self.migrating { vec![self.progress(now)] } else { Vec::new() }
+                if !self.migrating {
+                    return Vec::new();
+                }
+                let mut acts = vec![self.progress(now)];
+                acts.extend(self.passed(line::passes(value)));
+                acts
             }
             Asked::End { migration, status, tries } => {
-                let now = Migrate::new(value);
+                let mut now = Migrate::new(value);
                 // A destination's QEMU knows no figures, and asking it again takes time from the VM that begins to run.
                 let figures = now.downtime_ms.is_some() || now.total == 0;
                 let whole = now.status == status && (status != "completed" || figures);
                 if whole && self.begins_again(&migration, &now) {
                     return vec![waits(&migration)];
                 }
+                if status == "failed" && self.post_copy == PostCopy::Later && !nobody_listens(&now) {
+                    now.error += &unready(self.attempt.as_ref().map_or("", |a| &a.drive.uri));
+                }
                 if whole || tries >= AGAIN {
+                    self.post_copy = PostCopy::No;
                     return vec![ended(Migrate { migration, status, ..now })];
                 }
                 vec![self.ask_end(migration, &status, tries + 1)]
@@ -269,14 +330,33 @@ impl Monitor {
                         return vec![failed(&drive.migration, why)];
                     }
                     self.driven.begin(&drive.migration);
+                    self.post_copy.follows(drive.post_copy);
                     return vec![self.progress(now)];
                 }
                 self.driven.begin(&drive.migration);
                 let number = self.attempt.take().filter(|a| a.drive == drive).map_or(1, |a| a.number + 1);
                 self.attempt = Some(Attempt { drive: drive.clone(), number, pause: None });
-                let to = json!({ "uri": drive.uri });
-                vec![self.ask(Asked::Move(drive.migration), "migrate", Some(to))]
+                if drive.post_copy {
+                    let on = Some(line::post_copy(true));
+                    return vec![self.ask(Asked::PostCopyToMove(drive), "migrate-set-capabilities", on)];
+                }
+                self.post_copy = PostCopy::No;
+                let off = Some(line::post_copy(false));
+                vec![self.ask(Asked::Nothing, "migrate-set-capabilities", off), self.begin(drive)]
             }
+            Asked::PostCopyToMove(drive) => {
+                self.post_copy = PostCopy::Later;
+                vec![self.begin(drive)]
+            }
+            Asked::StatusToReceive(drive) => match status() {
+                "inmigrate" => {
+                    let on = Some(line::post_copy(true));
+                    vec![self.ask(Asked::PostCopyToReceive(drive), "migrate-set-capabilities", on)]
+                }
+                // The one that the VM once left, say; the new one takes its socket's place.
+                _ => vec![waits(&drive.migration)],
+            },
+            Asked::PostCopyToReceive(drive) => vec![ended(Migrate::word(&drive.migration, READY))],
             Asked::StatusToFollow(drive) => match status() {
                 "postmigrate" => vec![self.ask_end(drive.migration, "completed", 0)],
                 "inmigrate" => vec![ended(drive.hopeless("its QEMU here waits for its memory itself"))],
@@ -293,6 +373,7 @@ impl Monitor {
                         )];
                     }
                     self.driven.begin(&drive.migration);
+                    self.post_copy.follows(drive.post_copy);
                     return vec![self.progress(now)];
                 }
                 match now.status.as_str() {
@@ -302,6 +383,11 @@ impl Monitor {
                 }
             }
             Asked::ProgressToCancel(migration) => match Migrate::new(value).status.as_str() {
+                // Older QEMUs would obey, and nobody had the whole VM any more.
+                status if in_post_copy(status) => vec![ended(Migrate::word(&migration, status))],
+                status if under_way(status) && self.post_copy == PostCopy::Told => {
+                    vec![ended(Migrate::word(&migration, "postcopy-active"))]
+                }
                 status if under_way(status) && !self.driven.holds_against(&migration) => {
                     vec![self.ask(Asked::Nothing, "migrate_cancel", None)]
                 }
@@ -327,6 +413,21 @@ impl Monitor {
         }
     }
 
+    /// The memory begins to move.
+    fn begin(&mut self, drive: Drive) -> Act {
+        let to = json!({ "uri": drive.uri });
+        self.ask(Asked::Move(drive.migration), "migrate", Some(to))
+    }
+
+    /// QEMU has begun so many passes over the memory.
+    fn passed(&mut self, passes: u64) -> Option<Act> {
+        if passes < 2 || self.post_copy != PostCopy::Later || !self.driven.lives() {
+            return None;
+        }
+        self.post_copy = PostCopy::Told;
+        Some(self.ask(Asked::PostCopy, "migrate-start-postcopy", None))
+    }
+
     /// How far it is.
     fn progress(&mut self, now: Migrate) -> Act {
         let migration = self.driven.of(&now.status);
@@ -341,6 +442,9 @@ impl Monitor {
             "MIGRATION" => {
                 let status = data.get("status").and_then(Value::as_str).unwrap_or_default();
                 self.migrating = under_way(status);
+                if status == "cancelled" {
+                    self.post_copy = PostCopy::No;
+                }
                 let migration = self.driven.of(status);
                 match status {
                     "completed" | "failed" => vec![self.ask_end(migration, status, 0)],
@@ -352,9 +456,40 @@ impl Monitor {
                     }
                 }
             }
+            "MIGRATION_PASS" => {
+                let passes = data.get("pass").and_then(Value::as_u64).unwrap_or(0);
+                self.passed(passes).into_iter().collect()
+            }
             _ => Vec::new(),
         }
     }
+}
+
+impl PostCopy {
+    /// A move that is found under way is followed.
+    fn follows(&mut self, wanted: bool) {
+        if wanted && *self == Self::No {
+            *self = Self::Later;
+        }
+    }
+}
+
+/// What to do about a move in post-copy that failed before it was in it: QEMU itself says only that nobody listens any
+/// more (7.2: `Unable to write to socket: Bad file descriptor`), and on the other side `RAM postcopy is disabled but have
+/// 16 byte advise`.
+fn unready(uri: &str) -> String {
+    format!(
+        "{NEXT}read what the destination's QEMU said when it ended, and see that the one which listens at {uri} is the one \
+         whose monitor the agent there has: only that is made ready for post-copy"
+    )
+}
+
+/// QEMU has no post-copy.
+fn no_post_copy(which: &str, why: &str) -> String {
+    format!(
+        "the QEMU that {which} takes no post-copy: {why}{NEXT}let its user have userfaultfd (`sysctl \
+         vm.unprivileged_userfaultfd=1`) and lock none of its memory, or move the VM without --post-copy"
+    )
 }
 
 /// Whether QEMU could not begin because nobody had opened the destination's socket.
@@ -423,11 +558,11 @@ mod tests {
     }
 
     fn to(migration: &str) -> Drive {
-        Drive { migration: migration.into(), uri: "tcp:x:1".into(), want: Want::Move }
+        Drive { migration: migration.into(), uri: "tcp:x:1".into(), want: Want::Move, post_copy: false }
     }
 
     fn no(migration: &str) -> Drive {
-        Drive { migration: migration.into(), uri: String::new(), want: Want::Cancel }
+        Drive { migration: migration.into(), uri: String::new(), want: Want::Cancel, post_copy: false }
     }
 
     fn event(name: &str, status: Option<&str>) -> String {
@@ -482,7 +617,7 @@ mod tests {
         let (mut monitor, _) = begun("running", "");
         let acts = monitor.drive(to("a"));
         let (asked, _) = talk(&mut monitor, acts, status("running", ""));
-        assert_eq!(asked, ["query-status", "query-migrate", "migrate"]);
+        assert_eq!(asked, ["query-status", "query-migrate", "migrate-set-capabilities", "migrate"]);
         let acts = monitor.drive(to("a"));
         let (asked, said) = talk(&mut monitor, acts, status("running", "active"));
         assert_eq!(asked, ["query-status", "query-migrate"]);
@@ -494,7 +629,7 @@ mod tests {
         // It came here by a migration, which QEMU still speaks of.
         let acts = monitor.drive(to("b"));
         let (asked, _) = talk(&mut monitor, acts, status("running", "completed"));
-        assert_eq!(asked[2], "migrate");
+        assert_eq!(asked[3], "migrate");
     }
 
     #[test]
@@ -608,6 +743,100 @@ mod tests {
         assert_eq!(fails(&mut monitor, acts, refused), waiting);
         let acts = monitor.closed("QEMU ended");
         assert_eq!(acts, [failed("c", "QEMU ended")]);
+    }
+
+    fn pass(number: u64) -> String {
+        json!({ "event": "MIGRATION_PASS", "data": { "pass": number } }).to_string()
+    }
+
+    #[test]
+    fn a_move_goes_on_in_post_copy_after_its_first_pass_and_is_not_given_up_then() {
+        let (mut monitor, _) = begun("running", "");
+        let drive = Drive { post_copy: true, ..to("a") };
+        let acts = monitor.drive(drive.clone());
+        let (asked, _) = talk(&mut monitor, acts, status("running", ""));
+        assert_eq!(asked, ["query-status", "query-migrate", "migrate-set-capabilities", "migrate"]);
+        let _ = monitor.take(&event("MIGRATION", Some("active")));
+        assert_eq!(monitor.take(&pass(1)), []);
+        let acts = monitor.take(&pass(2));
+        let (asked, _) = talk(&mut monitor, acts, status("running", "active"));
+        assert_eq!(asked, ["migrate-start-postcopy"]);
+        assert_eq!(monitor.take(&pass(3)), [], "told once");
+        // QEMU may be about to do it.
+        for migration in ["active", "postcopy-active", "postcopy-paused"] {
+            let acts = monitor.drive(no("a"));
+            let (asked, said) = talk(&mut monitor, acts, status("running", migration));
+            assert_eq!(asked, ["query-migrate"], "{migration}");
+            assert!(
+                matches!(&said[..], [What::Migration(m)] if m.status.starts_with("postcopy-")),
+                "{said:?}"
+            );
+        }
+        // One that is given up before does not go on.
+        let (mut monitor, _) = begun("running", "");
+        let acts = monitor.drive(drive.clone());
+        let _ = talk(&mut monitor, acts, status("running", ""));
+        let acts = monitor.drive(no("a"));
+        let (asked, _) = talk(&mut monitor, acts, status("running", "active"));
+        assert_eq!(asked, ["query-migrate", "migrate_cancel"]);
+        assert_eq!(monitor.take(&pass(2)), []);
+        // Nor does one that is not to.
+        let (mut monitor, _) = begun("running", "");
+        let acts = monitor.drive(to("a"));
+        let _ = talk(&mut monitor, acts, status("running", ""));
+        assert_eq!(monitor.take(&pass(2)), []);
+        // An agent that was started again finds it under way, and the pass in its figures.
+        let (mut monitor, _) = begun("running", "active");
+        let figures = |name: &str| match name {
+            "query-migrate" => {
+                json!({ "return": { "status": "active", "ram": { "dirty-sync-count": 2, "total": 9 } } })
+            }
+            other => status("running", "active")(other),
+        };
+        let mut acts = monitor.drive(drive);
+        acts.extend(monitor.tick());
+        let (mut asked, _) = talk(&mut monitor, acts, figures);
+        let acts = monitor.tick();
+        asked.extend(talk(&mut monitor, acts, figures).0);
+        assert!(asked.contains(&"migrate-start-postcopy".to_owned()), "{asked:?}");
+        assert!(!asked.contains(&"migrate".to_owned()), "{asked:?}");
+    }
+
+    #[test]
+    fn a_qemu_without_post_copy_is_told_with_what_to_do() {
+        let refuse = |name: &str| match name {
+            "migrate-set-capabilities" => json!({ "error": { "desc": "Postcopy is not supported" } }),
+            "query-status" => json!({ "return": { "status": "inmigrate" } }),
+            _ => json!({ "return": {} }),
+        };
+        let reason = |said: &[What]| match said {
+            [What::Migration(m)] if m.status == "failed" => m.error.clone(),
+            other => panic!("{other:?}"),
+        };
+        let receive = Drive { want: Want::Receive, post_copy: true, ..to("a") };
+        let (mut monitor, _) = begun("inmigrate", "");
+        let acts = monitor.drive(receive.clone());
+        let said = talk(&mut monitor, acts, refuse).1;
+        assert!(reason(&said).contains("Postcopy is not supported; next: let its user"), "{said:?}");
+        let (mut monitor, _) = begun("running", "");
+        let acts = monitor.drive(Drive { post_copy: true, ..to("a") });
+        let running = |name: &str| match name {
+            "query-status" => json!({ "return": { "status": "running" } }),
+            other => refuse(other),
+        };
+        let said = talk(&mut monitor, acts, running).1;
+        assert!(reason(&said).contains("moves the VM away from here"), "{said:?}");
+        // Only the one that waits is made ready.
+        let (mut monitor, _) = begun("inmigrate", "");
+        let acts = monitor.drive(receive.clone());
+        let (asked, said) = talk(&mut monitor, acts, status("inmigrate", ""));
+        assert_eq!(asked, ["query-status", "migrate-set-capabilities"]);
+        assert!(matches!(&said[..], [What::Migration(m)] if m.status == READY), "{said:?}");
+        let (mut monitor, _) = begun("postmigrate", "completed");
+        let acts = monitor.drive(receive);
+        let (asked, said) = talk(&mut monitor, acts, status("postmigrate", ""));
+        assert_eq!(asked, ["query-status"]);
+        assert!(matches!(&said[..], [What::Migration(m)] if m.status == WAITING), "{said:?}");
     }
 
     #[test]

@@ -46,11 +46,20 @@ fn there() -> bool {
 }
 
 fn qemu(monitor: &Path, incoming: Option<&str>) -> Qemu {
+    qemu_with(monitor, incoming, None)
+}
+
+fn qemu_with(monitor: &Path, incoming: Option<&str>, disk: Option<&Path>) -> Qemu {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-M", "pc", "-accel", "tcg,tb-size=16", "-nodefaults", "-display", "none", "-m", "16"]);
     command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
     if let Some(uri) = incoming {
         command.args(["-incoming", uri]);
+    }
+    if let Some(disk) = disk {
+        // So slow that it writes more than it moves.
+        command.args(["-global", "migration.x-max-bandwidth=262144", "-drive"]);
+        command.arg(format!("file={},format=raw,if=virtio,readonly=on", disk.display()));
     }
     Qemu(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
 }
@@ -100,8 +109,29 @@ impl Host {
     }
 }
 
+/// Code that a disk boots, which writes into 128 pages for ever, so that their move would not end without post-copy.
+const RESTLESS: [u8; 19] = [
+    0xb8, 0x00, 0x10, // mov ax, 0x1000
+    0x8e, 0xd8, // mov ds, ax
+    0xff, 0x06, 0x00, 0x00, // inc word [0]
+    0x05, 0x00, 0x01, // add ax, 0x100
+    0x3d, 0x00, 0x90, // cmp ax, 0x9000
+    0x72, 0xf2, // jb to `mov ds, ax`
+    0xeb, 0xed, // jmp to the begin
+];
+
+/// Such a disk.
+fn restless(dir: &Path) -> PathBuf {
+    let mut disk = vec![0; 1 << 20];
+    disk[..RESTLESS.len()].copy_from_slice(&RESTLESS);
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let path = dir.join("restless");
+    std::fs::write(&path, disk).unwrap();
+    path
+}
+
 fn drive(uri: impl Into<String>, want: Want) -> Drive {
-    Drive { migration: "a".into(), uri: uri.into(), want }
+    Drive { migration: "a".into(), uri: uri.into(), want, post_copy: false }
 }
 
 fn is(status: &'static str) -> impl Fn(&What) -> bool {
@@ -185,4 +215,46 @@ async fn a_move_under_way_is_given_up() {
     host.until("that it moves", |w| is("active")(w) || is("setup")(w)).await;
     host.orders.send(Order::Drive(vm, drive("", Want::Cancel))).await.unwrap();
     host.until("that it is given up", is("cancelled")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_writes_faster_than_it_moves_arrives_in_post_copy() {
+    if !there() {
+        return;
+    }
+    let vm: VmRef = "contoso/sql".parse().unwrap();
+    let (mut from, mut to) = (Host::new("lazy-from"), Host::new("lazy-to"));
+    let disk = restless(&from.folder.0);
+    let uri = format!("unix:{}", to.folder.0.join("memory").display());
+    let _old = qemu_with(&from.monitor(), None, Some(&disk));
+    from.until("that it runs", |w| *w == What::Resumed).await;
+    // Its BIOS has to come as far as the disk.
+    let begun = std::time::Instant::now();
+    let drive = |want| Drive { post_copy: true, ..drive(uri.clone(), want) };
+
+    // A destination that was not made ready ends, and the VM runs on.
+    let deaf = to.folder.0.join("deaf");
+    let unready = qemu_with(&deaf, Some(&uri), Some(&disk));
+    from.orders.send(Order::Drive(vm.clone(), drive(Want::Move))).await.unwrap();
+    let (before, failed) = from.until("the failure", is("failed")).await;
+    let What::Migration(m) = &failed.what else { panic!("{failed:?}") };
+    println!("{m:?}");
+    assert!(m.error.contains("; next: read what the destination's QEMU said"), "{m:?}");
+    assert!(!before.contains(&What::Stopped), "{before:?}");
+    drop(unready);
+    assert!(begun.elapsed() < PATIENCE);
+
+    // Ordered before its QEMU is there, as it is in life.
+    to.orders.send(Order::Drive(vm.clone(), drive(Want::Receive))).await.unwrap();
+    to.until("that no QEMU waits yet", is("waiting")).await;
+    let _ = std::fs::remove_file(to.folder.0.join("memory"));
+    let _new = qemu_with(&to.monitor(), Some(&uri), Some(&disk));
+    to.until("that it is ready", is("ready")).await;
+    from.orders.send(Order::Drive(vm.clone(), drive(Want::Move))).await.unwrap();
+    from.until("post-copy", is("postcopy-active")).await;
+    let (_, stopped) = from.until("STOP", |w| *w == What::Stopped).await;
+    let (_, done) = from.until("the end", is("completed")).await;
+    let (_, resumed) = to.until("RESUME", |w| *w == What::Resumed).await;
+    println!("STOP to RESUME {} us, {done:?}", resumed.time_us.saturating_sub(stopped.time_us));
+    assert!(resumed.time_us < done.time_us, "{resumed:?} {done:?}");
 }

@@ -205,7 +205,7 @@ impl Virsh {
     }
 
     /// Moves a VM to another libvirt; to none: waits for the end of what an earlier run of the agent began.
-    pub(crate) async fn migrate(self, vm: &VmRef, migration: &str, to: Option<&str>) {
+    pub(crate) async fn migrate(self, vm: &VmRef, migration: &str, to: Option<&Drive>) {
         let again = {
             let mut moves = self.moves();
             let known = moves.entry(vm.clone()).or_default();
@@ -246,8 +246,10 @@ impl Virsh {
         self.say(vm, What::Migration(end)).await;
     }
 
-    async fn drive(&self, vm: &VmRef, migration: &str, to: Option<&str>) -> Result<(), String> {
-        let Some(to) = to else { return self.attend(vm, migration, &self.domain(vm)?).await };
+    async fn drive(&self, vm: &VmRef, migration: &str, to: Option<&Drive>) -> Result<(), String> {
+        let Some(Drive { uri: to, post_copy, .. }) = to else {
+            return self.attend(vm, migration, &self.domain(vm)?).await;
+        };
         // A URI can have libvirt run programs as root: that is this host's to forbid, whatever the controller allows.
         check_migration_uri(Through::Libvirt, to)
             .map_err(|why| format!("this agent does not move a VM to {to:?}: {why}{NEXT}give a plain URI"))?;
@@ -260,6 +262,9 @@ impl Virsh {
         let persistent =
             info.lines().any(|l| l.strip_prefix("Persistent:").is_some_and(|v| v.trim() == "yes"));
         let mut arguments = vec!["migrate", "--live", "--p2p"];
+        if *post_copy {
+            arguments.extend(["--postcopy", "--postcopy-after-precopy"]);
+        }
         if persistent {
             arguments.extend(["--persistent", "--undefinesource"]);
         }
@@ -398,6 +403,7 @@ fn words(output: &Output) -> String {
 mod tests {
     use super::*;
     use crate::options::Libvirt;
+    use crate::qmp::Want;
 
     #[tokio::test]
     async fn what_would_run_a_program_is_not_asked_of_libvirt() {
@@ -405,15 +411,21 @@ mod tests {
         let finder = Finder::new(Libvirt::At("qemu:///system".into()));
         let virsh = Virsh::new(finder, Domains::load(std::path::Path::new("/nowhere")), said);
         let vm: VmRef = "contoso/sql".parse().unwrap();
+        let to = |uri: &str| Drive {
+            migration: String::new(),
+            uri: uri.into(),
+            want: Want::Move,
+            post_copy: false,
+        };
         let wrong = ["qemu+ext:///system?command=/tmp/x", "qemu+ssh://h2/system?netcat=/tmp/x", "-c"];
         for (number, uri) in wrong.into_iter().enumerate() {
-            virsh.clone().migrate(&vm, &number.to_string(), Some(uri)).await;
+            virsh.clone().migrate(&vm, &number.to_string(), Some(&to(uri))).await;
             let word = heard.try_recv().unwrap();
             let What::Migration(m) = word.what else { panic!("{:?}", word.what) };
             assert!(m.status == "failed" && m.error.contains("does not move a VM to"), "{}", m.error);
         }
         // A legal one comes as far as the question which domain it is.
-        virsh.clone().migrate(&vm, "legal", Some("qemu+ssh://h2/system")).await;
+        virsh.clone().migrate(&vm, "legal", Some(&to("qemu+ssh://h2/system"))).await;
         let word = heard.try_recv().unwrap();
         assert!(
             matches!(&word.what, What::Migration(m) if m.error.contains("no libvirt domain")),

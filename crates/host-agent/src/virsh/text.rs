@@ -83,9 +83,9 @@ pub(crate) fn downtime_ms(text: &str) -> Option<u64> {
 pub(crate) fn runs(state: &str, job: &str) -> Option<bool> {
     match state.trim() {
         s if s.starts_with("running") => Some(true),
-        "paused (migrating)" if field(job, "Operation") == Some("Incoming migration") => None,
-        "paused (migrating)" => Some(false),
-        _ => None,
+        s if !s.starts_with("paused (migrating)") && !s.starts_with("paused (post-copy") => None,
+        _ if field(job, "Operation") == Some("Incoming migration") => None,
+        _ => Some(false),
     }
 }
 
@@ -134,6 +134,9 @@ mod tests {
         assert_eq!(runs("paused (migrating)\n", comes), None, "it has not begun to run");
         assert!(gone("shut off (migrated)\n") && gone("failed to get domain 'vm1'"));
         assert!(!gone("running (booted)") && !gone("virsh did not answer within 10 s"));
+        assert_eq!(runs("paused (post-copy)\n", leaves), Some(false));
+        assert_eq!(runs("running (post-copy)\n", comes), Some(true));
+        assert_eq!(runs("paused (post-copy failed)\n", comes), None, "it may go on");
         for state in ["paused (user)", "shut off (migrated)", ""] {
             assert_eq!(runs(state, leaves), None, "{state}");
         }

@@ -206,22 +206,23 @@ impl Vms {
                 return;
             }
         };
-        let want = match (drive.cancel, drive.follow) {
-            (true, _) => qmp::Want::Cancel,
-            (false, true) => qmp::Want::Follow,
-            (false, false) => qmp::Want::Move,
+        let (through, want) = match (drive.through.as_str(), drive.cancel, drive.follow) {
+            ("qmp-incoming", ..) => ("qmp", qmp::Want::Receive),
+            (through, true, _) => (through, qmp::Want::Cancel),
+            (through, false, true) => (through, qmp::Want::Follow),
+            (through, false, false) => (through, qmp::Want::Move),
         };
         tracing::info!(%vm, through = drive.through, uri = drive.uri, ?want, "told to move a VM");
-        let through = drive.through;
-        let drive = qmp::Drive { migration: drive.migration, uri: drive.uri, want };
-        // What another tool is moving is given up where this agent hears of it.
+        // What another tool is moving is followed, or given up, where this agent hears of it.
         let deaf = self.deaf();
         let is_domain = deaf.is_none() && self.domains.of(&vm).is_some();
-        let through = match through.as_str() {
-            "switch-only" | "other" if drive.want == qmp::Want::Cancel && is_domain => "libvirt",
-            "switch-only" | "other" if drive.want == qmp::Want::Cancel => "qmp",
+        let through = match through {
+            "switch-only" | "other" if want != qmp::Want::Move && is_domain => "libvirt",
+            "switch-only" | "other" if want != qmp::Want::Move => "qmp",
             told => told,
         };
+        let (migration, uri, post_copy) = (drive.migration.clone(), drive.uri.clone(), drive.post_copy);
+        let drive = qmp::Drive { migration, uri, want, post_copy };
         let refused = match (through, &self.qmp, deaf) {
             ("qmp", Some(qmp), _) => {
                 let order = qmp::Order::Drive(vm.clone(), drive.clone());
@@ -239,7 +240,9 @@ impl Vms {
                     match want {
                         qmp::Want::Cancel => virsh.cancel(&vm, &drive.migration).await,
                         qmp::Want::Follow => virsh.look_after(&vm, &drive).await,
-                        qmp::Want::Move => virsh.migrate(&vm, &drive.migration, Some(&drive.uri)).await,
+                        qmp::Want::Move => virsh.migrate(&vm, &drive.migration, Some(&drive)).await,
+                        // libvirt sees to that by itself.
+                        qmp::Want::Receive => {}
                     }
                 };
                 self.tasks.push(tokio::spawn(work));

@@ -231,6 +231,10 @@ pub enum VmCommand {
         /// Who moves the VM's memory
         #[command(flatten)]
         through: MoveThrough,
+        /// With --qmp or --libvirt: once the first pass over the memory is done, let the VM go on at the destination, and
+        /// the rest of its memory follow (post-copy); it moves however much it writes, but there is no way back then
+        #[arg(long)]
+        post_copy: bool,
         /// Return once the VM may move
         #[arg(long)]
         no_wait: bool,
@@ -241,7 +245,7 @@ pub enum VmCommand {
         #[arg(value_parser = name::vm)]
         vm: VmRef,
     },
-    /// Give up a migration that is not yet switched
+    /// Give up a migration that is not yet switched, nor in post-copy
     Cancel {
         /// The VM
         #[arg(value_parser = name::vm)]

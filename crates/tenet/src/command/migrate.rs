@@ -2,13 +2,12 @@
 
 use crate::command::Context;
 use crate::command::migrations::{after_rollback, receipt, waiting_for};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Code, Failure, Outcome};
 use crate::print;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tenet_api::client::{Client, ClientError};
 use tenet_api::rest::{Migrate, MigrationView, ReceiptOrMigration, ReceiptView, Wait};
-use tenet_model::{HostName, Name, Through, VmRef};
+use tenet_model::{Name, VmRef, in_post_copy};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Time between two looks at a running migration.
@@ -22,15 +21,24 @@ const AGAIN: Duration = Duration::from_millis(250);
 pub async fn migrate(
     context: &Context,
     vm: &VmRef,
-    to: HostName,
+    mut request: Migrate,
     given: Vec<(Option<Name>, String)>,
-    (through, uri): (Through, Option<String>),
     no_wait: bool,
 ) -> Outcome {
+    let (to, through) = (request.to.clone(), request.through);
+    if request.post_copy && !through.driven() {
+        return Err(Failure::new(
+            "--post-copy needs --qmp URI or --libvirt: the source's agent has the hypervisor switch to it",
+            format!(
+                "`tenet vm migrate {vm} --to {to} --libvirt --post-copy`; a move that another tool makes in post-copy \
+                 (`virsh migrate --postcopy`) is followed without it"
+            ),
+        )
+        .code(Code::Usage));
+    }
     let client = context.client()?;
     let view = client.vm(vm).await?;
     let mut attached = view.ports.iter().filter(|p| p.host.is_some()).map(|p| p.name.port.clone());
-    let mut devices = BTreeMap::new();
     for (port, device) in given {
         let port = port.or_else(|| attached.next()).ok_or_else(|| {
             Failure::new(
@@ -38,9 +46,8 @@ pub async fn migrate(
                 format!("`tenet vm show {vm}` shows its ports"),
             )
         })?;
-        devices.insert(port, device);
+        request.devices.insert(port, device);
     }
-    let request = Migrate { to: to.clone(), devices, through, uri };
     // Known before it is prepared, so that Ctrl-C has something to give up.
     let begun = client.clone().with_wait(Wait::Stored, None).migrate(vm, &request).await?;
     let mut interrupted = signal(SignalKind::interrupt())
@@ -60,7 +67,7 @@ pub async fn migrate(
     };
     tokio::select! {
         followed = followed => match followed? {
-            None => ended(context, &client, &begun).await,
+            None => ended(context, &client, &begun, request.post_copy).await,
             Some(migration) => context.show(&migration, |m| {
                 let next = if m.through.driven() { "is being moved" } else { "may move" };
                 print::line(&format!("{}: VM {vm} {next} to host {} now; its first frame there switches it", m.phase, m.to))
@@ -69,7 +76,7 @@ pub async fn migrate(
         _ = interrupted.recv() => {
             print::note("\ngiving it up");
             match client.migrate_cancel(vm).await {
-                Ok(receipt) => finished(context, &receipt),
+                Ok(receipt) => finished(context, &receipt, request.post_copy),
                 Err(away @ ClientError::Unreachable { .. }) => {
                     let mut failure = Failure::from(away);
                     failure.hint = format!(
@@ -82,7 +89,7 @@ pub async fn migrate(
                 Err(refused) => {
                     print::note(&format!("{refused}"));
                     until(&client, &begun, |_| false).await?;
-                    ended(context, &client, &begun).await
+                    ended(context, &client, &begun, request.post_copy).await
                 }
             }
         }
@@ -104,6 +111,9 @@ async fn moving(client: &Client, migration: &MigrationView) -> Outcome {
 /// What a migration does at the moment.
 fn stage(m: &MigrationView) -> String {
     match (m.phase.as_str(), &m.progress) {
+        ("switched", Some(p)) if in_post_copy(&p.status) => {
+            format!("runs on {}, its memory follows ({})", m.to, p.status)
+        }
         ("switched", _) => format!("runs on {}, waiting for {}", m.to, waiting_for(m)),
         (_, Some(p)) if p.status == "waiting" => format!(
             "waiting for a QEMU on {}: start it there with what `tenet vm run-args {} --host {}` prints, and -incoming",
@@ -115,11 +125,11 @@ fn stage(m: &MigrationView) -> String {
 }
 
 /// Shows the receipt of a migration that is over.
-async fn ended(context: &Context, client: &Client, migration: &MigrationView) -> Outcome {
+async fn ended(context: &Context, client: &Client, migration: &MigrationView, post_copy: bool) -> Outcome {
     let vm = &migration.vm;
     let receipts = patiently(vm, AWAY, async || client.receipts().await).await?;
     match receipts.into_iter().rev().find(|r| r.id == migration.id) {
-        Some(found) => finished(context, &found),
+        Some(found) => finished(context, &found, post_copy),
         None => Err(Failure::new(
             format!("the migration of VM {vm} ended without a receipt"),
             format!("`tenet vm show {vm}` shows where it is"),
@@ -130,15 +140,18 @@ async fn ended(context: &Context, client: &Client, migration: &MigrationView) ->
 /// `vm switch`
 pub async fn switch(context: &Context, vm: &VmRef) -> Outcome {
     match context.client()?.migrate_switch(vm).await? {
-        ReceiptOrMigration::Receipt(receipt) => finished(context, &receipt),
+        ReceiptOrMigration::Receipt(receipt) => finished(context, &receipt, false),
         ReceiptOrMigration::Migration(m) => context
             .show(&m, |m| print::line(&format!("{}: waiting for {}", m.phase, m.waiting_for.join(", ")))),
     }
 }
 
-fn finished(context: &Context, found: &ReceiptView) -> Outcome {
+fn finished(context: &Context, found: &ReceiptView, post_copy: bool) -> Outcome {
     context.show(found, receipt)?;
     if found.moved {
+        if post_copy && !found.post_copy {
+            print::aside("post-copy was not needed: all memory had been moved before the VM ran there");
+        }
         return Ok(());
     }
     Err(Failure::new(
@@ -202,7 +215,6 @@ async fn patiently<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::Code;
 
     /// What asking a controller that is not there ends with; nothing listens at port 1.
     async fn away() -> Result<(), ClientError> {

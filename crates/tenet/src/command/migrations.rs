@@ -134,7 +134,7 @@ fn receipt_table(all: &[ReceiptView]) -> Table {
             r.from.to_string(),
             r.to.to_string(),
             if r.moved { "moved" } else { "rolled back" }.to_owned(),
-            r.through.name().to_owned(),
+            by(r.through, r.post_copy),
             or_dash(r.pause_us.map(micros)),
             or_dash(r.first_frame_us.map(micros)),
             frames(r, r.redirected),
@@ -157,12 +157,17 @@ pub fn table(all: &[MigrationView]) -> Table {
             m.from.to_string(),
             m.to.to_string(),
             m.phase.clone(),
-            m.through.name().to_owned(),
+            by(m.through, m.post_copy),
             or_dash(m.progress.as_ref().map(progress)),
             waiting_for(m),
         ]);
     }
     table
+}
+
+/// `qmp, post-copy`
+fn by(through: Through, post_copy: bool) -> String {
+    format!("{}{}", through.name(), if post_copy { ", post-copy" } else { "" })
 }
 
 /// `active, 12.0 of 96.0 MiB`
@@ -197,7 +202,12 @@ pub fn receipt(r: &ReceiptView) -> Outcome {
         Through::Qmp => "the agent, by QMP",
         Through::Libvirt => "the agent, by libvirt",
     };
-    print::line(&format!("  moved by                     {through}{activated}"))?;
+    let post_copy = if r.post_copy { ", in post-copy" } else { "" };
+    print::line(&format!("  moved by                     {through}{post_copy}{activated}"))?;
+    if !r.ports.is_empty() {
+        let ports: Vec<&str> = r.ports.iter().map(tenet_model::Name::as_str).collect();
+        print::line(&format!("  ports                        {}", ports.join(" ")))?;
+    }
     for (name, us) in [
         ("VM paused                  ", r.pause_us),
         ("  by QEMU's own clock      ", r.downtime_us),
@@ -248,6 +258,9 @@ pub fn told(reason: &str) -> (&str, Option<&str>) {
 pub fn after_rollback(r: &ReceiptView) -> String {
     let (vm, from, to) = (&r.vm, &r.from, &r.to);
     let (reason, next) = told(r.reason.as_deref().unwrap_or_default());
+    if let (Some(next), true) = (next, reason.starts_with(&format!("host {to} "))) {
+        return format!("on host {to}: {next}; then again: `tenet vm migrate {vm} --to {to}`");
+    }
     if let Some(next) = next {
         return format!("on host {from}: {next}; then again: `tenet vm migrate {vm} --to {to}`");
     }
@@ -295,6 +308,8 @@ mod tests {
             told,
             "on host h1: start the agent with --libvirt; then again: `tenet vm migrate a/sql --to h2`"
         );
+        let there = format!("host h2 is not ready for post-copy: no{}start QEMU anew", tenet_model::NEXT);
+        assert!(hint(Through::Qmp, &there).starts_with("on host h2: start QEMU anew"));
         assert!(hint(Through::Qmp, "asked for").contains("tenet vm migrate a/sql --to h2"));
     }
 

@@ -7,9 +7,9 @@ use crate::print::{self, Table, or_dash, yes};
 use ipnet::IpNet;
 use std::net::IpAddr;
 use tenet_api::rest::{
-    Attach, CreateVm, CreateVmPort, Detach, HostPatch, HostSpec, NetworkPatch, NetworkSpec, NetworkView,
-    Pool, PortView, PrefixSpec, RouteSpec, RouteView, SubnetSpec, SubnetView, TenantSpec, TokenRequest,
-    VmView,
+    Attach, CreateVm, CreateVmPort, Detach, HostPatch, HostSpec, Migrate, NetworkPatch, NetworkSpec,
+    NetworkView, Pool, PortView, PrefixSpec, RouteSpec, RouteView, SubnetSpec, SubnetView, TenantSpec,
+    TokenRequest, VmView,
 };
 use tenet_model::Vsid;
 
@@ -236,9 +236,10 @@ pub async fn vm(context: &Context, command: VmCommand) -> Outcome {
         VmCommand::Detach { vm, port } => {
             change::report(context, &client.detach(&vm, &Detach { port }).await?)
         }
-        VmCommand::Migrate { vm, to, devices, through, no_wait } => {
-            let through = through.chosen(&to);
-            migrate::migrate(context, &vm, to, devices, through, no_wait).await
+        VmCommand::Migrate { vm, to, devices, through, post_copy, no_wait } => {
+            let (through, uri) = through.chosen(&to);
+            let request = Migrate { to, devices: Default::default(), through, uri, post_copy };
+            migrate::migrate(context, &vm, request, devices, no_wait).await
         }
         VmCommand::Switch { vm } => migrate::switch(context, &vm).await,
         VmCommand::Cancel { vm } => {
