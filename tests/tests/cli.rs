@@ -254,6 +254,23 @@ fn site_file_applies_once_shows_the_difference_first_and_comes_back_from_export(
     }
     fails(&world, "apply -f /nonexistent.yaml", 1, &["/nonexistent.yaml", "next:"]);
 
+    // A VM that runs is moved; a file does not take its port elsewhere without being told to.
+    let path = file(
+        "tenants:\n  contoso:\n    vms:\n      sql: { ports: { eth0: { subnet: prod/data, host: h2 } } }\n",
+    );
+    for how in ["--yes", "--dry-run"] {
+        let line = format!("apply -f {path} {how}");
+        let done = run(&world, &line.split_whitespace().collect::<Vec<_>>());
+        assert!(done.code == 4 && done.out.contains("host: h1 -> h2"), "{done:?}");
+        let (place, way) = (format!("{path}:4:"), "`tenet vm migrate contoso/sql --to h2`");
+        for part in [place.as_str(), "VM contoso/sql runs on host h1", way, "--force"] {
+            assert!(done.err.contains(part), "{part}: {done:?}");
+        }
+    }
+    assert_eq!(world.host_of("contoso/sql"), "h1");
+    let said = tenet(&world, &format!("apply -f {path} --dry-run --force"));
+    assert!(said.contains("host: h1 -> h2") && said.contains("only a check"), "{said}");
+
     for line in [
         "vm delete shop/till",
         "subnet delete shop/front/dmz",

@@ -1,7 +1,7 @@
 //! Claims of hosts: what runs there wants a VM's ports. Who may have what is decided in [`tenet_control::claim`].
 
 use crate::{
-    engine::{Committed, Engine},
+    engine::{Committed, Engine, How},
     fault::Fault,
     moving::{self, MOVE},
     resolve,
@@ -137,7 +137,7 @@ async fn attach(engine: &Arc<Engine>, host: &HostName, wanted: &Claim) -> Result
             Ok(tenet_model::Change::default())
         }
     };
-    let Committed { revision, .. } = engine.change(None, false, plan).await?;
+    let Committed { revision, .. } = engine.change(How::default(), plan).await?;
     Ok((!lost.into_inner()).then_some(revision))
 }
 
@@ -235,7 +235,7 @@ async fn released(
                     let alone = |p: &Port| Port { host: None, device: None, tap: false, ..p.clone() };
                     Ok(ports.map(|p| Operation::Put(Object::Port(alone(&p.value)))).collect())
                 };
-                let Committed { revision, changed } = engine.change(None, false, plan).await?;
+                let Committed { revision, changed } = engine.change(How::default(), plan).await?;
                 if !changed.is_empty() {
                     let names: Vec<&str> = changed.iter().map(|c| c.object.as_str()).collect();
                     return Ok((format!("{} left host {host}", names.join(", ")), revision));

@@ -1,6 +1,6 @@
 //! The core in its shell: the store's changes go in, its outputs are carried out, requests wait for it.
 
-use crate::{budget::Budgets, clock, events::Events, fault::Fault, pki::Pki, resolve};
+use crate::{budget::Budgets, clock, events::Events, fault::Fault, in_use, pki::Pki, resolve};
 use axum::http::StatusCode;
 use std::{
     collections::BTreeMap,
@@ -107,6 +107,17 @@ pub(crate) struct Engine {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How a change is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct How {
+    /// Only at this revision of the site.
+    pub(crate) if_revision: Option<u64>,
+    /// It is only checked.
+    pub(crate) dry_run: bool,
+    /// Also if it takes ports to other hosts that VMs use where they are.
+    pub(crate) force: bool,
 }
 
 /// What a change came to.
@@ -338,14 +349,13 @@ impl Engine {
     /// Plans, checks and commits a change; tries again where a race is lost, unless it is for one revision only.
     pub(crate) async fn change(
         &self,
-        if_revision: Option<u64>,
-        dry_run: bool,
+        How { if_revision, dry_run, force }: How,
         plan: impl Fn(&Desired) -> Result<Change, Fault> + Send,
     ) -> Result<Committed, Fault> {
         let _writer = self.writer.lock().await;
         for _ in 0..ATTEMPTS {
             let (checked, changed) = {
-                let core = self.core();
+                let mut core = self.core();
                 let desired = core.desired();
                 if let Some(asked) = if_revision.filter(|r| *r != desired.revision) {
                     return Err(Fault::lost_race(asked, desired.revision));
@@ -353,6 +363,9 @@ impl Engine {
                 let change = plan(desired)?;
                 let checked = desired.check(&change).map_err(|p| Fault::problems(&p))?;
                 let changed = resolve::effects(desired, &change, &checked);
+                if !force {
+                    in_use::check(&mut core, &change)?;
+                }
                 (checked, changed)
             };
             if dry_run || checked.is_empty() {
@@ -395,7 +408,18 @@ impl Engine {
         wait: WaitQuery,
         plan: impl Fn(&Desired) -> Result<Change, Fault> + Send,
     ) -> Result<ChangeReply, Fault> {
-        let Committed { revision, changed } = self.change(if_revision, dry_run, plan).await?;
+        self.change_as(How { if_revision, dry_run, force: false }, wait, plan).await
+    }
+
+    /// The same, however it is asked for.
+    pub(crate) async fn change_as(
+        &self,
+        how: How,
+        wait: WaitQuery,
+        plan: impl Fn(&Desired) -> Result<Change, Fault> + Send,
+    ) -> Result<ChangeReply, Fault> {
+        let dry_run = how.dry_run;
+        let Committed { revision, changed } = self.change(how, plan).await?;
         let applied = match wait.wait {
             Wait::Applied if !dry_run => Some(self.wait_applied(revision, longest(wait)).await),
             Wait::Applied | Wait::Stored => None,

@@ -11,6 +11,7 @@ mod engine;
 mod events;
 mod fault;
 mod grpc;
+mod in_use;
 mod listen;
 mod measured;
 mod metrics;

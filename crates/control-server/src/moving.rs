@@ -1,7 +1,7 @@
 //! Live migrations as requests make them: begun, waited for, given up. Whoever asks, REST or a host, it goes this way.
 
 use crate::{
-    engine::{Committed, Engine},
+    engine::{Committed, Engine, How},
     fault::Fault,
     view,
 };
@@ -30,7 +30,7 @@ pub(crate) async fn begin(
     let ready = engine.core().ready_for(vm, &m.to);
     ready.map_err(|why| Fault::conflict(why.text, &why.hint))?;
     let plan = |desired: &Desired| Ok(Change::put(Object::Migration(migration(desired, vm, m, id)?)));
-    let Committed { revision, .. } = engine.change(if_revision, false, plan).await?;
+    let Committed { revision, .. } = engine.change(How { if_revision, ..How::default() }, plan).await?;
     Ok((id, revision))
 }
 

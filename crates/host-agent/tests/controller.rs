@@ -93,7 +93,7 @@ async fn site(client: &Client) {
             security: true,
         })),
     ];
-    client.changes(&ChangesRequest { changes, dry_run: false, if_revision: None }).await.unwrap();
+    client.changes(&ChangesRequest { changes, ..Default::default() }).await.unwrap();
 }
 
 async fn token(client: &Client) -> String {

@@ -147,7 +147,7 @@ async fn measure(tenet: &Path, out: &Path) -> Result<()> {
 }
 
 fn request(items: Vec<ChangeItem>) -> ChangesRequest {
-    ChangesRequest { changes: items, dry_run: false, if_revision: None }
+    ChangesRequest { changes: items, ..Default::default() }
 }
 
 async fn connected(client: &Client) -> Result<()> {

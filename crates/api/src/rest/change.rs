@@ -105,6 +105,10 @@ pub struct ChangesRequest {
     /// Refuse (409) if the site is no longer at this revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_revision: Option<u64>,
+    /// Also if it takes ports to other hosts that VMs use where they are, by what the agents there said last: these VMs
+    /// lose their network.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// What became of an object.

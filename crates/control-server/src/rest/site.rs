@@ -4,7 +4,12 @@ use super::{
     extract::{App, Body, Params, Wish},
     object::Reply,
 };
-use crate::{clock, engine::ANSWER, fault::Fault, metrics, path, view};
+use crate::{
+    clock,
+    engine::{ANSWER, How},
+    fault::Fault,
+    metrics, path, resolve, view,
+};
 use axum::{
     Json,
     body::Body as HttpBody,
@@ -29,7 +34,7 @@ use tenet_model::{HostName, Key, NetId, NetworkRef};
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::IntoParams;
 
-/// Applies several changes as one.
+/// Applies several changes as one. One that would take a port that a VM uses to another host is refused, unless forced.
 #[utoipa::path(post, path = "/v1/changes", tag = "site", params(WaitQuery), request_body = ChangesRequest,
     responses((status = 200, body = ChangeReply), (status = 409, body = ApiError), (status = 422, body = ApiError)))]
 pub(super) async fn changes(
@@ -38,7 +43,8 @@ pub(super) async fn changes(
     Body(r): Body<ChangesRequest>,
 ) -> Reply<ChangeReply> {
     let if_revision = r.if_revision.or(wish.if_match);
-    app.engine.change_items(if_revision, r.dry_run, &r.changes, wish.wait).await.map(Json)
+    let how = How { if_revision, dry_run: r.dry_run, force: r.force };
+    app.engine.change_as(how, wish.wait, |desired| resolve::change(desired, &r.changes)).await.map(Json)
 }
 
 /// Shows the whole desired state.

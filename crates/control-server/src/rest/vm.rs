@@ -4,14 +4,12 @@ use super::{
     extract::{App, Body, Named, Wish},
     object::{Reply, create, delete},
 };
-use crate::{clock, engine, fault::Fault, moving, moving::MOVE, resolve, view};
+use crate::{engine, engine::How, fault::Fault, moving, moving::MOVE, resolve, view};
 use axum::{Json, extract::State};
 use tenet_api::rest::{
     ApiError, Attach, ChangeItem, ChangeReply, CreateVm, Detach, Migrate, MigrationView, PortSpec,
     ReceiptOrMigration, ReceiptView, Spec, Target, VmSpec, VmView, Wait, WaitQuery,
 };
-use tenet_compile::PortRow;
-use tenet_control::{Control, PortReport};
 use tenet_model::{Desired, Key, Name, Object, Operation, Port, PortRef, VmRef};
 
 /// The name of a VM's port if none is given.
@@ -96,36 +94,9 @@ pub(super) async fn attach(
     Named(vm): Named<VmRef>,
     Body(a): Body<Attach>,
 ) -> Reply<ChangeReply> {
-    if !a.force {
-        unused_elsewhere(&mut app.engine.core(), &vm, &a)?;
-    }
     let plan = |desired: &Desired| resolve::change(desired, &[attached(desired, &vm, &a)?]);
-    app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)
-}
-
-/// Refuses what would take a port away from a VM that runs with it on another host: nothing but a migration moves one.
-fn unused_elsewhere(core: &mut Control, vm: &VmRef, a: &Attach) -> Result<(), Fault> {
-    let desired = core.desired();
-    let name = attached_port(desired, vm, a)?;
-    let port = desired.ports.get(&name).map(|p| &p.value);
-    let Some(on) = port.and_then(|p| p.host.clone()).filter(|on| *on != a.host) else { return Ok(()) };
-    if desired.migrations.contains_key(vm) {
-        // The model refuses it, and says why.
-        return Ok(());
-    }
-    let Some(report) = core.host_report(&on, clock::micros()) else { return Ok(()) };
-    let used = |(row, there): &(PortRow, Option<PortReport>)| {
-        row.name == name && there.as_ref().is_some_and(|p| p.present && p.carrier)
-    };
-    let Some((row, _)) = report.ports.iter().find(|p| used(p)) else { return Ok(()) };
-    let last = if report.connected { "" } else { ", as its agent said last (it has no session now)" };
-    let message = format!("VM {vm} runs on host {on}: {} has a carrier there{last}", row.device);
-    let hint = format!(
-        "`tenet vm migrate {vm} --to {}` moves it; if it does not run there any more, `tenet vm detach {vm}` first, or \
-         attach it with --force",
-        a.host
-    );
-    Err(Fault::conflict(message, hint))
+    let how = How { if_revision: wish.if_match, dry_run: false, force: a.force };
+    app.engine.change_as(how, wish.wait, plan).await.map(Json)
 }
 
 /// The port that shall be attached.

@@ -175,7 +175,31 @@ async fn a_port_that_a_vm_uses_is_not_taken_to_another_host() {
     let away = async { while c.client.status().await.unwrap().hosts[0].connected {} };
     tokio::time::timeout(DEADLINE, away).await.unwrap();
     assert!(refused_at_h2().await.contains("no session"));
-    let forced = Attach { force: true, ..attach("h2", "sql0") };
+    // However it is asked for: a site file is a list of changes.
+    let site = tenet_api::rest::Spec::Port(tenet_api::rest::PortSpec {
+        name: "contoso/sql/eth0".parse().unwrap(),
+        subnet: c.client.vm(&sql).await.unwrap().ports[0].subnet.clone(),
+        mac: None,
+        addresses: vec![],
+        host: Some("h2".parse().unwrap()),
+        device: Some("sql0".into()),
+        queues: None,
+        security: true,
+    });
+    let changes = vec![ChangeItem::Put { object: site }];
+    for dry_run in [true, false] {
+        let request = ChangesRequest { changes: changes.clone(), dry_run, ..Default::default() };
+        let error = c.client.changes(&request).await.unwrap_err();
+        assert_eq!(refused(&error), (409, "conflict"));
+        let problems = &error.api().unwrap().problems;
+        assert!(problems.len() == 1 && problems[0].object == "port/contoso/sql/eth0", "{problems:?}");
+        assert!(problems[0].hint.contains("`tenet vm migrate contoso/sql --to h2`"), "{problems:?}");
+    }
+    assert_eq!(host(&sql).await, "h1");
+    let request = ChangesRequest { changes, force: true, ..Default::default() };
+    c.client.changes(&request).await.unwrap();
+    assert_eq!(host(&sql).await, "h2");
+    let forced = Attach { force: true, ..attach("h1", "sql0") };
     c.client.attach(&sql, &forced).await.unwrap();
     assert_eq!(host(&sql).await, "h1");
 }
@@ -271,8 +295,12 @@ async fn a_lost_race_is_said_and_unconditional_changes_all_win() {
         let object = Spec::Tenant(TenantSpec { name: name.parse().unwrap() });
         vec![ChangeItem::Put { object }]
     };
-    let with =
-        |name: &str| ChangesRequest { changes: tenant(name), dry_run: false, if_revision: Some(revision) };
+    let with = |name: &str| ChangesRequest {
+        changes: tenant(name),
+        dry_run: false,
+        if_revision: Some(revision),
+        force: false,
+    };
     c.client.changes(&with("a")).await.unwrap();
     let error = c.client.changes(&with("b")).await.unwrap_err();
     assert_eq!(refused(&error), (409, "lost-race"));
@@ -286,7 +314,7 @@ async fn a_lost_race_is_said_and_unconditional_changes_all_win() {
         });
     futures::future::join_all(all).await;
     assert_eq!(c.client.tenants().await.unwrap().len(), 22);
-    let dry = ChangesRequest { changes: tenant("dry"), dry_run: true, if_revision: None };
+    let dry = ChangesRequest { changes: tenant("dry"), dry_run: true, if_revision: None, force: false };
     let reply = c.client.changes(&dry).await.unwrap();
     assert!(reply.dry_run && reply.changed.len() == 1);
     assert_eq!(c.client.tenants().await.unwrap().len(), 22);

@@ -240,6 +240,10 @@ pub struct ApplyArgs {
     /// Delete what the file does not have (of hosts, tenants and all that is in them)
     #[arg(long)]
     pub prune: bool,
+    /// Also if the file names other hosts for VMs that run where they are, by what the agents there said last: there they
+    /// lose their network
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Arguments of `completion`.

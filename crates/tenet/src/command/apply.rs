@@ -27,7 +27,8 @@ pub async fn apply(context: &Context, args: ApplyArgs) -> Outcome {
     if args.prune {
         changes.extend(surplus.iter().map(|t| ChangeItem::Delete { object: t.clone() }));
     }
-    let mut request = ChangesRequest { changes, dry_run: true, if_revision: revision };
+    // Shown first, whatever is refused then.
+    let mut request = ChangesRequest { changes, dry_run: true, if_revision: revision, force: true };
     let checked = send(&client, &request, &file, &wanted).await?;
     let todo: Vec<&Changed> = checked.changed.iter().filter(|c| c.effect != Effect::Unchanged).collect();
     let json = context.json();
@@ -36,6 +37,10 @@ pub async fn apply(context: &Context, args: ApplyArgs) -> Outcome {
         if !args.prune && !surplus.is_empty() {
             print::note(&format!("{} objects are not in {file}; --prune deletes them", surplus.len()));
         }
+    }
+    request.force = args.force;
+    if !todo.is_empty() && !args.force {
+        send(&client, &request, &file, &wanted).await?;
     }
     if todo.is_empty() || args.dry_run {
         let nothing = if todo.is_empty() { "nothing to do" } else { "this was only a check" };
