@@ -47,7 +47,6 @@ fn domains_start_move_and_stop_with_their_ports() {
     tenet_has_libvirt_move_it(&site, &world);
     a_move_by_hand_is_heard_of(&site, &world);
     a_move_is_heard_of_although_virsh_ends(&site, &world);
-    libvirt_moves_it_in_post_copy(&site, &world);
     a_stopped_domain_lets_go(&site, &world);
     attach_while_it_runs(&site, &world);
     attach_while_it_is_shut(&site, &world);
@@ -317,25 +316,6 @@ fn a_move_is_heard_of_although_virsh_ends(site: &Hosts, world: &World) {
     world.in_sync();
 }
 
-/// There and back by `tenet vm migrate --libvirt --post-copy`. Whether the guest writes enough for it is its own affair.
-fn libvirt_moves_it_in_post_copy(site: &Hosts, world: &World) {
-    let lab = world.lab.record().name.clone();
-    for (to, libvirt, old) in [("h2", &site.two, &site.one), ("h1", &site.one, &site.two)] {
-        let ask = ["--lab", lab.as_str(), "vm", "migrate", VM, "--to", to, "--libvirt", &libvirt.uri];
-        let said = tenet(&[&ask[..], &["--post-copy"]].concat());
-        let receipt = newest(world);
-        println!("{said}{receipt:?}");
-        assert!(receipt.moved && receipt.to.as_str() == to, "{receipt:?}");
-        assert_eq!(receipt.post_copy, said.contains("in post-copy"), "{said}");
-        // What it says of the domain's end there would otherwise end the move back.
-        until("the source's libvirt knows it no more", PATIENCE, || {
-            (!old.virsh(&["list", "--all", "--name"]).contains("lv-1")).then_some(())
-        });
-        answers(world, "contoso/web");
-        world.in_sync();
-    }
-}
-
 fn a_stopped_domain_lets_go(site: &Hosts, world: &World) {
     let port = format!("{VM}/eth0");
     _ = site.one.virsh(&["destroy", "lv-1"]);
@@ -392,24 +372,7 @@ fn attach_while_it_runs(site: &Hosts, world: &World) {
     });
     _ = site.one.virsh(&["start", "stranger"]);
     assert_eq!(host_of(world, "contoso/stranger/eth1").as_deref(), Some("h1"));
-    // Both move as one.
-    _ = site.one.virsh(&["migrate", "--live", "--p2p", "stranger", &site.two.uri]);
-    let receipt = until("the receipt", PATIENCE, || {
-        let receipts = block_on(world.client.receipts()).unwrap();
-        receipts.into_iter().find(|r| r.vm.to_string() == "contoso/stranger")
-    });
-    println!("{receipt:?}");
-    assert!(receipt.moved && receipt.to.as_str() == "h2", "{receipt:?}");
-    let ports: Vec<&str> = receipt.ports.iter().map(tenet_model::Name::as_str).collect();
-    assert_eq!(ports, ["eth0", "eth1"]);
-    for port in ["contoso/stranger/eth0", "contoso/stranger/eth1"] {
-        assert_eq!(host_of(world, port).as_deref(), Some("h2"));
-        let tap = tap_name(&port.parse().unwrap());
-        assert!(has_link(world, "h2", &tap));
-        until("its old tap is gone", PATIENCE, || (!has_link(world, "h1", &tap)).then_some(()));
-    }
-    world.in_sync();
-    _ = site.two.virsh(&["destroy", "stranger"]);
+    _ = site.one.virsh(&["destroy", "stranger"]);
 }
 
 fn attach_while_it_is_shut(site: &Hosts, world: &World) {
