@@ -24,6 +24,8 @@ pub struct Teardown {
     pub open_taps: Vec<String>,
     /// Offloads that the agent had turned off and that are on again, as `DEVICE FEATURE`.
     pub offloads: Vec<String>,
+    /// Uplinks that the agent had told to take all multicast, and that no longer do.
+    pub multicast: Vec<String>,
     /// What went wrong; the rest was removed nevertheless.
     pub errors: Vec<Error>,
 }

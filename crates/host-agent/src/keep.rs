@@ -1,5 +1,6 @@
 //! Files that are replaced as a whole, so that nobody ever sees half of one.
 
+use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
@@ -20,6 +21,20 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<Fi
     }
     fs::rename(&temporary, path)?;
     Ok(file)
+}
+
+/// What was kept as JSON; the default where nothing was.
+pub(crate) fn load<T: DeserializeOwned + Default>(path: &Path) -> io::Result<T> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(cause) => Err(cause),
+    }
+}
+
+/// Keeps something as JSON that outlives a power cut.
+pub(crate) fn save<T: Serialize>(path: &Path, what: &T) -> io::Result<()> {
+    replace(path, &serde_json::to_vec_pretty(what)?, true).map(drop)
 }
 
 #[cfg(test)]

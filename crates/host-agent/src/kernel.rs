@@ -1,6 +1,7 @@
 //! What the agent asks of a kernel, and one that lives in memory.
 
 use crate::taps::{Made, TapWish};
+use ipnet::Ipv6Net;
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::OwnedFd,
@@ -123,6 +124,21 @@ pub trait Kernel: Send {
     /// Turns an offload of a device on or off, by its name in `ethtool -k`; whether that changed anything.
     fn set_feature(&mut self, _device: &str, _feature: &str, _on: bool) -> Result<bool> {
         Ok(false)
+    }
+
+    /// Whether a device was told to take all multicast frames; `None`: there is no such device, or it cannot be read.
+    fn all_multicast(&mut self, _device: &str) -> Option<bool> {
+        None
+    }
+
+    /// Lets a device take all multicast frames, or only those of groups that were joined.
+    fn set_all_multicast(&mut self, _device: &str, _on: bool) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether the host's own addresses and routes say that neighbours on a device reach a range without a router.
+    fn is_on_link(&mut self, _device: &str, _range: Ipv6Net) -> bool {
+        false
     }
 
     /// How frames get from the uplinks into taps.

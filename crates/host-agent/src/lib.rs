@@ -17,6 +17,7 @@ mod kernel;
 mod local;
 mod measure;
 mod metrics;
+mod multicast;
 mod offloads;
 mod options;
 mod placeholder;
@@ -47,8 +48,8 @@ pub fn prepare(bpffs: &std::path::Path) -> Result<(), tenet_datapath::Error> {
     tenet_datapath::prepare_hub(bpffs)
 }
 
-/// Takes Tenet off this host: programs, pinned maps and links, taps, and offloads turned off by the agent whose state
-/// directory this is. Ports are without network from then on.
+/// Takes Tenet off this host: programs, pinned maps and links, taps, and what the agent whose state directory this is
+/// had changed of the uplinks. Ports are without network from then on.
 ///
 /// # Errors
 /// If an agent is at work on these pins; all else is in [`Teardown::errors`].
@@ -66,6 +67,9 @@ pub fn detach(
         Ok(links) => {
             let (offloads, errors) = offloads::restore(&links, state_dir);
             done.offloads = offloads;
+            done.errors.extend(errors.into_iter().map(Into::into));
+            let (multicast, errors) = multicast::restore(&links, state_dir);
+            done.multicast = multicast;
             done.errors.extend(errors.into_iter().map(Into::into));
         }
         Err(e) => done.errors.push(e.into()),

@@ -4,6 +4,7 @@ use crate::agent::Agent;
 use crate::convert;
 use crate::kernel::ReceiveReport;
 use crate::metrics::Text;
+use crate::multicast::Multicast;
 use crate::offloads::Offloads;
 use crate::probe::methods_in_use;
 use std::path::Path;
@@ -30,12 +31,14 @@ pub(crate) struct Measuring {
     tunnels: Vec<agent::UdpTunnel>,
     remedies: Remedies,
     offloads: Offloads,
+    multicast: Multicast,
 }
 
 impl Measuring {
     /// With what an earlier run left in the state directory.
     pub(crate) fn load(state_dir: &Path) -> Self {
-        Self { offloads: Offloads::load(state_dir), ..Self::default() }
+        let (offloads, multicast) = (Offloads::load(state_dir), Multicast::load(state_dir));
+        Self { offloads, multicast, ..Self::default() }
     }
 
     /// Something changed.
@@ -66,6 +69,7 @@ impl Agent {
             self.measured.needs = needs;
             self.provide();
         }
+        self.hear_neighbours();
         self.conclude();
     }
 
@@ -83,6 +87,19 @@ impl Agent {
             }
             self.measured.tunnels = tunnels;
             self.measured.report_soon();
+        }
+    }
+
+    /// Lets uplinks hear the questions for this host's IPv6 rewrite addresses, as long as there are any.
+    fn hear_neighbours(&mut self) {
+        // Without rows nothing is known of what is needed.
+        if self.core.rows().is_none() {
+            return;
+        }
+        let Measuring { needs, multicast, .. } = &mut self.measured;
+        let again = multicast.settle(self.kernel.as_mut(), &self.uplinks, &needs.asked_for);
+        if !again.is_empty() {
+            self.feed(Input::Restored(again));
         }
     }
 

@@ -1,8 +1,8 @@
 //! Which offloads of the uplinks this agent has turned off: kept over its restarts, and undone by `--detach`.
 
+use crate::keep;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
     path::{Path, PathBuf},
 };
 use tenet_hostnet::Links;
@@ -23,7 +23,7 @@ impl Offloads {
     /// What an earlier run noted in the state directory; what cannot be read is told and forgotten.
     pub(crate) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
-        let off = read(&path).unwrap_or_else(|cause| {
+        let off = keep::load(&path).unwrap_or_else(|cause| {
             tracing::warn!(path = %path.display(), %cause, "the list of offloads that were turned off cannot be read");
             Off::new()
         });
@@ -54,18 +54,9 @@ impl Offloads {
     }
 
     fn keep(&self) {
-        let bytes = serde_json::to_vec_pretty(&self.off).map_err(io::Error::from);
-        if let Err(cause) = bytes.and_then(|bytes| crate::keep::replace(&self.path, &bytes, true)) {
+        if let Err(cause) = keep::save(&self.path, &self.off) {
             tracing::error!(path = %self.path.display(), %cause, "which offloads are off cannot be kept on disk");
         }
-    }
-}
-
-fn read(path: &Path) -> io::Result<Off> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Off::new()),
-        Err(cause) => Err(cause),
     }
 }
 
@@ -104,6 +95,7 @@ pub(crate) fn restore(links: &Links, state_dir: &Path) -> (Vec<String>, Vec<tene
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use tenet_hostnet::Netns;
 
     fn folder(name: &str) -> PathBuf {

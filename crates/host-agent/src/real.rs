@@ -8,8 +8,10 @@ use crate::receive::Ways;
 use crate::session::chain;
 use crate::slow::Slow;
 use crate::taps::{self, Made, TapWish, Taps};
+use ipnet::Ipv6Net;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
 };
@@ -215,7 +217,7 @@ impl Kernel for RealKernel {
         Ok(back)
     }
 
-    fn leads_to(&mut self, pa: std::net::IpAddr) -> Option<bool> {
+    fn leads_to(&mut self, pa: IpAddr) -> Option<bool> {
         self.links.route_to(pa).ok().map(|route| route.is_some())
     }
 
@@ -240,7 +242,7 @@ impl Kernel for RealKernel {
         {
             tracing::warn!(%cause, "a socket that is not needed any more stays");
         }
-        self.needs = *needs;
+        self.needs.clone_from(needs);
         let tunnels = [(hostnet::UdpTunnel::Vxlan, needs.vxlan), (hostnet::UdpTunnel::Geneve, needs.geneve)];
         let wanted = tunnels.into_iter().filter_map(|(tunnel, port)| Some((tunnel, port?)));
         wanted.map(|(tunnel, port)| hold(&self.links, tunnel, port)).collect()
@@ -255,6 +257,29 @@ impl Kernel for RealKernel {
             return Ok(false);
         }
         self.links.set_feature(device, feature, on).map_err(error)
+    }
+
+    fn all_multicast(&mut self, device: &str) -> Option<bool> {
+        self.links.find(device).ok().flatten().map(|link| link.all_multicast)
+    }
+
+    fn set_all_multicast(&mut self, device: &str, on: bool) -> Result<()> {
+        self.links.set_all_multicast(device, on).map_err(error)
+    }
+
+    fn is_on_link(&mut self, device: &str, range: Ipv6Net) -> bool {
+        let Ok(index) = self.links.index(device) else { return false };
+        // An address there whose prefix holds the range, or a route of the administrator's.
+        let addresses = self.links.addrs().unwrap_or_default().into_iter().filter(|a| a.link == index);
+        let overlaps = |prefix: Ipv6Net| prefix.contains(&range) || range.contains(&prefix);
+        let beside = |a: hostnet::Address| match a.ip {
+            IpAddr::V6(ip) => Ipv6Net::new(ip, a.prefix_len).is_ok_and(overlaps),
+            IpAddr::V4(_) => false,
+        };
+        addresses.into_iter().any(beside)
+            || self.links.route_to(range.addr().into()).is_ok_and(|route| {
+                route.is_some_and(|r| r.link == index && r.gateway.is_none() && !r.local)
+            })
     }
 
     fn receive(&mut self) -> ReceiveReport {

@@ -274,3 +274,95 @@ fn hub_comes_with_the_first_tap() {
 fn no_hub_without_tcx() {
     in_namespace(async || taps(Hook::Clsact).await);
 }
+
+const RANGE: &str = "2001:db8:1::80/121";
+
+/// The site with a range of rewrite addresses of this host's, and maybe one of them in use.
+fn rewritten(generation: u64, range: &str, own: Option<&str>) -> C {
+    use tenet_compile::Row;
+    let mut rows = site(generation);
+    for (row, _) in rows.0.values_mut() {
+        match row {
+            Row::Host(h) => h.pool = vec![range.parse().unwrap()],
+            Row::Record(r) if r.port.vm == name("sql") => r.rewrite_pa = own.map(|a| a.parse().unwrap()),
+            _ => {}
+        }
+    }
+    C::Full(agent::Full::new(generation, &rows))
+}
+
+/// The agent has compared all since it took the state.
+async fn compared(session: &mut Session) {
+    session.hear(ack).await;
+    for _ in 0..2 {
+        session.hear(proof).await;
+    }
+}
+
+async fn multicast() {
+    let host = Host::new(Hook::Auto);
+    host.links.add_addr("up0", "2001:db8:1::10".parse().unwrap(), 64).unwrap();
+    let takes_all = || host.links.get("up0").unwrap().all_multicast;
+    let on = || takes_all().then_some(());
+    let off = || (!takes_all()).then_some(());
+    let mut controller = Controller::start().await;
+    let running = host.agent(&controller);
+    let mut session = controller.session().await;
+    session.say(rewritten(7, RANGE, None)).await;
+    compared(&mut session).await;
+    assert!(!takes_all(), "a range of which nothing is in use");
+    session.say(rewritten(8, RANGE, Some("2001:db8:1::81"))).await;
+    until("the questions for rewrite addresses are heard", on).await;
+
+    // Somebody turns it off.
+    host.links.set_all_multicast("up0", false).unwrap();
+    let p = session.hear(|m| proof(m).filter(|p| !p.repaired.is_empty())).await;
+    assert!(p.repaired[0].contains("takes all again"), "{p:?}");
+    assert!(takes_all());
+
+    // The agent dies, and another one starts: not for a moment does it stop.
+    let watch = host.links.watch().unwrap();
+    running.task.abort();
+    drop((running, session));
+    let running = until_started(&host, &controller).await;
+    let mut session = controller.session().await;
+    session.say(rewritten(8, RANGE, Some("2001:db8:1::81"))).await;
+    compared(&mut session).await;
+    while let Ok(events) = watch.try_next() {
+        let off = events.iter().find(
+            |e| matches!(e, tenet_hostnet::LinkEvent::Changed(l) if l.name == "up0" && !l.all_multicast),
+        );
+        assert_eq!(off, None);
+    }
+    assert!(takes_all());
+
+    // The last address goes, and the agent that did not turn it on turns it off.
+    session.say(rewritten(9, RANGE, None)).await;
+    until("nobody asks any more", off).await;
+
+    // What an administrator sets stays his.
+    host.links.set_all_multicast("up0", true).unwrap();
+    for (generation, own) in [(10, Some("2001:db8:1::81")), (11, None)] {
+        session.say(rewritten(generation, RANGE, own)).await;
+        compared(&mut session).await;
+        assert!(takes_all());
+    }
+
+    // A range that is routed to this host is asked for by nobody, until it is on link.
+    host.links.set_all_multicast("up0", false).unwrap();
+    session.say(rewritten(12, "2001:db8:9::/64", Some("2001:db8:9::1"))).await;
+    compared(&mut session).await;
+    assert!(!takes_all());
+    host.links.add_route("2001:db8:9::".parse().unwrap(), 64, None, Some("up0")).unwrap();
+    until("it is on link now", on).await;
+
+    running.stop().await;
+    assert!(takes_all(), "forwarding goes on, and so do the questions");
+    let done = tenet_host_agent::detach(&host.bpffs, &host.dir.0).unwrap();
+    assert_eq!((done.multicast, takes_all()), (vec!["up0".to_owned()], false), "{:?}", done.errors);
+}
+
+#[test]
+fn uplink_takes_all_multicast_while_ipv6_rewrite_addresses_are_asked_for() {
+    in_namespace(async || multicast().await);
+}

@@ -1,16 +1,21 @@
 //! What this host's networks need of the kernel beside maps and programs.
 
 use crate::plan;
-use tenet_compile::{Row, Rows};
+use ipnet::{IpNet, Ipv6Net};
+use std::{collections::BTreeSet, net::IpAddr};
+use tenet_compile::{HostRow, RecordRow, Row, Rows};
 use tenet_model::Method;
 
 /// What this host's networks need of the kernel beside maps and programs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Needs {
     /// A socket for VXLAN at this UDP port, by which the kernel joins segments.
     pub vxlan: Option<u16>,
     /// The same for Geneve.
     pub geneve: Option<u16>,
+    /// Ranges of IPv6 rewrite addresses of which one stands for an address here. Neighbours for which such a range is on
+    /// link ask for its addresses by multicast, in groups that no NIC joins by itself (RFC 4291 §2.7.1).
+    pub asked_for: BTreeSet<Ipv6Net>,
 }
 
 /// What these rows need. A method counts from the moment that a network is about to change to it: receivers are ready
@@ -20,7 +25,14 @@ pub fn needs(rows: &Rows) -> Needs {
     let mut needs = Needs::default();
     let Some(host) = plan::host_row(rows) else { return needs };
     for (row, _) in rows.0.values() {
-        let Row::Network(network) = row else { continue };
+        let network = match row {
+            Row::Network(network) => network,
+            Row::Record(record) => {
+                needs.asked_for.extend(rewritten(host, record));
+                continue;
+            }
+            Row::Host(_) | Row::Peer(_) | Row::Subnet(_) | Row::Route(_) | Row::Port(_) => continue,
+        };
         for method in [Some(network.method), network.switching].into_iter().flatten() {
             match method {
                 Method::Vxlan => needs.vxlan = Some(host.vxlan_port),
@@ -30,4 +42,15 @@ pub fn needs(rows: &Rows) -> Needs {
         }
     }
     needs
+}
+
+/// The range of this host's from which a customer address has an IPv6 rewrite address here.
+fn rewritten(host: &HostRow, record: &RecordRow) -> Option<Ipv6Net> {
+    let places = [(Some(record.pa), record.rewrite_pa), (record.alt_pa, record.other_rewrite_pa)];
+    let mut here = places.into_iter().filter(|(pa, _)| *pa == Some(host.pa)).filter_map(|(_, own)| own);
+    let own = here.find_map(|own| if let IpAddr::V6(own) = own { Some(own) } else { None })?;
+    host.pool.iter().find_map(|range| match range {
+        IpNet::V6(range) if range.contains(&own) => Some(range.trunc()),
+        IpNet::V4(_) | IpNet::V6(_) => None,
+    })
 }

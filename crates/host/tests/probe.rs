@@ -140,3 +140,28 @@ fn what_networks_need_is_there_before_they_change() {
     assert!(both.vxlan.is_some() && both.geneve.is_some());
     assert_eq!(set(Method::Rewrite, None), Needs::default());
 }
+
+#[test]
+fn a_range_is_asked_for_while_one_of_its_addresses_stands_for_one_here() {
+    use tenet_compile::Row;
+    use tenet_host::needs;
+    use tenet_model::NetId;
+    let mut rows = small(7);
+    let pools = ["192.168.1.128/25", "2001:db8:1::80/121", "2001:db8:9::/64"];
+    let Some((Row::Host(h), _)) = rows.0.get_mut(&RowKey::Host) else { panic!("a host") };
+    h.pool = pools.map(|p| p.parse().unwrap()).to_vec();
+    let mut asked = |n: u8, own: Option<&str>, alt: Option<[u8; 4]>, other: Option<&str>| {
+        let Some((Row::Record(r), _)) = rows.0.get_mut(&RowKey::Record(NetId(1), ca(n))) else {
+            panic!("a record")
+        };
+        r.rewrite_pa = own.map(|a| a.parse().unwrap());
+        (r.alt_pa, r.other_rewrite_pa) = (alt.map(Into::into), other.map(|a| a.parse().unwrap()));
+        needs(&rows).asked_for.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(11, Some("192.168.1.130"), None, None), Vec::<String>::new(), "asked for by broadcast");
+    assert_eq!(asked(12, Some("2001:db8:1::81"), None, None), Vec::<String>::new(), "another host's");
+    assert_eq!(asked(11, Some("2001:db8:1::82"), None, None), ["2001:db8:1::80/121"]);
+    assert_eq!(asked(11, None, None, None), Vec::<String>::new());
+    // A VM of the other host is about to come.
+    assert_eq!(asked(12, None, Some(OWN), Some("2001:db8:9::1")), ["2001:db8:9::/64"]);
+}

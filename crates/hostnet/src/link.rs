@@ -27,6 +27,7 @@ const TUN_TYPE_TUN: u8 = 1;
 /// `tx_dropped` in `struct rtnl_link_stats64`, whose fields are numbers of 64 bits.
 const TX_DROPPED: usize = 7;
 pub(crate) const IFF_UP: u32 = 1;
+pub(crate) const IFF_ALLMULTI: u32 = 1 << 9;
 const IFF_LOWER_UP: u32 = 1 << 16;
 
 /// What a link is.
@@ -86,6 +87,9 @@ pub struct Link {
     pub carrier: bool,
     /// Whether something is at the other end, also of a link that is down: of a tap, whether somebody has it open.
     pub connected: bool,
+    /// Whether it was told to take all multicast frames, whatever groups were joined (`ALLMULTI`); what the kernel asks of
+    /// it by itself, as for a bridge, does not show.
+    pub all_multicast: bool,
     /// Operational state.
     pub state: OperState,
     /// What it is.
@@ -118,6 +122,7 @@ impl Link {
             up: flags & IFF_UP != 0,
             carrier: flags & IFF_LOWER_UP != 0,
             connected: flags & IFF_LOWER_UP != 0,
+            all_multicast: flags & IFF_ALLMULTI != 0,
             state: OperState::Unknown,
             kind: Kind::Plain,
             master: None,

@@ -1,7 +1,7 @@
 //! A namespace's links: observe and change them.
 
 use crate::link::{
-    IFF_UP, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINK,
+    IFF_ALLMULTI, IFF_UP, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINK,
     IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_NET_NS_FD, IFLA_TXQLEN, RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK,
 };
 use crate::netlink::{CREATE, DUMP, EXCL, Message, Refusal, Request, Socket};
@@ -121,6 +121,14 @@ impl Links {
     /// Sets a link down.
     pub fn set_down(&self, name: &str) -> Result<()> {
         self.change(name, "set down", RTM_NEWLINK, (0, IFF_UP), |r| r)
+    }
+
+    /// Lets a link take all multicast frames, whatever groups were joined, or only those of groups that were
+    /// (`ip link set … allmulticast on`).
+    pub fn set_all_multicast(&self, name: &str, on: bool) -> Result<()> {
+        let (flags, action) =
+            if on { (IFF_ALLMULTI, "take all multicast at") } else { (0, "take no other multicast at") };
+        self.change(name, action, RTM_NEWLINK, (flags, IFF_ALLMULTI), |r| r)
     }
 
     /// Sets a link's MTU.

@@ -121,6 +121,9 @@ fn detach(args: &AgentArgs) -> Outcome {
     if !done.offloads.is_empty() {
         print::line(&format!("turned on again what the agent had turned off: {}", done.offloads.join(", ")))?;
     }
+    if !done.multicast.is_empty() {
+        print::line(&format!("taking all multicast was turned off again on {}", done.multicast.join(", ")))?;
+    }
     if !done.open_taps.is_empty() {
         print::line(&format!(
             "{} of the taps were open: the VMs of {} keep a NIC that leads nowhere until they are started again",
