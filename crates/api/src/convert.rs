@@ -3,7 +3,7 @@
 use crate::agent;
 use std::{fmt::Display, net::IpAddr, str::FromStr};
 use tenet_compile as c;
-use tenet_model::{Mac, NetId, SubnetPrefix, Vsid};
+use tenet_model::{Mac, NetId, OtherPort, SubnetPrefix, Vsid};
 
 /// Why a message is not a row, key or delta.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +46,10 @@ fn udp_port(field: &'static str, n: u32) -> Result<u16, ConvertError> {
         Ok(port) => Ok(port),
         Err(e) => Err(ConvertError::Illegal { field, why: e.to_string() }),
     }
+}
+
+fn other_port(m: agent::OtherPort) -> Result<OtherPort, ConvertError> {
+    Ok(OtherPort { method: parse("method", &m.method)?, port: udp_port("other_port", m.port)? })
 }
 
 /// A subnet has at least one.
@@ -101,6 +105,9 @@ impl From<&(c::Row, u64)> for agent::Row {
                 pa: r.pa.to_string(),
                 vxlan_port: r.vxlan_port.into(),
                 geneve_port: r.geneve_port.into(),
+                other_port: r
+                    .other_port
+                    .map(|o| agent::OtherPort { method: o.method.to_string(), port: o.port.into() }),
                 pool: r.pool.iter().map(ToString::to_string).collect(),
             }),
             c::Row::Peer(r) => M::Peer(agent::PeerRow {
@@ -166,6 +173,7 @@ impl TryFrom<agent::Row> for (c::Row, u64) {
                 pa: parse("pa", &r.pa)?,
                 vxlan_port: udp_port("vxlan_port", r.vxlan_port)?,
                 geneve_port: udp_port("geneve_port", r.geneve_port)?,
+                other_port: r.other_port.map(other_port).transpose()?,
                 pool: r.pool.iter().map(|p| parse("pool", p)).collect::<Result<_, _>>()?,
             }),
             M::Peer(r) => c::Row::Peer(c::PeerRow {
@@ -362,11 +370,17 @@ mod tests {
     }
     fn row() -> impl Strategy<Value = c::Row> {
         prop_oneof![
-            (name(), ip(), 1u16.., 1u16.., prop::collection::vec(prefix(), 0..3)).prop_map(
-                |(name, pa, vxlan_port, geneve_port, pool)| {
-                    c::Row::Host(c::HostRow { name, pa, vxlan_port, geneve_port, pool })
-                }
-            ),
+            (
+                name(),
+                ip(),
+                (1u16.., 1u16..),
+                prop::option::of((method(), 1u16..)),
+                prop::collection::vec(prefix(), 0..3)
+            )
+                .prop_map(|(name, pa, (vxlan_port, geneve_port), other, pool)| {
+                    let other_port = other.map(|(method, port)| OtherPort { method, port });
+                    c::Row::Host(c::HostRow { name, pa, vxlan_port, geneve_port, other_port, pool })
+                }),
             (name(), ip(), prop::collection::vec(net_id(), 0..3))
                 .prop_map(|(name, pa, any_source)| c::Row::Peer(c::PeerRow { name, pa, any_source })),
             (net_id(), name(), name(), any::<u128>(), method(), prop::option::of(method())).prop_map(

@@ -104,9 +104,10 @@ pub(crate) fn port(placed: &Placed<'_>, place: &Place, blocked: bool) -> (Row, u
 
 /// The host's own row.
 pub(crate) fn host(desired: &Desired, host: &Versioned<Host>) -> (Row, u64) {
-    let Site { vxlan_port, geneve_port, .. } = desired.site.value;
+    let site = &desired.site.value;
+    let Site { vxlan_port, geneve_port, .. } = *site;
     let (name, pa, pool) = (host.value.name.clone(), host.value.pa, host.value.rewrite_pool.clone());
-    let row = HostRow { name, pa, vxlan_port, geneve_port, pool };
+    let row = HostRow { name, pa, vxlan_port, geneve_port, other_port: site.other_port(), pool };
     (Row::Host(row), host.revision.max(desired.site.revision))
 }
 

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
-use tenet_model::{Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetPrefix, SubnetRef, Vsid};
+use tenet_model::{Mac, Method, Name, NetId, NetworkRef, OtherPort, PortRef, SubnetPrefix, SubnetRef, Vsid};
 use uuid::Uuid;
 
 /// Names a row of a host's state.
@@ -51,6 +51,8 @@ pub struct HostRow {
     pub vxlan_port: u16,
     /// The site's UDP port of Geneve.
     pub geneve_port: u16,
+    /// A port at which it takes frames beside these, while one of them changes.
+    pub other_port: Option<OtherPort>,
     /// Ranges of its rewrite addresses.
     pub pool: Vec<IpNet>,
 }

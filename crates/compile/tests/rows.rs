@@ -7,8 +7,8 @@ use std::{
 };
 use tenet_compile::{RecordRow, Row, compile, digests};
 use tenet_model::{
-    Desired, Host, Method, Migration, Name, NetId, Network, Object, Phase, Port, PortRef, Route, Site,
-    Subnet, SubnetPrefix, Tenant, Vm, Vsid,
+    Desired, Host, Method, Migration, Name, NetId, Network, Object, OtherPort, Phase, Port, PortRef, Route,
+    Site, Subnet, SubnetPrefix, Tenant, UdpPorts, Vm, Vsid,
 };
 use uuid::Uuid;
 
@@ -316,7 +316,14 @@ fn hosts_are_told_their_pool_and_the_sites_ports() {
         };
         let pools: Vec<String> = own.pool.iter().map(ToString::to_string).collect();
         assert_eq!((own.vxlan_port, own.geneve_port, pools.join(" ")), (8472, 6082, pool.to_owned()));
+        assert_eq!(own.other_port, None);
     }
+    let changing = desired.with_udp_ports(UdpPorts { vxlan: 4790, geneve: 6082 });
+    desired.put(Object::Site(changing), 71);
+    let rows = compile(&desired, &name("h1"), &BTreeSet::new());
+    let Some((Row::Host(own), 71)) = rows.0.values().next() else { panic!("h1 has no row of its own") };
+    let other = OtherPort { method: Method::Vxlan, port: 4790 };
+    assert_eq!((own.vxlan_port, own.other_port), (8472, Some(other)));
 }
 
 /// Each thing that a host can read back from its maps is in the digest.

@@ -14,8 +14,8 @@ use tenet_api::{
     agent,
     rest::{Applied, ChangeItem, ChangeReply, Changed, Wait, WaitQuery},
 };
-use tenet_control::{Control, Frames, Happening, Hello, Message, Order, Output, Refused, SessionId};
-use tenet_model::{Change, Desired, HostName, NetworkRef, Operation, Receipt, Through, VmRef};
+use tenet_control::{Control, Frames, Happening, Hello, Message, Micros, Order, Output, Refused, SessionId};
+use tenet_model::{Change, Desired, HostName, Operation, Receipt, Through, VmRef};
 use tenet_store::{SiteError, SiteStore};
 use tokio::{
     sync::{Notify, oneshot, watch},
@@ -262,7 +262,17 @@ impl Engine {
                     tokio::spawn(Arc::clone(self).commit(vm, operations, receipt));
                 }
                 Output::Switch { network } => {
-                    tokio::spawn(Arc::clone(self).switch_method(network));
+                    let failed = network.clone();
+                    tokio::spawn(Arc::clone(self).step(
+                        move |core| core.method_step(&network),
+                        move |core, now, why| core.method_step_failed(now, &failed, why),
+                    ));
+                }
+                Output::Ports => {
+                    tokio::spawn(
+                        Arc::clone(self)
+                            .step(Control::ports_step, |core, now, why| core.ports_step_failed(now, why)),
+                    );
                 }
                 Output::Count { migration, vm, host, session, stage } => {
                     let me = Arc::clone(self);
@@ -318,13 +328,17 @@ impl Engine {
         }
     }
 
-    /// Commits the next step of a network's change of method.
-    async fn switch_method(self: Arc<Self>, network: NetworkRef) {
+    /// Commits the next step of a change that goes in steps, as the core says it at that moment.
+    async fn step(
+        self: Arc<Self>,
+        step: impl FnOnce(&Control) -> Vec<Operation> + Send,
+        failed: impl FnOnce(&mut Control, Micros, &str) -> Vec<Output> + Send,
+    ) {
         let committed = async {
             let _writer = self.writer.lock().await;
             let checked = {
                 let core = self.core();
-                let change: Change = core.method_step(&network).into_iter().collect();
+                let change: Change = step(&core).into_iter().collect();
                 core.desired().check(&change).map_err(|p| Fault::problems(&p))?
             };
             if !checked.is_empty() {
@@ -334,7 +348,7 @@ impl Engine {
             Ok::<_, Fault>(())
         };
         if let Err(fault) = committed.await {
-            self.drive(|core, now| core.method_step_failed(now, &network, &fault.error.message));
+            self.drive(|core, now| failed(core, now, &fault.error.message));
         }
     }
 

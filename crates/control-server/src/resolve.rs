@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tenet_api::rest::{ChangeItem, Changed, Effect, PortSpec, PrefixSpec, Spec, SubnetSpec};
 use tenet_model::{
     Allocator, Change, Checked, Desired, Exhausted, Host, Key, Network, Object, Operation, Port, Route, Site,
-    Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, default_gateway, tap_name,
+    Subnet, SubnetPrefix, SubnetRef, Tenant, UdpPorts, Vm, default_gateway, tap_name,
 };
 
 /// The change that a list of items asks for.
@@ -104,11 +104,14 @@ fn explicit(desired: &Desired, spec: &Spec) -> Option<Object> {
         }
         Spec::Site(s) => {
             let was = desired.site.value;
-            Object::Site(Site {
-                vxlan_port: s.vxlan_port.unwrap_or(was.vxlan_port),
-                geneve_port: s.geneve_port.unwrap_or(was.geneve_port),
-                hosts_begin_migrations: s.hosts_begin_migrations.unwrap_or(was.hosts_begin_migrations),
-            })
+            let ports = was.wanted_ports();
+            // Senders go on as they do until the receivers are ready: the core sees to that.
+            let changing = desired.with_udp_ports(UdpPorts {
+                vxlan: s.vxlan_port.unwrap_or(ports.vxlan),
+                geneve: s.geneve_port.unwrap_or(ports.geneve),
+            });
+            let hosts_begin_migrations = s.hosts_begin_migrations.unwrap_or(was.hosts_begin_migrations);
+            Object::Site(Site { hosts_begin_migrations, ..changing })
         }
         Spec::Route(s) => Object::Route(Route {
             network: s.network.clone(),

@@ -56,10 +56,12 @@ pub(crate) fn route(o: &Route) -> RouteSpec {
     RouteSpec { network: o.network.clone(), prefix: o.prefix, next_hop: o.next_hop, metric: o.metric }
 }
 
-pub(crate) const fn settings(o: &Site) -> SettingsSpec {
+/// Ports that change are asked for with the new ones.
+pub(crate) fn settings(o: &Site) -> SettingsSpec {
+    let ports = o.wanted_ports();
     SettingsSpec {
-        vxlan_port: Some(o.vxlan_port),
-        geneve_port: Some(o.geneve_port),
+        vxlan_port: Some(ports.vxlan),
+        geneve_port: Some(ports.geneve),
         hosts_begin_migrations: Some(o.hosts_begin_migrations),
     }
 }

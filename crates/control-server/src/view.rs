@@ -36,12 +36,16 @@ pub(crate) fn subnet(v: &Versioned<Subnet>) -> SubnetView {
     SubnetView { name: o.name.clone(), vsid: o.vsid, prefixes: prefixes.collect(), revision: v.revision }
 }
 
-pub(crate) const fn settings(v: &Versioned<Settings>) -> SettingsView {
-    let Versioned { value: Settings { vxlan_port, geneve_port, hosts_begin_migrations }, revision } = v;
+pub(crate) fn settings(core: &Control) -> SettingsView {
+    let Versioned { value: o, revision } = &core.desired().site;
+    let (vxlan, geneve) = (o.switching.map(|to| to.vxlan), o.switching.map(|to| to.geneve));
     SettingsView {
-        vxlan_port: *vxlan_port,
-        geneve_port: *geneve_port,
-        hosts_begin_migrations: *hosts_begin_migrations,
+        vxlan_port: o.vxlan_port,
+        geneve_port: o.geneve_port,
+        next_vxlan_port: vxlan.filter(|to| *to != o.vxlan_port),
+        next_geneve_port: geneve.filter(|to| *to != o.geneve_port),
+        waiting_for: core.ports_wait_for().into_iter().collect(),
+        hosts_begin_migrations: o.hosts_begin_migrations,
         revision: *revision,
     }
 }

@@ -3,6 +3,7 @@
 mod hold;
 mod hypervisor;
 mod migrate;
+mod ports;
 mod post_copy;
 mod ready;
 mod stray;
@@ -60,6 +61,9 @@ pub enum Output {
         /// The network.
         network: NetworkRef,
     },
+    /// Commit the next step of a change of the site's UDP ports: what [`Control::ports_step`] says at the moment of the
+    /// commit; if that fails, say so with [`Control::ports_step_failed`].
+    Ports,
     /// Ask a host for the counters of a migrating VM's ports; answer with [`Control::counted`].
     Count {
         /// The migration.
@@ -132,6 +136,8 @@ pub struct Control {
     holds: BTreeMap<PortRef, hold::Hold>,
     runs: BTreeMap<VmRef, Run>,
     switches: BTreeMap<NetworkRef, switching::Switch>,
+    /// The change of the site's UDP ports.
+    ports: Option<switching::Switch>,
     /// VMs that were moved without a word.
     strays: BTreeMap<VmRef, stray::Stray>,
     touched: VecDeque<(u64, BTreeSet<HostName>)>,
@@ -149,6 +155,7 @@ impl Control {
             holds: BTreeMap::new(),
             runs: BTreeMap::new(),
             switches: BTreeMap::new(),
+            ports: None,
             strays: BTreeMap::new(),
             touched: VecDeque::new(),
         };
@@ -163,6 +170,7 @@ impl Control {
             me.runs.insert(run.migration.vm.clone(), run);
         }
         me.resume_switches(now);
+        me.resume_ports(now);
         me
     }
 
@@ -185,6 +193,7 @@ impl Control {
         self.follow_strays(now, operations, &mut outputs);
         self.follow_migrations(now, revision, operations, &moving, &mut outputs);
         self.follow_switches(now, revision, operations, &members, &mut outputs);
+        self.follow_ports(now, revision, operations, &mut outputs);
         self.progress(now, &mut outputs);
         outputs
     }
@@ -374,6 +383,7 @@ impl Control {
         let held: BTreeSet<&HostName> =
             self.holds.values().filter(|h| h.revision <= revision).map(|h| &h.host).collect();
         let mut waiting = self.not_yet_switched(revision);
+        waiting.extend(self.ports_not_changed(revision));
         let lacking = self
             .hosts
             .iter()
@@ -446,6 +456,7 @@ impl Control {
         for network in networks {
             self.step_switch(now, &network, outputs);
         }
+        self.step_ports(now, outputs);
     }
 
     fn end_session(&mut self, now: Micros, session: SessionId) -> Option<HostName> {
@@ -499,6 +510,7 @@ impl Control {
             run.waiting = waiting;
         }
         self.resume_switches(now);
+        self.resume_ports(now);
         outputs
     }
 }

@@ -169,7 +169,7 @@ impl Site {
                     self.told.push(format!("{}: {}", h.kind, h.text));
                     vec![]
                 }
-                Output::Switch { .. } | Output::Close { .. } => vec![],
+                Output::Switch { .. } | Output::Ports | Output::Close { .. } => vec![],
             };
             self.carry_out(more);
         }

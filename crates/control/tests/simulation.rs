@@ -13,7 +13,7 @@ use tenet_control::{
 };
 use tenet_model::{
     Allocator, Change, Desired, Host, HostName, Key, Method, Migration, Name, Network, Object, Operation,
-    Phase, Port, PortRef, Receipt, Subnet, Tenant, Through, Vm, VmRef,
+    Phase, Port, PortRef, Receipt, Subnet, Tenant, Through, UdpPorts, Vm, VmRef,
 };
 use uuid::Uuid;
 
@@ -147,6 +147,13 @@ impl World {
                         let change: Change = self.control.method_step(&network).into_iter().collect();
                         if self.rng.random_bool(0.2) || !self.commit(&change) {
                             let more = self.control.method_step_failed(self.now, &network, "lost race");
+                            self.queue.extend(more);
+                        }
+                    }
+                    Output::Ports => {
+                        let change: Change = self.control.ports_step().into_iter().collect();
+                        if self.rng.random_bool(0.2) || !self.commit(&change) {
+                            let more = self.control.ports_step_failed(self.now, "lost race");
                             self.queue.extend(more);
                         }
                     }
@@ -326,6 +333,14 @@ impl World {
         self.commit(&Change::put(Object::Network(network)));
     }
 
+    /// Asks for other UDP ports, or for those that are.
+    fn change_ports(&mut self) {
+        let ports =
+            UdpPorts { vxlan: self.rng.random_range(4789..4792), geneve: self.rng.random_range(6081..6083) };
+        let site = self.store.with_udp_ports(ports);
+        self.commit(&Change::put(Object::Site(site)));
+    }
+
     /// Whatever a hypervisor may say, true or not, from any host.
     fn hypervisor(&mut self) {
         let vms: Vec<_> = self.store.vms.keys().cloned().collect();
@@ -390,6 +405,7 @@ impl World {
             74..80 => self.activate(),
             80..84 => self.hypervisor(),
             84..85 => self.restart(),
+            88..89 => self.change_ports(),
             85..88 => {
                 let vms: Vec<_> = self.store.migrations.keys().cloned().collect();
                 if let Some(vm) = vms.choose(&mut self.rng) {
@@ -442,6 +458,7 @@ impl World {
                 && self.store.migrations.is_empty()
                 && self.store.networks.values().all(|n| n.value.switching.is_none())
                 && self.store.unreleased().is_empty()
+                && self.store.site.value.next_ports().is_none()
                 && self.control.waiting_for(u64::MAX).is_empty();
             if quiet {
                 return;

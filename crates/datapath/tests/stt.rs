@@ -249,6 +249,7 @@ fn image(shape: Shape, own: usize, port: u32, uplink: u32, slow: u32, mtu: u16) 
             vxlan_port: VXLAN_PORT,
             geneve_port: GENEVE_PORT,
             flags: 0,
+            other_port: 0,
         }),
         ..Image::default()
     };

@@ -150,6 +150,7 @@ fn image(own: usize, port: u32, uplink: u32, hub: u32) -> Image {
             vxlan_port: VXLAN_PORT,
             geneve_port: GENEVE_PORT,
             flags: 0,
+            other_port: 0,
         }),
         ..Image::default()
     };

@@ -8,8 +8,8 @@ use crate::{
     stt::{Arrival, Kind},
 };
 use tenet_tables::{
-    Addr, Config, DEVICE_TAP, DropReason, EventKind, LAYOUT_VERSION, MacKey, PEER_FLAG_ANY_SOURCE, PeerKey,
-    RecordKey, VXLAN_PORT,
+    Addr, CONFIG_FLAG_OTHER_GENEVE, Config, DEVICE_TAP, DropReason, EventKind, LAYOUT_VERSION, MacKey,
+    PEER_FLAG_ANY_SOURCE, PeerKey, RecordKey, VXLAN_PORT,
 };
 use tenet_wire::{
     Arp, Be16, Envelope, EtherType, Ethernet, Ipv4, Ipv4Frame, Ipv6, Ipv6Fragment, Ipv6Frame, Mac,
@@ -301,7 +301,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         if self.frame.load(at, &mut udp).is_err() {
             return Verdict::Pass;
         }
-        let geneve = udp.dst.get() == self.config.geneve_port;
+        let geneve = self.is_geneve(&udp);
         if !geneve && !self.is_vxlan(&udp) {
             return Verdict::Pass;
         }
@@ -405,7 +405,19 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
 
     #[inline(always)]
     fn is_vxlan(&self, udp: &Udp) -> bool {
-        udp.dst.get() == self.config.vxlan_port || udp.dst == Be16::new(VXLAN_PORT)
+        udp.dst.get() == self.config.vxlan_port || udp.dst == Be16::new(VXLAN_PORT) || self.is_other(udp, 0)
+    }
+
+    #[inline(always)]
+    fn is_geneve(&self, udp: &Udp) -> bool {
+        udp.dst.get() == self.config.geneve_port || self.is_other(udp, CONFIG_FLAG_OTHER_GENEVE)
+    }
+
+    /// Whether it is for the port that is about to be sent to, or was until now.
+    #[inline(always)]
+    fn is_other(&self, udp: &Udp, whose: u16) -> bool {
+        let other = self.config.other_port;
+        other != 0 && udp.dst.get() == other && self.config.flags & CONFIG_FLAG_OTHER_GENEVE == whose
     }
 
     #[inline(always)]
@@ -678,7 +690,7 @@ impl<F: Frame, T: Tables> Call<'_, F, T> {
         let ours = if protocol == ProtocolNumber::GRE {
             start.dst == EtherType::BRIDGED
         } else {
-            let udp = start.dst.get() == self.config.geneve_port || self.is_vxlan(&start);
+            let udp = self.is_geneve(&start) || self.is_vxlan(&start);
             protocol == ProtocolNumber::UDP && udp
                 || protocol == ProtocolNumber::TCP && start.dst == SttSegment::PORT
         };

@@ -10,8 +10,8 @@ use tenet_forward::stt::Stream;
 use tenet_forward::{Action, UplinkWork, Verdict, combine_ecn, edit, uplink_ingress};
 use tenet_tables::image::Image;
 use tenet_tables::{
-    Addr, Config, DropReason, GENEVE_PORT, LAYOUT_VERSION, MacEntry, MacKey, PORT_ACTIVE, Peer, PeerKey,
-    Port, Record, RecordKey, Subnet, VXLAN_PORT,
+    Addr, CONFIG_FLAG_OTHER_GENEVE, Config, DropReason, GENEVE_PORT, LAYOUT_VERSION, MacEntry, MacKey,
+    PORT_ACTIVE, Peer, PeerKey, Port, Record, RecordKey, Subnet, VXLAN_PORT,
 };
 use tenet_wire::parse::{self, Kind, Outer, ParseError, Payload, TunnelPorts, Tunnelled};
 use tenet_wire::{
@@ -415,6 +415,31 @@ fn geneves_options_by_name() {
     check(&[1, 2, 3, 0, 1, 2, 0xff, 0], Action::Drop(DropReason::GeneveCritical));
     check(&[1, 2, 3, 9], Action::Drop(DropReason::GeneveOptions));
     check(&[1, 2, 0x80, 9], Action::Drop(DropReason::GeneveOptions));
+}
+
+#[test]
+fn a_port_that_changes_is_taken_for_its_own_method() {
+    const NEW: u16 = 8472;
+    let inside = framed(false, &packet(false, 17, 0, &[0; 40]));
+    for (kind, v6) in [("vxlan", false), ("vxlan", true), ("geneve", false), ("geneve", true)] {
+        let mut bytes = tunnelled(kind, v6, 0, &[], &inside);
+        let mut image = site(&bytes, &inside);
+        let port_at = 14 + if v6 { 40 } else { 20 } + 2;
+        let (old, new) = (bytes.clone(), NEW.to_be_bytes());
+        bytes[port_at..port_at + 2].copy_from_slice(&new);
+        let own = if kind == "geneve" { CONFIG_FLAG_OTHER_GENEVE } else { 0 };
+        let mut set = |other_port, flags| {
+            let config = Config { other_port, flags, ..image.config.unwrap() };
+            image.config = Some(config);
+            [&old, &bytes].map(|frame| receive(frame, &image).action)
+        };
+        let delivered = Action::Port { ifindex: PORT, peer: false };
+        assert_eq!(set(0, own), [delivered, Action::Pass], "{kind}");
+        assert_eq!(set(NEW + 1, own), [delivered, Action::Pass], "{kind}");
+        assert_eq!(set(NEW, own), [delivered; 2], "{kind}");
+        let [old, new] = set(NEW, own ^ CONFIG_FLAG_OTHER_GENEVE);
+        assert!(old == delivered && matches!(new, Action::Drop(_)), "{kind}: {new:?}");
+    }
 }
 
 /// Right, wrong by one bit anywhere, and the two that a kernel leaves on frames that were on no cable.

@@ -236,15 +236,17 @@ impl Kernel for RealKernel {
     }
 
     fn provide(&mut self, needs: &Needs) -> Vec<UdpTunnel> {
-        let ports: Vec<u16> = needs.vxlan.into_iter().chain(needs.geneve).collect();
+        let ports: Vec<u16> = needs.vxlan.iter().chain(&needs.geneve).copied().collect();
         if self.needs != *needs
             && let Err(cause) = self.links.keep_udp_gro(&ports)
         {
             tracing::warn!(%cause, "a socket that is not needed any more stays");
         }
         self.needs.clone_from(needs);
-        let tunnels = [(hostnet::UdpTunnel::Vxlan, needs.vxlan), (hostnet::UdpTunnel::Geneve, needs.geneve)];
-        let wanted = tunnels.into_iter().filter_map(|(tunnel, port)| Some((tunnel, port?)));
+        let tunnels =
+            [(hostnet::UdpTunnel::Vxlan, &needs.vxlan), (hostnet::UdpTunnel::Geneve, &needs.geneve)];
+        let wanted =
+            tunnels.into_iter().flat_map(|(tunnel, ports)| ports.iter().map(move |port| (tunnel, *port)));
         wanted.map(|(tunnel, port)| hold(&self.links, tunnel, port)).collect()
     }
 
@@ -277,9 +279,10 @@ impl Kernel for RealKernel {
             IpAddr::V4(_) => false,
         };
         addresses.into_iter().any(beside)
-            || self.links.route_to(range.addr().into()).is_ok_and(|route| {
-                route.is_some_and(|r| r.link == index && r.gateway.is_none() && !r.local)
-            })
+            || self
+                .links
+                .route_to(range.addr().into())
+                .is_ok_and(|route| route.is_some_and(|r| r.link == index && r.gateway.is_none() && !r.local))
     }
 
     fn receive(&mut self) -> ReceiveReport {

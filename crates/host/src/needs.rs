@@ -9,10 +9,10 @@ use tenet_model::Method;
 /// What this host's networks need of the kernel beside maps and programs.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Needs {
-    /// A socket for VXLAN at this UDP port, by which the kernel joins segments.
-    pub vxlan: Option<u16>,
+    /// Sockets for VXLAN at these UDP ports, by which the kernel joins segments. The port that is sent to stands first.
+    pub vxlan: Vec<u16>,
     /// The same for Geneve.
-    pub geneve: Option<u16>,
+    pub geneve: Vec<u16>,
     /// Ranges of IPv6 rewrite addresses of which one stands for an address here. Neighbours for which such a range is on
     /// link ask for its addresses by multicast, in groups that no NIC joins by itself (RFC 4291 §2.7.1).
     pub asked_for: BTreeSet<Ipv6Net>,
@@ -35,13 +35,19 @@ pub fn needs(rows: &Rows) -> Needs {
         };
         for method in [Some(network.method), network.switching].into_iter().flatten() {
             match method {
-                Method::Vxlan => needs.vxlan = Some(host.vxlan_port),
-                Method::Geneve => needs.geneve = Some(host.geneve_port),
+                Method::Vxlan => needs.vxlan = ports(host, method, host.vxlan_port),
+                Method::Geneve => needs.geneve = ports(host, method, host.geneve_port),
                 Method::Nvgre | Method::Stt | Method::Rewrite => {}
             }
         }
     }
     needs
+}
+
+/// Where a method's frames are sent to, and where they may come as well.
+fn ports(host: &HostRow, method: Method, sent: u16) -> Vec<u16> {
+    let other = host.other_port.filter(|other| other.method == method).map(|other| other.port);
+    [Some(sent), other].into_iter().flatten().collect()
 }
 
 /// The range of this host's from which a customer address has an IPv6 rewrite address here.

@@ -10,14 +10,14 @@ use std::{
 use tenet_compile::{
     HostRow, PeerRow, PortRow, PortState, RecordRow, RouteRow, Row, RowKey, Rows, SubnetRow,
 };
-use tenet_model::{Family, Method, NetId, PortRef, Vsid};
+use tenet_model::{Family, Method, NetId, OtherPort, PortRef, Vsid};
 use tenet_tables::image::{Image, Prefix};
 use tenet_tables::{
-    Addr, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, GATEWAY_MAC,
-    LAYOUT_VERSION, METHOD_GATEWAY, METHOD_GENEVE, METHOD_NVGRE, METHOD_REWRITE, METHOD_STT, METHOD_VXLAN,
-    Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_AUTOCONF,
-    PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey,
-    Route, Subnet,
+    Addr, CONFIG_FLAG_OTHER_GENEVE, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FLOOD_LIMIT, FloodEntry,
+    FloodKey, GATEWAY_MAC, LAYOUT_VERSION, METHOD_GATEWAY, METHOD_GENEVE, METHOD_NVGRE, METHOD_REWRITE,
+    METHOD_STT, METHOD_VXLAN, Mac, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED,
+    PORT_FLAG_AUTOCONF, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port,
+    Record, RecordKey, Route, Subnet,
 };
 
 /// Broadcast and multicast frames per second that a port may send.
@@ -144,6 +144,11 @@ pub(crate) fn plan_host(rows: &Rows, uplink: Option<Uplink>, plan: &mut Plan) {
         plan.problems.push("no uplink exists: name one that does with --uplink".to_owned());
     }
     let flags = rewrite::plan_pools(host, generation, plan);
+    let (other_port, other_flag) = match host.other_port {
+        Some(OtherPort { method: Method::Vxlan, port }) => (port, 0),
+        Some(OtherPort { method: Method::Geneve, port }) => (port, CONFIG_FLAG_OTHER_GENEVE),
+        Some(OtherPort { method: Method::Nvgre | Method::Stt | Method::Rewrite, .. }) | None => (0, 0),
+    };
     plan.image.config = Some(Config {
         layout: LAYOUT_VERSION,
         uplink: uplink.map_or(0, |u| u.ifindex),
@@ -154,7 +159,8 @@ pub(crate) fn plan_host(rows: &Rows, uplink: Option<Uplink>, plan: &mut Plan) {
         slow: uplink.map_or(0, |u| u.slow),
         vxlan_port: host.vxlan_port,
         geneve_port: host.geneve_port,
-        flags,
+        flags: flags | other_flag,
+        other_port,
     });
     for (row, _) in rows.0.values() {
         match row {

@@ -11,7 +11,7 @@ use tenet_tables::image::Image;
 use tenet_tables::{Addr, CONFIG_FLAG_REWRITE, Mac, Pool, PoolKey, Record, RecordKey, Rewrite, RewriteKey};
 
 /// Writes `POOLS`; the flags that `CONFIG` has for it.
-pub(crate) fn plan_pools(host: &HostRow, generation: u64, plan: &mut Plan) -> u32 {
+pub(crate) fn plan_pools(host: &HostRow, generation: u64, plan: &mut Plan) -> u16 {
     for pool in &host.pool {
         let len = match pool {
             IpNet::V4(p) => 96 + u32::from(p.prefix_len()),

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use tenet_compile::{HostRow, NetworkRow, PortState, RecordRow, Row, RowKey, Rows, SubnetRow, digests};
 use tenet_host::{Device, Plan, Uplink, rows_back};
-use tenet_model::{Method, NetId};
+use tenet_model::{Method, NetId, OtherPort};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{
-    Addr, CONFIG_FLAG_REWRITE, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey, METHOD_GATEWAY, METHOD_VXLAN,
-    PEER_FLAG_ANY_SOURCE, PORT_FLAG_AUTOCONF, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PeerKey, RecordKey,
+    Addr, CONFIG_FLAG_OTHER_GENEVE, CONFIG_FLAG_REWRITE, DEVICE_VETH, FLOOD_LIMIT, FloodEntry, FloodKey,
+    METHOD_GATEWAY, METHOD_VXLAN, PEER_FLAG_ANY_SOURCE, PORT_FLAG_AUTOCONF, PORT_FLAG_DOWN,
+    PORT_FLAG_SECURITY, PeerKey, RecordKey,
 };
 
 const UPLINK: Option<Uplink> = Some(uplink(1500));
@@ -384,7 +385,14 @@ fn config_has_the_sites_ports_and_the_uplinks_own() {
     let uplink = Uplink { slow: 77, ..uplink(1500) };
     let c = plan(&site, &BTreeMap::new(), Some(uplink)).image.config.unwrap();
     assert_eq!((c.vxlan_port, c.geneve_port, c.slow, c.flags), (8472, 6082, 77, 0));
-    assert_eq!(c.uplink_mac, uplink.mac);
+    assert_eq!((c.uplink_mac, c.other_port), (uplink.mac, 0));
+    for (method, flag) in [(Method::Vxlan, 0), (Method::Geneve, CONFIG_FLAG_OTHER_GENEVE)] {
+        let other_port = Some(OtherPort { method, port: 7000 });
+        let row = Row::Host(HostRow { other_port, ..own_row() });
+        site.0.insert(row.key(), (row, 9));
+        let c = plan(&site, &BTreeMap::new(), Some(uplink)).image.config.unwrap();
+        assert_eq!((c.vxlan_port, c.geneve_port, c.other_port, c.flags), (4789, 6081, 7000, flag));
+    }
 }
 
 fn own_row() -> HostRow {

@@ -125,7 +125,7 @@ fn macs_are_unicast_and_apart() {
 fn what_networks_need_is_there_before_they_change() {
     use tenet_compile::Row;
     use tenet_host::{Needs, needs};
-    use tenet_model::{Method, NetId};
+    use tenet_model::{Method, NetId, OtherPort};
     let mut rows = small(7);
     assert_eq!(needs(&rows), Needs::default());
     let mut set = |method, switching| {
@@ -137,8 +137,15 @@ fn what_networks_need_is_there_before_they_change() {
     };
     assert_eq!(set(Method::Stt, None), Needs::default());
     let both = set(Method::Vxlan, Some(Method::Geneve));
-    assert!(both.vxlan.is_some() && both.geneve.is_some());
+    assert_eq!((both.vxlan, both.geneve), (vec![4789], vec![6081]));
     assert_eq!(set(Method::Rewrite, None), Needs::default());
+    // A port that changes is needed twice.
+    let Some((Row::Host(h), _)) = rows.0.get_mut(&RowKey::Host) else { panic!("a host") };
+    h.other_port = Some(OtherPort { method: Method::Vxlan, port: 8472 });
+    let Some((Row::Network(n), _)) = rows.0.get_mut(&RowKey::Network(NetId(1))) else { panic!("a network") };
+    (n.method, n.switching) = (Method::Vxlan, Some(Method::Geneve));
+    let both = needs(&rows);
+    assert_eq!((both.vxlan, both.geneve), (vec![4789, 8472], vec![6081]));
 }
 
 #[test]

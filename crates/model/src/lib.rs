@@ -20,6 +20,7 @@ mod status;
 mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod udp;
 mod uri;
 mod view;
 
@@ -37,6 +38,7 @@ pub use object::{
 pub use problem::{Problem, Why};
 pub use status::{in_post_copy, under_way};
 pub use tap::{is_tap_name, tap_name};
+pub use udp::{OtherPort, UdpPorts};
 pub use uri::{UriError, check_migration_uri};
 
 /// The tenant that always exists, so that a small site never has to think of tenants.

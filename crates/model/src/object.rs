@@ -1,7 +1,8 @@
 //! The objects of a site, as the store keeps them.
 
 use crate::{
-    Family, HostName, Key, Mac, Method, Name, NetId, NetworkRef, PortRef, SubnetRef, TenantName, VmRef, Vsid,
+    Family, HostName, Key, Mac, Method, Name, NetId, NetworkRef, OtherPort, PortRef, SubnetRef, TenantName,
+    UdpPorts, VmRef, Vsid,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -175,6 +176,12 @@ pub struct Site {
     /// Whether what runs on a host may fetch a VM of another host: else a migration is asked for by an operator.
     #[serde(default = "yes")]
     pub hosts_begin_migrations: bool,
+    /// The ports that are about to be sent to: receivers are made ready for them while senders still use the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switching: Option<UdpPorts>,
+    /// The port that was sent to until now, and may still be by hosts that do not know better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<OtherPort>,
 }
 
 /// What a site that was written by an earlier version means.
@@ -184,7 +191,13 @@ const fn yes() -> bool {
 
 impl Default for Site {
     fn default() -> Self {
-        Self { vxlan_port: 4789, geneve_port: 6081, hosts_begin_migrations: yes() }
+        Self {
+            vxlan_port: 4789,
+            geneve_port: 6081,
+            hosts_begin_migrations: yes(),
+            switching: None,
+            leaving: None,
+        }
     }
 }
 

@@ -388,6 +388,16 @@ pub enum Why {
         /// The port.
         port: u16,
     },
+    /// A UDP port that another method leaves by the same change.
+    #[error(
+        "{by} is still sent to UDP port {port}, which another method is to have: change the port of {by} first, and then the other one"
+    )]
+    UdpPortInUse {
+        /// The port.
+        port: u16,
+        /// Who has it.
+        by: Method,
+    },
     /// A next hop of another family than the route.
     #[error(
         "next hop {next_hop} is no {family} address like the prefix {prefix}: use the {family} address of a port of that network"

@@ -136,18 +136,22 @@ fn prefixes(subnet: &Subnet) -> Vec<Why> {
 /// UDP ports tell the methods apart.
 fn udp_ports(site: &Site) -> Vec<Why> {
     let usual = Site::default();
+    let wanted = site.wanted_ports();
     let mut why = Vec::new();
-    for (method, port, default) in [
-        (Method::Vxlan, site.vxlan_port, usual.vxlan_port),
-        (Method::Geneve, site.geneve_port, usual.geneve_port),
-    ] {
+    for (method, port, default) in
+        [(Method::Vxlan, wanted.vxlan, usual.vxlan_port), (Method::Geneve, wanted.geneve, usual.geneve_port)]
+    {
         if port == 0 {
             why.push(Why::UdpPortZero { method, default });
         }
     }
-    let port = site.geneve_port;
-    if port != 0 && (port == site.vxlan_port || port == usual.vxlan_port) {
+    let port = wanted.geneve;
+    if port != 0 && (port == wanted.vxlan || port == usual.vxlan_port) {
         why.push(Why::UdpPortTaken { port });
+    } else if port == site.vxlan_port {
+        why.push(Why::UdpPortInUse { port, by: Method::Vxlan });
+    } else if wanted.vxlan == site.geneve_port {
+        why.push(Why::UdpPortInUse { port: wanted.vxlan, by: Method::Geneve });
     }
     why
 }

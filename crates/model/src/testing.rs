@@ -3,8 +3,8 @@
 
 use crate::{
     Allocator, Change, Desired, Family, Host, HostName, Key, Method, Migration, Name, Network, NetworkRef,
-    Object, Operation, Phase, Port, PortRef, Route, Site, Subnet, SubnetPrefix, SubnetRef, Tenant, Vm, VmRef,
-    tap_name,
+    Object, Operation, Phase, Port, PortRef, Route, Site, Subnet, SubnetPrefix, SubnetRef, Tenant, UdpPorts,
+    Vm, VmRef, tap_name,
 };
 use std::{
     collections::BTreeMap,
@@ -80,8 +80,10 @@ fn step(desired: &Desired, dice: &mut Dice) -> Vec<Operation> {
         15 => return finish(desired, dice),
         20 | 21 => return switch(desired, dice),
         22 => {
-            let (vxlan_port, geneve_port) = (4789 + dice.below(2) as u16, 6081 + dice.below(2) as u16);
-            Some(Object::Site(Site { vxlan_port, geneve_port, hosts_begin_migrations: dice.below(2) == 0 }))
+            let ports = UdpPorts { vxlan: 4789 + dice.below(2) as u16, geneve: 6081 + dice.below(2) as u16 };
+            let next = desired.site.value.next_ports().filter(|_| dice.below(3) != 0);
+            let site = next.unwrap_or_else(|| desired.with_udp_ports(ports));
+            Some(Object::Site(Site { hosts_begin_migrations: dice.below(2) == 0, ..site }))
         }
         _ => return delete(desired, dice).into_iter().map(Operation::Delete).collect(),
     };

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_model::{
-    Allocator, Change, Desired, GATEWAY_MAC, Key, Name, NetId, Object, Operation, Port, Site, Subnet,
+    Allocator, Change, Desired, GATEWAY_MAC, Key, Method, Name, NetId, Object, Operation, Port, Site, Subnet,
     SubnetPrefix, Tenant, Vsid,
     testing::{Dice, change},
 };
@@ -25,7 +25,12 @@ fn broken(site: &Desired) -> Vec<String> {
     hosts(site, &mut rule);
     rewrites(site, &mut rule);
     let Site { vxlan_port, geneve_port, .. } = site.site.value;
-    rule(geneve_port != vxlan_port && geneve_port != 4789, "UDP ports tell the methods apart".to_owned());
+    let (mut vxlan, mut geneve) = (BTreeSet::from([vxlan_port, 4789]), BTreeSet::from([geneve_port]));
+    if let Some(other) = site.site.value.other_port() {
+        let whose = if other.method == Method::Vxlan { &mut vxlan } else { &mut geneve };
+        rule(whose.insert(other.port) || other.port == 4789, "the other port is another one".to_owned());
+    }
+    rule(vxlan.is_disjoint(&geneve), "UDP ports tell the methods apart".to_owned());
     for (name, n) in &site.networks {
         rule(n.value.switching != Some(n.value.method), format!("{name} switches to another method"));
     }

@@ -157,7 +157,11 @@ layout! {
         /// UDP port of Geneve, in host order.
         geneve_port: u16,
         /// Set of `CONFIG_FLAG_*`.
-        flags: u32,
+        flags: u16,
+        /// UDP port of one of both that is accepted beside these while it changes, in host order; 0 if none does. Once the
+        /// upper half of `flags`, and zero: programs and agents of either age read each other right (we run on
+        /// little-endian machines only).
+        other_port: u16,
     }
 
     /// Map `PORTS` (hash, key: interface index `u32`): a local NIC of a VM.
@@ -439,7 +443,9 @@ pub const PORT_FLAG_DOWN: u16 = 2;
 pub const PORT_FLAG_AUTOCONF: u16 = 4;
 
 /// This host has rewrite addresses: frames for them are ours.
-pub const CONFIG_FLAG_REWRITE: u32 = 1;
+pub const CONFIG_FLAG_REWRITE: u16 = 1;
+/// [`Config::other_port`] is Geneve's, not VXLAN's.
+pub const CONFIG_FLAG_OTHER_GENEVE: u16 = 2;
 
 /// The record is a subnet's gateway: it lives on every host, has no provider address and no interface.
 pub const METHOD_GATEWAY: u8 = 0;

@@ -259,6 +259,16 @@ pub struct SettingsView {
     pub vxlan_port: u16,
     /// UDP port to which Geneve is sent.
     pub geneve_port: u16,
+    /// UDP port to which VXLAN will be sent, once all hosts receive it there as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_vxlan_port: Option<u16>,
+    /// UDP port to which Geneve will be sent, once all hosts receive it there as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_geneve_port: Option<u16>,
+    /// Hosts that a change of these ports waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub waiting_for: Vec<HostName>,
     /// Whether a hypervisor's tool on a host may fetch a VM of another host.
     #[serde(default = "yes")]
     pub hosts_begin_migrations: bool,

@@ -56,7 +56,7 @@ pub(super) async fn site(State(app): State<App>) -> Json<Site> {
 /// Shows what holds for the whole site.
 #[utoipa::path(get, path = "/v1/settings", tag = "site", responses((status = 200, body = SettingsView)))]
 pub(super) async fn settings(State(app): State<App>) -> Json<SettingsView> {
-    Json(view::settings(&app.engine.core().desired().site))
+    Json(view::settings(&app.engine.core()))
 }
 
 /// Alters what holds for the whole site.

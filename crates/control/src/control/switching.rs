@@ -24,40 +24,40 @@ use tenet_model::{HostName, NetworkRef, Object, Operation};
 /// A host that is not connected may still send by the old method: for this long its rewrite addresses stay.
 pub const LEAVE: Micros = 60_000_000;
 
-/// How far a change of a network's method is.
+/// How far a change of a network's method, or of a UDP port, is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stage {
-    /// The hosts get what they need to receive the new method.
+pub(super) enum Stage {
+    /// The hosts get what they need to receive by the new one.
     Receivers,
     /// The senders switch.
     Senders,
-    /// Nobody sends by IP Rewrite any more: its addresses go.
+    /// Nobody sends by IP Rewrite, or to the old port, any more: its addresses, or the port, go.
     Leaving,
 }
 
-/// What is waited for while a network's method changes.
+/// What is waited for while a network's method, or the site's UDP ports, change.
 #[derive(Clone, Debug)]
 pub(super) struct Switch {
-    stage: Stage,
+    pub(super) stage: Stage,
     /// Revisions that asked for a change; whoever waits for one of them waits for its end.
-    asked: Vec<u64>,
+    pub(super) asked: Vec<u64>,
     /// Revision that the hosts must have before the next stage.
-    need: u64,
+    pub(super) need: u64,
     /// When the change began for this controller.
-    begun: Micros,
-    since: Micros,
+    pub(super) begun: Micros,
+    pub(super) since: Micros,
     /// Longest wait for receivers.
-    patience: Micros,
+    pub(super) patience: Micros,
     /// A commit is under way since.
-    committing: Option<Micros>,
+    pub(super) committing: Option<Micros>,
 }
 
 impl Switch {
-    fn new(stage: Stage, asked: u64, need: u64, now: Micros, patience: Micros) -> Self {
+    pub(super) fn new(stage: Stage, asked: u64, need: u64, now: Micros, patience: Micros) -> Self {
         Self { stage, asked: vec![asked], need, begun: now, since: now, patience, committing: None }
     }
 
-    fn enter(&mut self, stage: Stage, need: u64, now: Micros) {
+    pub(super) fn enter(&mut self, stage: Stage, need: u64, now: Micros) {
         (self.stage, self.need, self.since, self.committing) = (stage, need, now, None);
     }
 }
@@ -91,10 +91,11 @@ impl Control {
         vec![Output::Happened(Happening::new("method", text).field("network", network))]
     }
 
-    /// Whether a change of method that a revision asked for is still under way.
+    /// Whether a change of method, or of UDP ports, that a revision asked for is still under way.
     #[must_use]
     pub fn switching(&self, revision: u64) -> bool {
-        self.switches.values().any(|s| s.stage != Stage::Leaving && s.asked.contains(&revision))
+        self.ports_change(revision)
+            || self.switches.values().any(|s| s.stage != Stage::Leaving && s.asked.contains(&revision))
     }
 
     /// Hosts that a change of a network's method waits for.

@@ -317,6 +317,7 @@ pub fn image(own: usize, links: &Links) -> Image {
             vxlan_port: VXLAN_PORT,
             geneve_port: GENEVE_PORT,
             flags: CONFIG_FLAG_REWRITE,
+            other_port: 0,
         }),
         ..Image::default()
     };

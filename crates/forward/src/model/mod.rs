@@ -165,6 +165,7 @@ impl Tables for Image {
             vxlan_port: 0,
             geneve_port: 0,
             flags: 0,
+            other_port: 0,
         };
         Some(self.config.as_ref().unwrap_or(&NONE))
     }

@@ -138,6 +138,7 @@ pub fn image(host: usize, uplink: u32, interfaces: impl Fn(u8) -> u32) -> Image 
             vxlan_port: VXLAN_PORT,
             geneve_port: GENEVE_PORT,
             flags: CONFIG_FLAG_REWRITE,
+            other_port: 0,
         }),
         ..Image::default()
     };

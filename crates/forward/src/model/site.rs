@@ -2,10 +2,10 @@
 
 use alloc::vec::Vec;
 use tenet_tables::{
-    Addr, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FloodEntry, FloodKey, GATEWAY_MAC, GENEVE_PORT,
-    LAYOUT_VERSION, METHOD_GATEWAY, METHOD_NVGRE, MacEntry, MacKey, PEER_FLAG_ANY_SOURCE, PORT_ACTIVE,
-    PORT_BLOCKED, PORT_FLAG_AUTOCONF, PORT_FLAG_DOWN, PORT_FLAG_SECURITY, PORT_MOVED, PORT_PREPARED, Peer,
-    PeerKey, Port, Record, RecordKey, Route, Subnet, VXLAN_PORT,
+    Addr, CONFIG_FLAG_OTHER_GENEVE, Config, DEVICE_PLAIN, DEVICE_TAP, DEVICE_VETH, FloodEntry, FloodKey,
+    GATEWAY_MAC, GENEVE_PORT, LAYOUT_VERSION, METHOD_GATEWAY, METHOD_NVGRE, MacEntry, MacKey,
+    PEER_FLAG_ANY_SOURCE, PORT_ACTIVE, PORT_BLOCKED, PORT_FLAG_AUTOCONF, PORT_FLAG_DOWN, PORT_FLAG_SECURITY,
+    PORT_MOVED, PORT_PREPARED, Peer, PeerKey, Port, Record, RecordKey, Route, Subnet, VXLAN_PORT,
     image::{Image, Prefix},
 };
 use tenet_wire::Mac;
@@ -130,6 +130,9 @@ impl Site {
     }
 }
 
+/// The port that Geneve is about to be sent to.
+pub const OTHER_GENEVE_PORT: u16 = 6082;
+
 /// Builds the site for these interfaces.
 #[must_use]
 pub fn site(interfaces: [u32; PORTS], uplink: u32) -> Site {
@@ -144,7 +147,8 @@ pub fn site(interfaces: [u32; PORTS], uplink: u32) -> Site {
             slow: 0,
             vxlan_port: VXLAN_PORT,
             geneve_port: GENEVE_PORT,
-            flags: 0,
+            flags: CONFIG_FLAG_OTHER_GENEVE,
+            other_port: OTHER_GENEVE_PORT,
         }),
         ..Image::default()
     };

@@ -1,6 +1,6 @@
 //! Frames in tunnels of all kinds for the [`site`](super::site): good, hostile and broken.
 
-use super::site::{OTHER, OWN, STRANGER, Site, THIRD};
+use super::site::{OTHER, OTHER_GENEVE_PORT, OWN, STRANGER, Site, THIRD};
 use super::traffic::{Dice, inner};
 use crate::packet::halves6;
 use alloc::vec::Vec;
@@ -35,7 +35,7 @@ pub(super) fn tunnelled(dice: &mut Dice, site: &Site) -> Vec<u8> {
         4 => (STT_PORT, stt(dice, vsid, &inner)),
         0 | 1 => (0, nvgre(dice, vsid, &inner)),
         2 => (VXLAN_PORT, vxlan(dice, vsid, &inner)),
-        _ => (GENEVE_PORT, geneve(dice, vsid, &inner)),
+        _ => (dice.pick(&[GENEVE_PORT, GENEVE_PORT, OTHER_GENEVE_PORT]), geneve(dice, vsid, &inner)),
     };
     let ecn = dice.pick(&[0, 1, 2, 3]);
     // Now and then in the family that this host does not have.

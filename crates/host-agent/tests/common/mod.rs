@@ -344,6 +344,7 @@ pub fn site(generation: u64) -> Rows {
             pa: "192.168.1.10".parse().unwrap(),
             vxlan_port: 4789,
             geneve_port: 6081,
+            other_port: None,
             pool: vec![],
         }),
         Row::Peer(PeerRow { name: name("h2"), pa: "192.168.2.20".parse().unwrap(), any_source: vec![] }),
@@ -402,12 +403,24 @@ pub fn more(rows: &Rows, generation: u64) -> Rows {
 
 /// A kernel in memory that outlives its agent and can be tampered with.
 #[derive(Clone)]
-pub struct Shared(pub Arc<Mutex<tenet_host_agent::MemoryKernel>>);
+pub struct Shared(
+    pub Arc<Mutex<tenet_host_agent::MemoryKernel>>,
+    /// What was dropped.
+    pub Arc<Mutex<std::collections::BTreeMap<tenet_tables::DropKey, u64>>>,
+);
 
 impl Shared {
     pub fn new() -> Self {
         let kernel = tenet_host_agent::MemoryKernel::new(&["eth0".to_owned()], 1500);
-        Self(Arc::new(Mutex::new(kernel)))
+        let drops =
+            [(tenet_tables::DropKey { ifindex: 3, reason: tenet_tables::DropReason::SpoofedCa as u32 }, 5)];
+        Self(Arc::new(Mutex::new(kernel)), Arc::new(Mutex::new(drops.into())))
+    }
+    /// The uplink has dropped so many frames for a reason.
+    pub fn drop_at_uplink(&self, reason: tenet_tables::DropReason, frames: u64) {
+        let ifindex =
+            tenet_host_agent::Kernel::devices(&mut *self.0.lock().unwrap()).unwrap()["eth0"].ifindex;
+        self.1.lock().unwrap().insert(tenet_tables::DropKey { ifindex, reason: reason as u32 }, frames);
     }
     pub fn image(&self) -> tenet_tables::image::Image {
         tenet_host_agent::Kernel::read(&mut *self.0.lock().unwrap()).unwrap().0
@@ -457,9 +470,6 @@ impl tenet_host_agent::Kernel for Shared {
     fn drops(
         &mut self,
     ) -> Result<std::collections::BTreeMap<tenet_tables::DropKey, u64>, tenet_host_agent::KernelError> {
-        Ok(std::collections::BTreeMap::from([(
-            tenet_tables::DropKey { ifindex: 3, reason: tenet_tables::DropReason::SpoofedCa as u32 },
-            5,
-        )]))
+        Ok(self.1.lock().unwrap().clone())
     }
 }

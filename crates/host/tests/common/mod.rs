@@ -37,7 +37,14 @@ pub fn ca(n: u8) -> IpAddr {
 }
 
 pub fn host(pa: [u8; 4]) -> Row {
-    Row::Host(HostRow { name: name("h1"), pa: pa.into(), vxlan_port: 4789, geneve_port: 6081, pool: vec![] })
+    Row::Host(HostRow {
+        name: name("h1"),
+        pa: pa.into(),
+        vxlan_port: 4789,
+        geneve_port: 6081,
+        other_port: None,
+        pool: vec![],
+    })
 }
 
 pub fn peer(pa: [u8; 4], any_source: Vec<NetId>) -> Row {

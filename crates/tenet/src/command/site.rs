@@ -19,6 +19,16 @@ pub async fn site(context: &Context, command: SiteCommand) -> Outcome {
                 "VXLAN is sent to UDP port {}, Geneve to {} ({since})",
                 s.vxlan_port, s.geneve_port
             ))?;
+            let coming = [("VXLAN", s.next_vxlan_port), ("Geneve", s.next_geneve_port)];
+            for (method, port) in coming {
+                let Some(port) = port else { continue };
+                let late: Vec<&str> = s.waiting_for.iter().map(|host| host.as_str()).collect();
+                let late =
+                    if late.is_empty() { String::new() } else { format!(", {} to follow", late.join(", ")) };
+                print::line(&format!(
+                    "{method} is about to be sent to UDP port {port}: receivers first{late}"
+                ))?;
+            }
             print::line(if s.hosts_begin_migrations {
                 "hosts begin migrations: what runs on a host may fetch a VM of another host (`virsh migrate`)"
             } else {
