@@ -7,12 +7,13 @@ use crate::metrics::Text;
 use crate::multicast::Multicast;
 use crate::offloads::Offloads;
 use crate::probe::methods_in_use;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tenet_api::agent::{self, agent_message};
 use tenet_host::probe::{Remedies, Turn};
-use tenet_host::{Input, Needs, needs};
-use tenet_tables::DropReason;
+use tenet_host::{Alarm, Input, Lately, Needs, needs};
+use tenet_tables::{DropKey, DropReason};
 
 /// What changes within this time is told at once.
 const GATHER: Duration = Duration::from_millis(300);
@@ -24,14 +25,25 @@ const REPORT_EVERY: Duration = Duration::from_secs(30);
 pub(crate) struct Measuring {
     /// When the report is due; `None`: nobody is there to take it.
     report_at: Option<Instant>,
-    /// Frames in pieces, by uplink device.
-    fragments: Vec<(String, u64)>,
+    /// Frames that came in pieces, by uplink device.
+    fragments: BTreeMap<String, Pieces>,
+    /// Frames that were dropped for their marks of congestion, by uplink.
+    congested: BTreeMap<u32, Alarm>,
     receive: ReceiveReport,
     needs: Needs,
     tunnels: Vec<agent::UdpTunnel>,
     remedies: Remedies,
     offloads: Offloads,
     multicast: Multicast,
+}
+
+/// Frames that came in pieces.
+#[derive(Debug, Default)]
+struct Pieces {
+    total: u64,
+    lately: Lately,
+    /// Of the total, those of the last minute.
+    new: u64,
 }
 
 impl Measuring {
@@ -214,24 +226,33 @@ impl Agent {
         }
     }
 
-    /// Counts what came in pieces.
+    /// Looks at how frames come in, and at what must be told of those that were dropped.
     pub(crate) fn look_at_uplinks(&mut self) {
         self.provide();
         let Ok(drops) = self.kernel.drops() else { return };
-        let mut fragments = Vec::new();
-        for (key, frames) in drops {
-            if DropReason::from_number(key.reason) == Some(DropReason::OuterFragment)
-                && let Some(device) = self.core.name_of(key.ifindex).strip_prefix("uplink:")
-            {
-                fragments.push((device.to_owned(), frames));
+        let now = self.since.elapsed();
+        let of = |ifindex, reason| {
+            let key = DropKey { ifindex, reason: reason as u32 };
+            drops.get(&key).copied().unwrap_or_default()
+        };
+        let mut changed = false;
+        for device in self.uplinks.clone() {
+            let Some(ifindex) = self.core.device_index(&device) else { continue };
+            let total = of(ifindex, DropReason::OuterFragment);
+            let pieces = self.measured.fragments.entry(device).or_default();
+            let new = pieces.lately.look(now, total);
+            changed |= (pieces.total, pieces.new) != (total, new);
+            (pieces.total, pieces.new) = (total, new);
+            let alarm = self.measured.congested.entry(ifindex).or_default();
+            if let Some(frames) = alarm.look(now, of(ifindex, DropReason::EcnMismatch)) {
+                self.feed(Input::Congested { ifindex, frames });
             }
         }
         let receive = self.kernel.receive();
         if receive.way != self.measured.receive.way || receive.reason != self.measured.receive.reason {
             tracing::info!(way = receive.way, reason = receive.reason, "frames for taps");
         }
-        if fragments != self.measured.fragments || receive != self.measured.receive {
-            self.measured.fragments = fragments;
+        if changed || receive != self.measured.receive {
             self.measured.receive = receive;
             self.measured.report_soon();
         }
@@ -242,11 +263,10 @@ impl Agent {
         let mut uplinks = Vec::new();
         for (n, device) in self.uplinks.iter().enumerate() {
             let Some(mtu) = self.core.device_mtu(device) else { continue };
-            let fragments = self.measured.fragments.iter().find(|(d, _)| d == device).map_or(0, |(_, n)| *n);
             let mut report = agent::UplinkReport {
                 device: device.clone(),
                 mtu,
-                outer_fragments: fragments,
+                outer_fragments: self.measured.fragments.get(device).map_or(0, |pieces| pieces.total),
                 receive: self.measured.receive.way.clone(),
                 receive_reason: self.measured.receive.reason.clone(),
                 ways: self.measured.receive.ways.clone(),
@@ -284,11 +304,12 @@ impl Agent {
                  work now. Once the cause is mended: `ethtool -K {device} {feature} on`"
             ));
         }
-        if report.outer_fragments > 0 {
+        let new = self.measured.fragments.get(&report.device).map_or(0, |pieces| pieces.new);
+        if new > 0 {
             hints.push(format!(
-                "{} frames arrived on {} in pieces and were dropped: something on the way cuts packets up; \
-                 make its MTU as large as the hosts', see `tenet paths`",
-                report.outer_fragments, report.device
+                "{new} pieces of frames arrived on {} in the last minute and were dropped: something on the way cuts \
+                 packets up; make its MTU as large as the hosts', see `tenet paths`",
+                report.device
             ));
         }
         hints

@@ -288,3 +288,33 @@ async fn get(address: std::net::SocketAddr, path: &str) -> String {
     stream.read_to_string(&mut text).await.unwrap();
     text
 }
+
+/// What was counted before the agent began is history: neither hint nor alarm.
+#[tokio::test]
+async fn only_new_fragments_and_marks_of_congestion_are_told() {
+    use tenet_tables::DropReason::{EcnMismatch, OuterFragment};
+    let (dir, mut controller) = (Dir::new(), Controller::start().await);
+    let kernel = Shared::new();
+    kernel.drop_at_uplink(OuterFragment, 7);
+    kernel.drop_at_uplink(EcnMismatch, 70);
+    let options =
+        Options { kernel: KernelPart::Other(Box::new(kernel.clone())), ..options(&dir.0, &controller) };
+    let _running = Running::start(options);
+    let mut session = controller.session().await;
+    let first = site(7);
+    session.say(full(7, &first)).await;
+    session.hear(ack).await;
+    let uplink = |m: M| if let M::Measured(m) = m { m.uplinks.into_iter().next() } else { None };
+    let old = session.hear(|m| uplink(m).filter(|u| u.outer_fragments == 7)).await;
+    assert_eq!(old.hints, Vec::<String>::new());
+    kernel.drop_at_uplink(OuterFragment, 9);
+    kernel.drop_at_uplink(EcnMismatch, 73);
+    let event = session.hear(|m| if let M::Event(e) = m { Some(e) } else { None }).await;
+    assert_eq!((event.kind.as_str(), event.port.as_str()), ("ecn_mismatch", "uplink:eth0"));
+    assert!(event.text.starts_with("3 encapsulated frames were dropped at uplink:eth0"), "{event:?}");
+    let new = session.hear(|m| uplink(m).filter(|u| u.outer_fragments == 9)).await;
+    assert!(
+        matches!(new.hints.as_slice(), [hint] if hint.starts_with("2 pieces of frames arrived on eth0")),
+        "{new:?}"
+    );
+}

@@ -158,6 +158,9 @@ impl HostCore {
             }
             Input::Applied { read_back, errors } => self.applied(&read_back, &errors),
             Input::Seen(event) => self.seen(now, &event),
+            Input::Congested { ifindex, frames } => {
+                vec![Output::Send(Message::Event(event::congested(self.name_of(ifindex), frames)))]
+            }
             Input::VmStopped(vm) => self.vm_is(vm, Some(false)),
             Input::VmResumed(vm) => self.vm_is(vm, Some(true)),
             Input::VmForgotten(vm) => self.vm_is(vm, None),

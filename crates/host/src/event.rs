@@ -2,7 +2,7 @@
 
 use crate::message::EventReport;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
-use tenet_tables::{Event, EventKind};
+use tenet_tables::{DropReason, Event, EventKind};
 
 /// Events of one kind from one device in one go.
 const BURST: u32 = 10;
@@ -71,4 +71,16 @@ pub(crate) fn report(event: &Event, port: String, held_back: u64) -> Option<Even
         text.push_str(&format!(" ({held_back} more like it were not shown)"));
     }
     Some(EventReport { kind: kind.name(), port, vsid: event.vsid, mac, ca, pa, text })
+}
+
+/// The report of frames that were dropped at an uplink for their marks of congestion (RFC 6040 §4.2 wants an alarm).
+pub(crate) fn congested(port: String, frames: u64) -> EventReport {
+    let drop = DropReason::EcnMismatch.name();
+    let text = format!(
+        "{frames} encapsulated frames were dropped at {port} ({drop}): they were marked as congested on their way, though \
+         the flows inside of them do not use ECN and were sent without it, so they could hear of it only by the loss. A \
+         router of the provider network marks packets that it must not mark, or somebody sets the outer ECN field: \
+         capture on {port} and look whose packets have both bits set, and at that router's queue configuration"
+    );
+    EventReport { kind: drop, port, vsid: 0, mac: String::new(), ca: None, pa: None, text }
 }

@@ -88,6 +88,13 @@ pub enum Input {
     },
     /// The data plane raised an event.
     Seen(Event),
+    /// So many frames were dropped at an uplink for their marks of congestion since that was last told.
+    Congested {
+        /// The uplink's number.
+        ifindex: u32,
+        /// How many.
+        frames: u64,
+    },
     /// A VM stands still, to be switched to another host: what comes for it goes there from now on, if it moves.
     VmStopped(VmRef),
     /// A VM runs here.

@@ -20,6 +20,7 @@ pub mod paths;
 pub mod plan;
 pub mod probe;
 mod rewrite;
+mod rise;
 
 pub use crate::core::{Here, HostCore};
 pub use crate::input::{AttachState, Input, Output, Role, Stats};
@@ -27,3 +28,4 @@ pub use back::rows_back;
 pub use message::{Ack, EventReport, Message, NetworkProof, PortStatus, Proof};
 pub use needs::{Needs, needs};
 pub use plan::{Device, DeviceKind, Plan, Uplink, plan};
+pub use rise::{Alarm, Lately};

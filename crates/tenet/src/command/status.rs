@@ -121,12 +121,6 @@ fn uplinks(hosts: &[HostStatus]) -> Outcome {
                 lines.push(format!("{place}: receives by {}: {}", u.receive, u.receive_reason));
             }
             lines.extend(u.tests.iter().filter_map(failing).map(|text| format!("{place}: {text}")));
-            if u.outer_fragments > 0 {
-                let n = u.outer_fragments;
-                lines.push(format!(
-                    "{place}: {n} frames came in pieces: `tenet paths` shows where packets are too large"
-                ));
-            }
             lines.extend(u.hints.iter().map(|hint| format!("{place}: {hint}")));
         }
     }
