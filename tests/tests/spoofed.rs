@@ -1,11 +1,14 @@
-//! What a VM may not say, under every method and in both families: it is counted by name, and nobody hears it.
+//! What a VM may not say, or says to nobody, under every method and in both families: it is counted by name, and nobody
+//! hears it.
 #![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Command;
 use std::time::{Duration, Instant};
+use tenet_hostnet::Links;
 use tenet_model::{Family, Method};
 use tenet_tests::tunnel::{Packet, tunnel};
-use tenet_tests::{DUAL, Fixture, Setup, Watch, World};
+use tenet_tests::{DUAL, Fixture, Setup, Watch, World, binary, frame, until};
 use tenet_wire::Mac;
 
 static OVER_V4: Fixture = Fixture::set_up("sp4", DUAL, Setup::ANY_METHOD);
@@ -38,7 +41,8 @@ fn lies(lab: &'static Fixture) {
         let others = world.vms().into_iter().filter(|vm| vm != LIAR);
         let watches: Vec<_> = others.map(|vm| (world.nic(&vm).watch(), vm)).collect();
         let nic = world.nic(LIAR);
-        for (what, reason, frame) in forged(&world) {
+        let quiet = unanswered(&world);
+        for (what, reason, frame) in forged(&world).into_iter().chain(quiet) {
             let before = world.vm_drops(LIAR, reason);
             nic.send(&frame);
             let begin = Instant::now();
@@ -118,6 +122,77 @@ fn forged(world: &World) -> Vec<(String, &'static str, Vec<u8>)> {
         all.push((what.to_owned(), "router_guard", frame));
     }
     all
+}
+
+/// What is legal and leads nowhere: the hop limit ends at the gateway, or nobody has the address, or only the asker.
+fn unanswered(world: &World) -> Vec<(String, &'static str, Vec<u8>)> {
+    let vm = |name: &str, family| world.lab.vm(name).unwrap().address_of(family).unwrap();
+    let own = Mac::new(world.lab.vm(LIAR).unwrap().record().ports[0].mac.unwrap().octets());
+    let mut all = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let mut last = Packet::udp((vm(LIAR, family), 1), (vm("contoso/app", family), 9), MARKER);
+        last.hops = 1;
+        all.push((format!("{family}, the last hop"), "ttl_exceeded", last.frame(GATEWAY, own)));
+    }
+    let (IpAddr::V4(sql), IpAddr::V6(sql6)) = (vm(LIAR, Family::V4), vm(LIAR, Family::V6)) else {
+        panic!("{LIAR} has an address of either family")
+    };
+    let who_has = |target| frame::arp(Mac::BROADCAST, own, true, (own, sql), (Mac::default(), target));
+    all.push(("ARP for nobody".to_owned(), "arp_unknown", who_has(Ipv4Addr::new(10, 1, 1, 222))));
+    all.push((
+        "ARP for a VM of another subnet".to_owned(),
+        "arp_unknown",
+        who_has(Ipv4Addr::new(10, 1, 2, 11)),
+    ));
+    let nobody = Ipv6Addr::new(0xfd00, 1, 1, 0, 0, 0, 0, 0x222);
+    for (what, reason, src, target) in [
+        ("a solicitation for nobody", "nd_unknown", sql6, nobody),
+        ("a probe for an address that nobody has", "nd_unknown", Ipv6Addr::UNSPECIFIED, nobody),
+        ("a solicitation for its own address", "nd_suppressed", sql6, sql6),
+        ("a probe for its own address", "nd_suppressed", Ipv6Addr::UNSPECIFIED, sql6),
+    ] {
+        all.push((what.to_owned(), reason, solicitation(own, src, target)));
+    }
+    all
+}
+
+/// A neighbour solicitation to the target's group (RFC 4861 §4.3); a probe for duplicates tells no MAC.
+fn solicitation(own: Mac, src: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+    let octets = target.octets();
+    let [.., a, b, c] = octets;
+    let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
+    let mut message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &octets].concat();
+    if !src.is_unspecified() {
+        message.extend([1, 1]);
+        message.extend(own.octets());
+    }
+    let mut packet = Packet::new(src.into(), group.into(), 58, message);
+    packet.hops = 255;
+    packet.sum(2);
+    packet.frame(Mac::new([0x33, 0x33, 0xff, a, b, c]), own)
+}
+
+/// A VM whose NIC is down: what comes for it ends where it was sent, and `tenet counters` says so.
+#[test]
+fn frames_for_a_vm_whose_nic_is_down_are_counted() {
+    let Some(world) = OVER_V4.world() else { return };
+    let log = world.lab.vm("contoso/log").unwrap();
+    let link = log.record().ports[0].link.clone();
+    let links = Links::in_netns(log.netns()).unwrap();
+    let (sql, to) = (world.nic(LIAR), world.nic("contoso/log"));
+    links.set_down(&link).unwrap();
+    let before = world.vm_drops(LIAR, "port_down");
+    let frame = Packet::udp((sql.ip.into(), 1), (to.ip.into(), 9), MARKER).frame(to.mac, sql.mac);
+    until("the frame is counted", PATIENCE, || {
+        sql.send(&frame);
+        (world.vm_drops(LIAR, "port_down") > before).then_some(())
+    });
+    let mut command = Command::new(binary());
+    command.arg("counters").env("TENET_LAB", world.lab.record().name.as_str());
+    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    assert!(text.contains("port_down"), "{text}");
+    links.set_up(&link).unwrap();
+    world.in_sync();
 }
 
 fn holds(frame: &[u8]) -> bool {
