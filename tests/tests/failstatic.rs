@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use tenet_api::rest::{CreateVm, CreateVmPort, HostStatus};
 use tenet_hostnet::Links;
 use tenet_lab::tool::ask;
+use tenet_model::Method;
 use tenet_tests::{
-    Fixture, Load, SITE, World, binary, block_on, bpf, check_agent_restart, missing, skipped, until,
+    Fixture, Load, SITE, Setup, World, binary, block_on, bpf, check_agent_restart, missing, skipped, until,
 };
 
 static LAB: Fixture = Fixture::new("fail", SITE);
+static ANY: Fixture = Fixture::set_up("faila", SITE, Setup::ANY_METHOD);
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -20,6 +22,45 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn agents_killed_under_load_cost_no_frame() {
     let Some(mut world) = LAB.world() else { return };
     check_agent_restart(&mut world);
+}
+
+/// Both agents at once, by each method. That STT loses nothing either is docs/stt.md's word: its own senders send nothing
+/// that only an agent could put together, and this wire keeps the order.
+#[test]
+fn agents_killed_cost_no_frame_by_any_method() {
+    let Some(mut world) = ANY.world() else { return };
+    for method in Method::ALL {
+        world.set_method("contoso/prod", method);
+        world.in_sync();
+        let repaired: Vec<_> = world.status().hosts.into_iter().map(|h| h.repaired).collect();
+        let incomplete = |world: &World| ["h1", "h2"].map(|h| world.uplink_drops(h, "stt_incomplete"));
+        let before = incomplete(&world);
+        let begin = Instant::now();
+        let (there, back) = (
+            Load::start(&world, "contoso/web", "contoso/sql"),
+            Load::start(&world, "contoso/app", "contoso/web"),
+        );
+        for host in ["h1", "h2"] {
+            world.lab.kill_agent(host).unwrap();
+        }
+        until("the controller misses the agents", Duration::from_secs(20), || {
+            world.status().hosts.iter().all(|h| !h.connected).then_some(())
+        });
+        there.run(Duration::from_secs(1));
+        for host in ["h1", "h2"] {
+            world.lab.start_agent(host).unwrap();
+        }
+        until("agents are back", Duration::from_secs(20), || {
+            world.status().hosts.iter().all(|h| h.connected).then_some(())
+        });
+        world.in_sync();
+        there.stop_without_loss();
+        back.stop_without_loss();
+        println!("{method}: {} ms", begin.elapsed().as_millis());
+        let now: Vec<_> = world.status().hosts.into_iter().map(|h| h.repaired).collect();
+        assert_eq!(now, repaired, "{method}: adopted, nothing to put right");
+        assert_eq!(incomplete(&world), before, "{method}: nothing waited for an agent");
+    }
 }
 
 #[test]

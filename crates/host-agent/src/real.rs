@@ -65,6 +65,9 @@ impl RealKernel {
         let events = datapath.events().map_err(error)?;
         let found = datapath.attached().map_err(error)?;
         let programs = found.into_iter().map(|a| (a.ifindex, from_datapath(a.role))).collect();
+        // Before the first plan: one without the slow device would take it from the programs for a moment.
+        let mut slow = Slow::default();
+        slow.notice_all(&datapath.read().map_err(error)?);
         Ok(Self {
             datapath,
             ways,
@@ -74,7 +77,7 @@ impl RealKernel {
             watch,
             programs,
             hub: None,
-            slow: Slow::default(),
+            slow,
             taps: Taps::default(),
             drain: None,
             prepared: BTreeSet::new(),

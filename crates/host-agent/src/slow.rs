@@ -29,10 +29,11 @@ impl Slow {
         });
     }
 
-    /// Takes note of rows that are there.
+    /// Takes note of rows that are there, and of a device that an earlier run made.
     pub(crate) fn notice_all(&mut self, image: &Image) {
         let stt = u32::from(METHOD_STT);
-        self.wanted |= image.subnets.values().any(|s| s.method == stt)
+        self.wanted |= image.config.is_some_and(|config| config.slow != 0)
+            || image.subnets.values().any(|s| s.method == stt)
             || image.records.values().any(|r| r.method == METHOD_STT);
     }
 
