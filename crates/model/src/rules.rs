@@ -9,7 +9,10 @@ use crate::{
     Change, DEFAULT_TENANT, Desired, Family, Key, Method, Network, Object, Operation, Port, Problem, Route,
     Site, Subnet, Why, address, rewrite, view::View,
 };
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// Collects problems.
 pub(crate) struct Problems(Vec<Problem>);
@@ -46,6 +49,12 @@ pub(crate) fn check(base: &Desired, change: &Change) -> Result<Vec<Operation>, V
         match operation {
             Operation::Put(object) => put(&view, object, &mut problems),
             Operation::Delete(key) => delete::check(&view, key, &mut problems),
+        }
+    }
+    // Ports that get or lose rewrite addresses by the way are written, too: what else the change does must suit them.
+    for operation in &effective.operations[asked..] {
+        if let Operation::Put(Object::Port(port)) = operation {
+            port::put(&view, port, &mut problems);
         }
     }
     networks(&view, &mut problems);
@@ -211,6 +220,7 @@ fn subnets(view: &View<'_>, problems: &mut Problems) {
         return;
     }
     let mut vsids: BTreeMap<_, _> = view.subnets.kept().map(|(k, s)| (s.vsid, k)).collect();
+    let mut judged = BTreeSet::new();
     for (name, subnet) in view.subnets.written() {
         let about = || Key::Subnet(name.clone());
         if let Some(other) = vsids.insert(subnet.vsid, name) {
@@ -229,8 +239,12 @@ fn subnets(view: &View<'_>, problems: &mut Problems) {
                 let route = Object::Route(kept.clone()).key();
                 problems.add(about(), Why::SubnetOverRoute { prefix: own.prefix, route });
             }
-            if view.subnets.before(name).is_some_and(|was| was.prefix_of(&kept.next_hop).is_some()) {
-                problems.all(&Object::Route(kept.clone()).key(), next_hop(view, kept));
+            let had = view.subnets.before(name).is_some_and(|was| was.prefix_of(&kept.next_hop).is_some());
+            // One that takes the prefix of another, which is deleted, may have its gateway where the next hop is.
+            let has = subnet.prefix_of(&kept.next_hop).is_some();
+            let route = Object::Route(kept.clone()).key();
+            if (had || has) && judged.insert(route.clone()) {
+                problems.all(&route, next_hop(view, kept));
             }
         }
     }

@@ -131,3 +131,21 @@ fn a_switch_can_be_taken_back() {
     commit(&mut site, &release);
     assert_eq!(addresses(&site), [""; 0]);
 }
+
+/// A port that gets addresses by the way is judged by all of the change.
+#[test]
+fn what_else_the_change_does_must_suit_the_ports_that_get_addresses() {
+    let site = start();
+    let begun = site.with_method(&blue(), Method::Rewrite).unwrap();
+    let subnet = site.subnets.values().next().unwrap().value.clone();
+    let prefixes =
+        vec![SubnetPrefix { prefix: "10.9.9.0/24".parse().unwrap(), gateway: [10, 9, 9, 1].into() }];
+    let moved = Operation::Put(Object::Subnet(Subnet { prefixes, ..subnet.clone() }));
+    let gone = Operation::Delete(Object::Subnet(subnet).key());
+    for (other, why) in [(moved, "10.1.1.12 is outside of 10.9.9.0/24"), (gone, "a/blue/s")] {
+        let change = [Operation::Put(Object::Network(begun.clone())), other].into_iter().collect();
+        let problems = site.check(&change).unwrap_err();
+        let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert!(texts.iter().any(|t| t.starts_with("port a/two/eth0: ") && t.contains(why)), "{texts:?}");
+    }
+}
