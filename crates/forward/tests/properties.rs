@@ -135,7 +135,12 @@ fn check_tunnel(bytes: &[u8], site: &site::Site, context: &dyn Fn() -> String) -
         assert!(!ours || stt_is_right(bytes), "{}", context());
         return "stt";
     }
-    let found = parse::tunnel(bytes, TunnelPorts::default());
+    // What goes on to another host keeps the port that it came to, which may be the one that is about to be sent to.
+    let other = TunnelPorts { geneve: site::OTHER_GENEVE_PORT, ..TunnelPorts::default() };
+    let found = match parse::tunnel(bytes, TunnelPorts::default()) {
+        Ok(None) => parse::tunnel(bytes, other),
+        found => found,
+    };
     let Ok(Some(found)) = found else { panic!("{found:?} {}", context()) };
     let (src, dst) = match found.outer {
         Outer::V4(ip) => {
