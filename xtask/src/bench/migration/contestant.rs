@@ -19,9 +19,10 @@ const BEFORE: Duration = Duration::from_millis(150);
 const AFTER: Duration = Duration::from_millis(400);
 /// How long the guest may be silent after that.
 const SILENCE: Duration = Duration::from_secs(5);
-/// A probe that was sent less than this before the guest stood still may have been under way then: QEMU leaves frames
-/// unread before it says STOP, on any network (on plain bridges up to 6.8 ms were seen).
-const MARGIN: Micros = 10_000;
+/// A probe that was sent less than this before QEMU stopped the guest may have been under way then, or in the tap until
+/// QEMU read it: on plain bridges, which lose all of these, up to 4.0 ms were seen on a slow machine. QEMU counts in whole
+/// milliseconds, besides.
+const MARGIN: Micros = 5_000;
 /// How long a guest's memory may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -62,6 +63,8 @@ pub struct Sample {
     pub resumed: Micros,
     /// From STOP on the source to RESUME on the destination.
     pub pause: f64,
+    /// From when QEMU stopped the guest, by its own count, until it said STOP.
+    pub stopping: f64,
     /// From the request until QEMU was done.
     pub total: f64,
     /// Median round trip of the probes before it.
@@ -70,7 +73,7 @@ pub struct Sample {
     pub probes: usize,
     /// Probes lost.
     pub lost: usize,
-    /// When the first of these, and of the pings lost, were sent, counted from STOP.
+    /// When the first of these, and of the pings lost, were sent, counted from when QEMU stopped the guest.
     pub lost_at: [Vec<f64>; 2],
     /// Probes lost that the pause does not excuse.
     pub beyond: usize,
@@ -254,6 +257,8 @@ fn measure(
     target.qmp.wait(marks.1, PATIENCE, "MIGRATION", Some("completed"))?;
     let done = source.qmp.wait(marks.0, PATIENCE, "MIGRATION", Some("completed"))?;
     let stop = source.qmp.wait(marks.0, PATIENCE, "STOP", None)?;
+    let stopped = if kind.postcopy { None } else { source.stopped(marks.0)? };
+    let stopped = stopped.map_or(stop.at, |at| at.min(stop.at));
     probe.wait_heard(resume.at, SILENCE);
     ping.wait_heard(resume.at, SILENCE);
     let settled = fabric.settle(nic, to)?;
@@ -264,9 +269,9 @@ fn measure(
     // Ten guests on few processors fall silent for longer than one.
     let late = Duration::from_millis(if kind.at_once > 1 { 2000 } else { 250 });
     let (seen, pings) = (probe.stop(late)?, ping.stop(late)?);
-    let times = Times { asked, stop: stop.at, resume: resume.at, done: done.at.max(resume.at) };
-    let losses = seen.losses(times.stop, times.resume, MARGIN);
-    let pings = pings.losses(times.stop, times.resume, MARGIN);
+    let times = Times { asked, stopped, stop: stop.at, resume: resume.at, done: done.at.max(resume.at) };
+    let losses = seen.losses(times.stopped, times.resume, MARGIN);
+    let pings = pings.losses(times.stopped, times.resume, MARGIN);
     if losses.first_reply.is_none() {
         let card = card(fabric.host(to), &device);
         let kernel =
@@ -303,6 +308,7 @@ fn card(host: &Netns, device: &str) -> String {
 
 struct Times {
     asked: Micros,
+    stopped: Micros,
     stop: Micros,
     resume: Micros,
     done: Micros,
@@ -325,6 +331,7 @@ fn sample(
         to,
         resumed: times.resume,
         pause: clock::millis(times.resume - times.stop),
+        stopping: clock::millis(times.stop - times.stopped),
         total: clock::millis(times.done - times.asked),
         round_trip,
         probes: losses.sent,

@@ -180,20 +180,17 @@ fn measure(kind: Kind, options: &Options, all: &mut [Contestant], end: Instant, 
     });
     let mut failures = vec![0; all.len()];
     for round in 0..rounds {
-        for at in 0..all.len() {
-            // Whoever comes right after another one meets the machine as that one left it: all take turns at it.
-            let at = (at + round) % all.len();
+        let part: Vec<usize> = (all.iter().zip(&failures).enumerate())
+            .filter(|(_, (c, failures))| {
+                **failures < ENOUGH && takes_part(c.fabric.name(), kind, options, round)
+            })
+            .map(|(at, _)| at)
+            .collect();
+        for at in order(part.len(), round).into_iter().filter_map(|place| part.get(place).copied()) {
             let (Some(contestant), Some(failures)) = (all.get_mut(at), failures.get_mut(at)) else {
                 continue;
             };
             let name = contestant.fabric.name().to_owned();
-            let seldom = [ovn::NAME, bridges::FLOODING].contains(&name.as_str());
-            let rare = seldom && kind.at_once == 1 && round % 4 != 0 && options.runs > 20;
-            // Ten guests on bridges that flood would only be a load.
-            let out = name == bridges::FLOODING && kind.at_once > 1;
-            if *failures >= ENOUGH || rare || out {
-                continue;
-            }
             if Instant::now() > end {
                 println!("time is up after {round} rounds of {}", kind.name);
                 return;
@@ -221,6 +218,36 @@ fn measure(kind: Kind, options: &Options, all: &mut [Contestant], end: Instant, 
     }
 }
 
+/// Who is there for comparison takes part in every fourth round of a long run.
+fn takes_part(name: &str, kind: Kind, options: &Options, round: usize) -> bool {
+    let seldom = [ovn::NAME, bridges::FLOODING].contains(&name);
+    // Ten guests on bridges that flood would only be a load.
+    let out = name == bridges::FLOODING && kind.at_once > 1;
+    !(out || seldom && kind.at_once == 1 && !round.is_multiple_of(4) && options.runs > 20)
+}
+
+/// In which order `n` take their turns in a round.
+///
+/// Whoever comes right after another one meets the machine as that one left it (processor caches, agents that have
+/// just been at work). So everybody follows everybody else equally often: rows of a Latin square that is balanced for
+/// such carry-over (E. J. Williams, 1949), and for odd `n` their mirror images, too. Simply going round would have
+/// everybody follow the same one each time.
+fn order(n: usize, round: usize) -> Vec<usize> {
+    if n == 0 {
+        return Vec::new();
+    }
+    // The rounds in which the same ones take part may be every fourth only: their shifts must differ all the same.
+    let shift = round + round / n;
+    let mut row: Vec<usize> = (0..n)
+        .map(|i| if i % 2 == 0 { i / 2 } else { n - i.div_ceil(2) })
+        .map(|place| (place + shift) % n)
+        .collect();
+    if n % 2 == 1 && (round / n) % 2 == 1 {
+        row.reverse();
+    }
+    row
+}
+
 /// A folder that ends with its handle.
 struct Folder(PathBuf);
 
@@ -246,6 +273,30 @@ mod tests {
 
     fn parse(args: &[&str]) -> Result<Options> {
         Options::parse(&args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn everybody_follows_everybody_else_about_equally_often() {
+        for n in 1..=6 {
+            let mut follows = vec![vec![0; n]; n];
+            let rounds = 2 * n * n;
+            for round in 0..rounds {
+                let row = order(n, round);
+                assert_eq!(row.iter().collect::<std::collections::BTreeSet<_>>().len(), n, "{row:?}");
+                for pair in row.windows(2) {
+                    follows[pair[0]][pair[1]] += 1;
+                }
+            }
+            for (a, row) in follows.iter().enumerate() {
+                let others = row.iter().enumerate().filter(|(b, _)| *b != a);
+                let (min, max) = others.fold((rounds, 0), |(min, max), (_, n)| (min.min(*n), max.max(*n)));
+                assert!(n == 1 || max == min, "{n}: {a} is followed {row:?} times");
+            }
+        }
+        // Only in every fourth round four take part: each has each place in it.
+        let firsts: std::collections::BTreeSet<_> = (0..16).step_by(4).map(|r| order(4, r)[0]).collect();
+        assert_eq!(firsts.len(), 4);
+        assert!(order(0, 3).is_empty());
     }
 
     #[test]

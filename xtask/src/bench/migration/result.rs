@@ -283,6 +283,7 @@ mod tests {
             to: 1,
             resumed: 1,
             pause: 100.5,
+            stopping: 0.5,
             total: 400.0,
             round_trip: Some(0.4),
             probes: 900,
