@@ -23,7 +23,7 @@ pub fn controller(args: ControllerArgs) -> Outcome {
     options.grpc_addr = args.grpc;
     options.addresses = args.addresses;
     let ready = |_| notify("READY=1");
-    serve(async |shutdown| tenet_control_server::run(options, shutdown, ready).await)?
+    serve(|shutdown| tenet_control_server::run(options, shutdown, ready))?
         .map_err(|e| Failure::of(&e, "put right what the message names and start it again"))
 }
 
@@ -78,7 +78,7 @@ pub fn agent(args: AgentArgs) -> Outcome<ExitCode> {
         libvirt: args.libvirt,
         ready: Some(Box::new(|| notify("READY=1"))),
     };
-    serve(async |shutdown| tenet_host_agent::run(options, shutdown).await)?.map_err(|e| {
+    serve(|shutdown| tenet_host_agent::run(options, shutdown))?.map_err(|e| {
         Failure::of(&e, "put right what the message names and start it again; forwarding was not touched")
     })?;
     Ok(ExitCode::SUCCESS)
@@ -139,7 +139,14 @@ fn detach(args: &AgentArgs) -> Outcome {
 }
 
 /// Runs a server until SIGTERM or Ctrl-C.
-fn serve<T>(run: impl AsyncFnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) -> T) -> Outcome<T> {
+///
+/// It runs as a task like all others, on the runtime's threads: the thread that waits for I/O then does what has come
+/// itself, instead of waking this one for it each time.
+fn serve<T, R>(run: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) -> R) -> Outcome<T>
+where
+    T: Send + 'static,
+    R: Future<Output = T> + Send + 'static,
+{
     let hint = "check the limits on open files and processes";
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(|e| Failure::of(&e, hint))?.block_on(async {
@@ -152,7 +159,10 @@ fn serve<T>(run: impl AsyncFnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Se
             }
             notify("STOPPING=1");
         };
-        Ok(run(Box::pin(shutdown)).await)
+        match tokio::spawn(run(Box::pin(shutdown))).await {
+            Ok(done) => Ok(done),
+            Err(broken) => std::panic::resume_unwind(broken.into_panic()),
+        }
     })
 }
 
