@@ -14,7 +14,7 @@ use crate::probe::Prober;
 use crate::real::RealKernel;
 use crate::session::{Heard, OUTGOING, Session};
 use crate::taps::TapWish;
-use crate::vms::{self, Budget, First, Vms, prepared};
+use crate::vms::{Budget, First, Vms, prepared};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::future::Future;
@@ -149,12 +149,10 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
     tick.reset();
     let mut glance = tokio::time::interval(GLANCE);
     glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut first = tokio::time::interval(vms::FIRST_LOOK);
-    first.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     tokio::pin!(shutdown);
     loop {
-        let probe = agent.measure_at();
+        let (probe, first) = (agent.measure_at(), agent.first.due());
         tokio::select! {
             () = &mut shutdown => return Ok(()),
             () = ready(agent.prober.tap_ready()) => agent.probed(),
@@ -176,8 +174,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
             _ = tick.tick() => agent.compare_unless_moving(),
             Some(word) = said.recv() => agent.said(&word),
             Some(found) = emptied.recv() => agent.drained(found),
-            _ = first.tick(), if agent.first.waits() => agent.look_for_first_frames(),
-            _ = glance.tick(), if agent.core.moving().next().is_some() => agent.glance(),
+            () = until(first) => agent.look_for_first_frames(),
+            _ = glance.tick(), if agent.core.about_to_switch().next().is_some() => agent.glance(),
             Some(request) = asked.recv() => {
                 // The client may have gone.
                 let _ = request.send(agent.metrics());
@@ -314,7 +312,7 @@ impl Agent {
     /// Reading all tables back takes some milliseconds, in which nobody hears a hypervisor: that waits while a VM moves,
     /// but not for ever.
     fn compare_unless_moving(&mut self) {
-        if self.core.moving().next().is_none() || self.compared.elapsed() > LONGEST_UNCOMPARED {
+        if !self.core.is_moving() || self.compared.elapsed() > LONGEST_UNCOMPARED {
             self.compare();
         }
     }
@@ -324,6 +322,7 @@ impl Agent {
         self.open_tap();
         self.keep_taps();
         self.look_at_devices();
+        self.expect_hosts();
         self.expect_drains();
         self.take_notes();
         self.take_events();
@@ -344,11 +343,9 @@ impl Agent {
 
     /// What the operator should know of ports that work: told with them, and once in the log.
     fn take_notes(&mut self) {
-        let rows = self.core.rows().into_iter().flat_map(|rows| rows.0.values());
-        let ports = rows.filter_map(|(row, _)| if let Row::Port(p) = row { Some(&p.name) } else { None });
         let deaf = self.vms.unheard();
         let mut notes = BTreeMap::new();
-        for port in ports {
+        for port in self.core.ports().map(|p| &p.name) {
             let tap = self.tap_notes.get(&port.to_string()).cloned();
             if let Some(note) = tap.or_else(|| deaf.get(&port.vm_ref()).cloned()) {
                 notes.insert(port.clone(), note);
@@ -368,7 +365,8 @@ impl Agent {
     /// The kernel holds back news of lost carrier for up to a second; a VM that moves must not wait for it.
     fn glance(&mut self) {
         let kernel = &mut self.kernel;
-        if self.core.moving().any(|d| kernel.carrier(d.ifindex).is_some_and(|now| now != d.carrier)) {
+        if self.core.about_to_switch().any(|d| kernel.carrier(d.ifindex).is_some_and(|now| now != d.carrier))
+        {
             self.look_at_devices();
         }
     }
@@ -494,7 +492,11 @@ impl Agent {
     fn foresee(&mut self, rows: &mut dyn Iterator<Item = &Row>) {
         let rows: Vec<&Row> = rows.collect();
         let foreseen = self.kernel.foresee(&mut device_names(rows.iter().copied()));
-        self.make_taps(&wishes(rows.into_iter()));
+        // Those that are there, as far as is known, need not be looked for each time.
+        let there: BTreeSet<TapWish> = self.core.taps().map(TapWish::from).collect();
+        let mut new = wishes(rows.into_iter());
+        new.retain(|wish| !there.contains(wish) || self.taps.contains_key(&wish.device));
+        self.make_taps(&new);
         if foreseen {
             self.look_at_devices();
         }
@@ -508,8 +510,7 @@ impl Agent {
 
     /// Gives the core an input and carries out what it says, until it has no more to say.
     pub(crate) fn feed(&mut self, input: Input) {
-        let hosts_change =
-            matches!(input, Input::Full { .. } | Input::Delta(_) | Input::Devices(_) | Input::Cached { .. });
+        let (hosts_change, underlay) = (self.bears_on_hosts(&input), self.underlay());
         let mut todo: VecDeque<Output> = self.core.handle(self.since.elapsed(), input).into();
         while let Some(output) = todo.pop_front() {
             let result = match output {
@@ -549,7 +550,7 @@ impl Agent {
             todo.extend(self.core.handle(self.since.elapsed(), result));
         }
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
-        if hosts_change {
+        if hosts_change || underlay != self.underlay() {
             self.expect_hosts();
         }
         if self.core.ready()

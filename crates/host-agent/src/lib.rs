@@ -25,6 +25,7 @@ mod probe;
 mod qmp;
 mod real;
 mod receive;
+mod seen;
 mod session;
 mod slow;
 mod taps;

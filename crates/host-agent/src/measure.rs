@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tenet_api::agent::{self, agent_message};
 use tenet_host::probe::{Remedies, Turn};
-use tenet_host::{Alarm, Input, Lately, Needs, needs};
+use tenet_host::{Alarm, Input, Lately, Needs, bears_on_hosts, needs};
 use tenet_tables::{DropKey, DropReason};
 
 /// What changes within this time is told at once.
@@ -71,10 +71,24 @@ impl Agent {
         }
     }
 
-    /// Hosts, networks or devices may have changed.
-    pub(crate) fn expect_hosts(&mut self) {
+    /// Whether an input can change which hosts there are, and what they need.
+    pub(crate) fn bears_on_hosts(&self, input: &Input) -> bool {
+        match (input, self.core.rows()) {
+            (Input::Delta(delta), Some(rows)) => bears_on_hosts(rows, delta),
+            (Input::Delta(_) | Input::Full { .. } | Input::Cached { .. }, _) => true,
+            _ => false,
+        }
+    }
+
+    /// The uplinks as far as probes and needs go by them: the packets that they carry, and each one's number.
+    pub(crate) fn underlay(&self) -> (u32, Vec<u32>) {
         let mtu = self.core.uplink().map_or(0, |u| u.mtu);
-        let uplinks: Vec<u32> = self.uplinks.iter().filter_map(|u| self.core.device_index(u)).collect();
+        (mtu, self.uplinks.iter().filter_map(|u| self.core.device_index(u)).collect())
+    }
+
+    /// Hosts, networks or uplinks may have changed.
+    pub(crate) fn expect_hosts(&mut self) {
+        let (mtu, uplinks) = self.underlay();
         self.prober.expect(self.since.elapsed(), self.core.rows(), mtu, &uplinks);
         let needs = self.core.rows().map(needs).unwrap_or_default();
         if needs != self.measured.needs {

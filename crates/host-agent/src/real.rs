@@ -5,6 +5,7 @@ use crate::kernel::{Kernel, KernelError, ReceiveReport, Result};
 use crate::options::Hook;
 use crate::probe::open_tap;
 use crate::receive::Ways;
+use crate::seen::Seen;
 use crate::session::chain;
 use crate::slow::Slow;
 use crate::taps::{self, Made, TapWish, Taps};
@@ -18,7 +19,7 @@ use std::{
 use tenet_api::agent::UdpTunnel;
 use tenet_datapath::{self as datapath, Datapath, Events, Receive};
 use tenet_host::{Device, DeviceKind, Needs, Role, drain, probe::TAP};
-use tenet_hostnet::{self as hostnet, Kind, Link, LinkEvent, LinkWatch, Links, Netns, Waiting};
+use tenet_hostnet::{self as hostnet, Kind, Link, LinkWatch, Links, Netns, Waiting};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{Counters, DropKey, DropReason, Event, PORT_ACTIVE, PORT_PREPARED, Port};
 
@@ -36,6 +37,7 @@ pub(crate) struct RealKernel {
     events: Events,
     links: Links,
     watch: LinkWatch,
+    seen: Seen,
     /// Devices that should carry a program, as far as we attached or found one.
     programs: BTreeMap<u32, Role>,
     /// Number of the hub that frames for taps go by, once there is a port on a tap; or why there is none.
@@ -75,6 +77,7 @@ impl RealKernel {
             events,
             links,
             watch,
+            seen: Seen::default(),
             programs,
             hub: None,
             slow,
@@ -149,6 +152,7 @@ impl Kernel for RealKernel {
         if self.slow.make(&self.datapath, &self.links) {
             links = self.links.list().map_err(error)?;
         }
+        self.seen.list(&links);
         let hub = self.hub.as_ref().and_then(|h| h.as_ref().ok().copied());
         // Made by an earlier run, or before it was measured.
         let hub = hub.filter(|_| self.ways.chosen == Receive::Hub);
@@ -174,10 +178,9 @@ impl Kernel for RealKernel {
         let mut changed = false;
         // Ends with `WouldBlock`; another error shows in the next list.
         while let Ok(events) = self.watch.try_next() {
-            changed |= events.iter().any(|e| match e {
-                LinkEvent::Changed(_) | LinkEvent::Gone { .. } | LinkEvent::Overrun => true,
-                LinkEvent::Addresses { .. } => false,
-            });
+            for event in &events {
+                changed |= self.seen.is_news(event);
+            }
         }
         changed
     }
@@ -202,6 +205,7 @@ impl Kernel for RealKernel {
                 errors.push(chain(&e));
             }
             if let Operation::Port(ifindex, Some(port)) = operation
+                && self.seen.mtu(*ifindex) != Some(port.mtu.into())
                 && let Err(cause) = taps::set_mtu(&self.links, *ifindex, port)
             {
                 tracing::warn!(%cause, ifindex, "the tap's MTU cannot be set; the VM's NIC is told the right one");

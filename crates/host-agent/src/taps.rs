@@ -13,7 +13,7 @@ const QUEUE_LEN: u32 = 10_000;
 const MARK: &str = "tenet:";
 
 /// A tap that a port needs.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct TapWish {
     /// Its name.
     pub device: String,

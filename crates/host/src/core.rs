@@ -179,9 +179,14 @@ impl HostCore {
         self.state.as_ref().map(|(_, r)| r)
     }
 
-    /// Ports of this host whose device is a tap that the agent makes.
+    /// Ports that live here, will live here, or have just left.
+    pub fn ports(&self) -> impl Iterator<Item = &PortRow> {
+        self.state.iter().flat_map(|(_, rows)| plan::ports(rows)).map(|(p, _)| p)
+    }
+
+    /// Of these, those whose device is a tap that the agent makes.
     pub fn taps(&self) -> impl Iterator<Item = &PortRow> {
-        self.state.iter().flat_map(|(_, rows)| plan::ports(rows)).map(|(p, _)| p).filter(|p| p.tap)
+        self.ports().filter(|p| p.tap)
     }
 
     /// The uplink, if one of the ticked devices exists: the first, with the smallest MTU of all.
@@ -235,11 +240,25 @@ impl HostCore {
             && existing.all(|d| self.attached.get(&d.ifindex) == Some(&AttachState::Attached))
     }
 
-    /// Devices of ports that are about to move, with the carrier that we know of: worth a look every few milliseconds.
-    pub fn moving(&self) -> impl Iterator<Item = Device> {
-        let rows = self.state.iter().flat_map(|(_, rows)| plan::ports(rows));
-        let moving = rows.filter(|(p, _)| p.peer_pa.is_some() && p.state != PortState::Moved);
-        moving.filter_map(|(p, _)| self.devices.get(&p.device).copied())
+    /// Whether a port leaves this host or has come to it by a migration that is not over.
+    #[must_use]
+    pub fn is_moving(&self) -> bool {
+        self.moving().next().is_some()
+    }
+
+    /// Devices of ports that are about to move and that this host has not switched yet, with the carrier that we know of:
+    /// worth a look every few milliseconds.
+    pub fn about_to_switch(&self) -> impl Iterator<Item = Device> {
+        let switched = |p: &PortRow| {
+            let arrived = p.state == PortState::Active && self.has_arrived(&p.name);
+            arrived || self.redirected.contains_key(&p.name) || self.activated.contains_key(&p.name)
+        };
+        let moving = self.moving().filter(move |p| !switched(p));
+        moving.filter_map(|p| self.devices.get(&p.device).copied())
+    }
+
+    fn moving(&self) -> impl Iterator<Item = &PortRow> {
+        self.ports().filter(|p| p.peer_pa.is_some() && p.state != PortState::Moved)
     }
 
     /// Prepared ports on taps that somebody has open, with the taps' numbers: hypervisors that wait for their VMs.
@@ -525,11 +544,11 @@ impl HostCore {
     }
 
     fn port_at(&self, device: &str) -> Option<&PortRow> {
-        plan::ports(self.rows()?).map(|(p, _)| p).find(|p| p.device == device)
+        self.ports().find(|p| p.device == device)
     }
 
     fn port_row(&self, name: &PortRef) -> Option<&PortRow> {
-        plan::ports(self.rows()?).map(|(p, _)| p).find(|p| p.name == *name)
+        self.ports().find(|p| p.name == *name)
     }
 
     fn repair(&mut self, line: String) {

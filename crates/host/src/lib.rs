@@ -26,6 +26,6 @@ pub use crate::core::{Here, HostCore};
 pub use crate::input::{AttachState, Input, Output, Role, Stats};
 pub use back::rows_back;
 pub use message::{Ack, EventReport, Message, NetworkProof, PortStatus, Proof};
-pub use needs::{Needs, needs};
+pub use needs::{Needs, bears_on_hosts, needs};
 pub use plan::{Device, DeviceKind, Plan, Uplink, plan};
 pub use rise::{Alarm, Lately};

@@ -3,7 +3,7 @@
 use crate::plan;
 use ipnet::{IpNet, Ipv6Net};
 use std::{collections::BTreeSet, net::IpAddr};
-use tenet_compile::{HostRow, RecordRow, Row, Rows};
+use tenet_compile::{Delta, HostRow, RecordRow, Row, RowKey, Rows};
 use tenet_model::Method;
 
 /// What this host's networks need of the kernel beside maps and programs.
@@ -42,6 +42,19 @@ pub fn needs(rows: &Rows) -> Needs {
         }
     }
     needs
+}
+
+/// Whether a change can bear on what [`needs`] says, or on which hosts there are and what they send to each other: most
+/// changes, as a VM's switch, are of records and ports only, and there may be hundreds of thousands of rows to look at.
+#[must_use]
+pub fn bears_on_hosts(rows: &Rows, delta: &Delta) -> bool {
+    let bears = |row: &Row| match row {
+        Row::Host(_) | Row::Peer(_) | Row::Network(_) => true,
+        Row::Record(record) => record.rewrite_pa.or(record.other_rewrite_pa).is_some(),
+        Row::Subnet(_) | Row::Route(_) | Row::Port(_) => false,
+    };
+    let before = |key: &RowKey| rows.0.get(key).is_some_and(|(row, _)| bears(row));
+    delta.upserts.iter().any(|(row, _)| bears(row) || before(&row.key())) || delta.deletes.iter().any(before)
 }
 
 /// Where a method's frames are sent to, and where they may come as well.

@@ -286,9 +286,14 @@ fn event(kind: EventKind, ifindex: u32) -> Input {
 fn only_ports_that_move_are_worth_a_glance() {
     let mut sim = Sim::started();
     sim.full(7, small(7));
-    assert_eq!(sim.core.moving().count(), 0);
+    assert_eq!((sim.core.is_moving(), sim.core.about_to_switch().count()), (false, 0));
     sim.full(8, prepared(8));
-    assert_eq!(sim.core.moving().map(|d| d.ifindex).collect::<Vec<_>>(), [12]);
+    let glances = |sim: &Sim| sim.core.about_to_switch().map(|d| d.ifindex).collect::<Vec<_>>();
+    assert_eq!((sim.core.is_moving(), glances(&sim)), (true, vec![12]));
+    // Switched: nothing more is to be seen there.
+    activate(&mut sim);
+    sim.feed(event(EventKind::PortActivated, 12));
+    assert_eq!((sim.core.is_moving(), glances(&sim)), (true, vec![]));
 }
 
 #[test]

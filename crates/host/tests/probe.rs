@@ -172,3 +172,41 @@ fn a_range_is_asked_for_while_one_of_its_addresses_stands_for_one_here() {
     // A VM of the other host is about to come.
     assert_eq!(asked(12, None, Some(OWN), Some("2001:db8:9::1")), ["2001:db8:9::/64"]);
 }
+
+#[test]
+fn a_change_of_records_and_ports_alone_bears_on_no_host() {
+    use tenet_compile::{PortState, Row, Rows};
+    use tenet_host::bears_on_hosts;
+    use tenet_model::{Method, NetId};
+    let rows = small(7);
+    let changed = |change: &dyn Fn(&mut Rows)| {
+        let mut next = rows.clone();
+        change(&mut next);
+        bears_on_hosts(&rows, &rows.delta_to(7, &next, 8))
+    };
+    let key = RowKey::Record(NetId(1), ca(12));
+    let moved = |rows: &mut Rows, rewrite: Option<&str>| {
+        let Some((Row::Record(r), generation)) = rows.0.get_mut(&key) else { panic!("a record") };
+        (r.pa, r.rewrite_pa, *generation) = (OWN.into(), rewrite.map(|a| a.parse().unwrap()), 8);
+    };
+    assert!(!changed(&|rows| moved(rows, None)));
+    assert!(!changed(&|rows| drop(rows.0.remove(&key))));
+    assert!(!changed(&|rows| {
+        let row = port(1, 12, PortState::Prepared, None);
+        rows.0.insert(row.key(), (row, 8));
+    }));
+    // An address for IP Rewrite may be the first of its range here, or the last.
+    assert!(changed(&|rows| moved(rows, Some("2001:db8:1::82"))));
+    let mut with = rows.clone();
+    moved(&mut with, Some("2001:db8:1::82"));
+    let mut without = with.clone();
+    without.0.remove(&key);
+    assert!(bears_on_hosts(&with, &with.delta_to(8, &without, 9)));
+    assert!(changed(&|rows| {
+        let Some((Row::Network(n), generation)) = rows.0.get_mut(&RowKey::Network(NetId(1))) else {
+            panic!("a network")
+        };
+        (n.method, *generation) = (Method::Vxlan, 8);
+    }));
+    assert!(changed(&|rows| rows.0.retain(|key, _| !matches!(key, RowKey::Peer(_)))));
+}

@@ -20,7 +20,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tenet_compile::Row;
 use tenet_host::drain::{Leaving, TAP, may_go_on};
 use tenet_hostnet::Waiting;
 use tenet_model::{PortRef, VmRef};
@@ -133,11 +132,8 @@ impl Agent {
             let known = drains.known.clone();
             std::thread::spawn(move || empty::look_early(&new, &known));
         }
-        if let Some(rows) = self.core.rows() {
-            let row = |port: &PortRef| {
-                rows.0.values().any(|(row, _)| matches!(row, Row::Port(p) if p.name == *port))
-            };
-            drains.figures.retain(|port, _| row(port));
+        if self.core.rows().is_some() {
+            drains.figures.retain(|port, _| self.core.ports().any(|p| p.name == *port));
         }
         match self.kernel.hold_drain(!taps.is_empty() || !self.drains.running.is_empty()) {
             Ok(true) => self.look_at_devices(),

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tenet_model::{PortRef, VmRef};
 
-/// Between two looks.
-pub(crate) const LOOK: Duration = Duration::from_millis(1);
+/// Between two looks at the least; and at the least a quarter of the time waited so far: each look takes time from the
+/// VM that begins to run.
+const LOOK: Duration = Duration::from_millis(1);
 /// After that, a VM is one that says nothing.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -21,7 +22,8 @@ pub(crate) struct First {
 #[derive(Debug)]
 struct Waiting {
     resumed_us: u64,
-    until: Instant,
+    since: Instant,
+    next: Instant,
     ports: Vec<(u32, u64)>,
 }
 
@@ -50,13 +52,14 @@ impl First {
             self.before.iter().filter(|(p, _)| p.vm_ref() == *vm).map(|(_, before)| *before).collect();
         self.before.retain(|p, _| p.vm_ref() != *vm);
         if !ports.is_empty() {
-            self.waiting.insert(vm.clone(), Waiting { resumed_us, until: Instant::now() + LONGEST, ports });
+            let since = Instant::now();
+            self.waiting.insert(vm.clone(), Waiting { resumed_us, since, next: since + LOOK, ports });
         }
     }
 
-    /// Whether anything is waited for.
-    pub(crate) fn waits(&self) -> bool {
-        !self.waiting.is_empty()
+    /// When the next look is due, if anything is waited for.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.waiting.values().map(|waiting| waiting.next).min()
     }
 
     /// Looks; VMs that have sent something, with microseconds after their resume.
@@ -68,7 +71,9 @@ impl First {
                 found.push((vm.clone(), now_us().saturating_sub(waiting.resumed_us)));
                 return false;
             }
-            Instant::now() < waiting.until
+            let waited = waiting.since.elapsed();
+            waiting.next = Instant::now() + LOOK.max(waited / 4);
+            waited < LONGEST
         });
         found
     }
@@ -85,16 +90,16 @@ mod tests {
         let vm = port.vm_ref();
         // A VM that always was here is not waited for.
         first.resumed(&vm, now_us());
-        assert!(!first.waits());
+        assert_eq!(first.due(), None);
         first.prepared(&port, 7, 3);
         first.prepared(&port, 7, 5);
         first.resumed(&vm, now_us() - 1500);
-        assert!(first.waits());
+        assert!(first.due().is_some());
         assert_eq!(first.look(|_| Some(3)), []);
         assert_eq!(first.look(|_| None), []);
         let found = first.look(|ifindex| (ifindex == 7).then_some(4));
         assert!(matches!(&found[..], [(of, us)] if *of == vm && *us >= 1500), "{found:?}");
-        assert!(!first.waits());
+        assert_eq!(first.due(), None);
     }
 
     #[test]

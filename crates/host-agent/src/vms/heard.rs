@@ -51,8 +51,8 @@ impl Agent {
         if ports.is_empty() && !self.first.expects() {
             return;
         }
-        let known = self.core.rows().map(|rows| prepared(rows.0.values().map(|(row, _)| row)));
-        let known: BTreeSet<PortRef> = known.into_iter().flatten().map(|(port, _)| port).collect();
+        let known = self.core.ports().filter(|p| p.state == PortState::Prepared);
+        let known: BTreeSet<PortRef> = known.map(|p| p.name.clone()).collect();
         self.first.keep(|port| known.contains(port));
         let new = !ports.is_empty();
         for (port, device) in ports {

@@ -7,7 +7,7 @@ mod heard;
 
 pub(crate) use budget::{Budget, Verdict};
 pub(crate) use driven::Driven;
-pub(crate) use first::{First, LOOK as FIRST_LOOK};
+pub(crate) use first::First;
 pub(crate) use heard::prepared;
 
 use crate::{local::Domains, options::Libvirt, qmp, virsh};
