@@ -13,23 +13,23 @@ use crate::placeholder::Given;
 use crate::probe::Prober;
 use crate::real::RealKernel;
 use crate::session::{Heard, OUTGOING, Session};
-use crate::taps::TapWish;
-use crate::vms::{Budget, First, Vms, prepared};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use crate::taps::wishes;
+use crate::vms::{Budget, First, Vms};
+use crate::wait::{Task, readable, ready, until};
+use crate::wanted::device_names;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tenet_api::agent::{self, AgentMessage, agent_message, controller_message::Message, question::What};
-use tenet_compile::{Delta, Row};
+use tenet_compile::Row;
 use tenet_host::paths::Settings;
 use tenet_host::{HostCore, Input, Output};
 use tenet_model::PortRef;
 use tenet_tables::LAYOUT_VERSION;
-use tokio::io::{Interest, unix::AsyncFd};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -118,6 +118,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
         drains,
         placeholders: Given::new(),
         compared: Instant::now(),
+        more_events: false,
     };
     agent.start()?;
 
@@ -167,6 +168,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
                 }
             }
             () = ready(events.as_ref()) => agent.take_events(),
+            () = std::future::ready(()), if agent.more_events => agent.take_events(),
             Some(Ask { vm, reply }) = asked_here.recv() => {
                 // The client may have gone.
                 let _ = reply.send(agent.core.here(vm.as_ref()));
@@ -187,7 +189,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
 pub(crate) struct Agent {
     pub(crate) core: HostCore,
     pub(crate) kernel: Box<dyn Kernel>,
-    cache: Cache,
+    pub(crate) cache: Cache,
     pub(crate) uplinks: Vec<String>,
     pub(crate) keep_offloads: bool,
     /// Where QEMU's monitors are looked for; empty: nowhere.
@@ -197,9 +199,9 @@ pub(crate) struct Agent {
     /// Last failure of each device, so that a repeated one is told once.
     failures: BTreeMap<u32, String>,
     /// Taps that cannot be had, and why.
-    taps: BTreeMap<String, String>,
+    pub(crate) taps: BTreeMap<String, String>,
     /// What is to be known of taps that are there, by the port's name.
-    tap_notes: BTreeMap<String, String>,
+    pub(crate) tap_notes: BTreeMap<String, String>,
     /// What the ports' operator should know, as last told.
     notes: BTreeMap<PortRef, String>,
     /// Writes to the kernel since the start.
@@ -216,6 +218,8 @@ pub(crate) struct Agent {
     pub(crate) placeholders: Given,
     /// When the tables were last read back whole.
     compared: Instant,
+    /// Whether the data plane may have raised more events than were taken.
+    more_events: bool,
 }
 
 impl Agent {
@@ -245,60 +249,9 @@ impl Agent {
             "data plane opened"
         );
         self.feed(Input::Kernel { image, attached });
+        self.resume_placeholders();
         self.expect_drains();
         Ok(())
-    }
-
-    /// Makes taps before anybody is told of their ports.
-    fn make_taps(&mut self, wishes: &[TapWish]) {
-        if wishes.is_empty() {
-            return;
-        }
-        let made = self.kernel.make_taps(wishes);
-        let mut either = self.taps.clone();
-        for wish in wishes {
-            let trouble = made.troubles.get(&wish.device);
-            if let Some(trouble) = trouble.filter(|t| self.taps.get(&wish.device) != Some(t)) {
-                tracing::error!(port = wish.port, trouble, "the port has no tap");
-            }
-            match made.notes.get(&wish.port) {
-                Some(note) => self.tap_notes.insert(wish.port.clone(), note.clone()),
-                None => self.tap_notes.remove(&wish.port),
-            };
-            match trouble {
-                Some(trouble) => self.taps.insert(wish.device.clone(), trouble.clone()),
-                None => self.taps.remove(&wish.device),
-            };
-        }
-        // A strange device is never taken for a port: it is told of before it is seen, and forgotten once it is gone.
-        either.extend(self.taps.clone());
-        self.feed(Input::Taps(either));
-        if made.changed {
-            self.look_at_devices();
-        }
-        self.feed(Input::Taps(self.taps.clone()));
-        if !made.again.is_empty() {
-            self.feed(Input::Restored(made.again));
-        }
-    }
-
-    /// Taps that were removed are made again; those of ports that left this host go.
-    fn keep_taps(&mut self) {
-        let wishes: Vec<TapWish> = self.core.taps().map(TapWish::from).collect();
-        self.make_taps(&wishes);
-        self.drop_taps();
-    }
-
-    fn drop_taps(&mut self) {
-        // Without rows nothing is known of what is wanted.
-        if self.core.rows().is_none() {
-            return;
-        }
-        let wanted: BTreeSet<&str> = self.core.taps().map(|p| p.device.as_str()).collect();
-        self.taps.retain(|name, _| wanted.contains(name.as_str()));
-        if let Err(cause) = self.kernel.drop_taps(&wanted) {
-            tracing::warn!(%cause, "a tap that no port has any more stays");
-        }
     }
 
     pub(crate) fn look_at_devices(&mut self) {
@@ -371,8 +324,11 @@ impl Agent {
         }
     }
 
-    fn take_events(&mut self) {
-        for event in self.kernel.events() {
+    /// Takes some of the events. Their descriptor does not tell again of what is left, so the loop comes back for it.
+    pub(crate) fn take_events(&mut self) {
+        let events = self.kernel.events();
+        self.more_events = !events.is_empty();
+        for event in events {
             self.feed(Input::Seen(event));
         }
     }
@@ -417,94 +373,6 @@ impl Agent {
             uplink_mtu: self.core.uplink().map_or(0, |u| u.mtu),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
             qmp_dir: self.qmp_dir.clone(),
-        }
-    }
-
-    fn full(&mut self, full: agent::Full) {
-        let generation = full.generation;
-        match full.into_rows() {
-            Ok(rows) => {
-                self.foresee(&mut rows.0.values().map(|(row, _)| row));
-                self.save(|cache| cache.write_full(generation, &rows));
-                let (from, before, count) = (self.core.generation(), self.applied, rows.0.len());
-                let prepared = prepared(rows.0.values().map(|(row, _)| row));
-                self.feed(Input::Full { generation, rows });
-                self.drop_taps();
-                self.prepared(prepared);
-                self.give_placeholders();
-                self.expect_drains();
-                tracing::info!(
-                    generation,
-                    from,
-                    rows = count,
-                    writes = self.applied - before,
-                    "full state applied"
-                );
-            }
-            Err(cause) => {
-                tracing::error!(generation, %cause, "the full state is not understood");
-                self.refuse(generation, &cause);
-            }
-        }
-    }
-
-    fn delta(&mut self, delta: agent::Delta) {
-        let generation = delta.generation;
-        match Delta::try_from(delta) {
-            Ok(delta) => {
-                self.foresee(&mut delta.upserts.iter().map(|(row, _)| row));
-                let fits = delta.base == self.core.generation();
-                let mut afresh = false;
-                if fits {
-                    self.save(|cache| cache.append(&delta).map(|a| afresh = a));
-                }
-                let (base, rows, before) =
-                    (delta.base, delta.upserts.len() + delta.deletes.len(), self.applied);
-                let prepared = prepared(delta.upserts.iter().map(|(row, _)| row));
-                self.feed(Input::Delta(delta));
-                self.drop_taps();
-                self.prepared(prepared);
-                self.give_placeholders();
-                self.expect_drains();
-                if afresh {
-                    let (generation, rows) =
-                        (self.core.generation(), self.core.rows().cloned().unwrap_or_default());
-                    self.save(|cache| cache.write_full(generation, &rows));
-                }
-                tracing::info!(generation, base, rows, writes = self.applied - before, "change applied");
-            }
-            Err(cause) => {
-                tracing::error!(generation, %cause, "the change is not understood");
-                self.refuse(generation, &cause);
-            }
-        }
-    }
-
-    fn refuse(&mut self, generation: u64, cause: &dyn std::fmt::Display) {
-        let error = format!("the state is not understood by this version of the agent: {cause}");
-        self.send(convert::wrap(agent_message::Message::Ack(agent::Ack {
-            generation,
-            error,
-            ..Default::default()
-        })));
-    }
-
-    fn foresee(&mut self, rows: &mut dyn Iterator<Item = &Row>) {
-        let rows: Vec<&Row> = rows.collect();
-        let foreseen = self.kernel.foresee(&mut device_names(rows.iter().copied()));
-        // Those that are there, as far as is known, need not be looked for each time.
-        let there: BTreeSet<TapWish> = self.core.taps().map(TapWish::from).collect();
-        let mut new = wishes(rows.into_iter());
-        new.retain(|wish| !there.contains(wish) || self.taps.contains_key(&wish.device));
-        self.make_taps(&new);
-        if foreseen {
-            self.look_at_devices();
-        }
-    }
-
-    fn save(&mut self, write: impl FnOnce(&mut Cache) -> io::Result<()>) {
-        if let Err(cause) = write(&mut self.cache) {
-            tracing::error!(%cause, "the state cannot be kept on disk; a restart will need the controller");
         }
     }
 
@@ -639,20 +507,6 @@ impl Agent {
     }
 }
 
-fn wishes<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<TapWish> {
-    let ports = rows.filter_map(|row| if let Row::Port(p) = row { Some(p) } else { None });
-    ports.filter(|p| p.tap).map(TapWish::from).collect()
-}
-
-fn device_names<'a>(rows: impl Iterator<Item = &'a Row>) -> impl Iterator<Item = &'a str> {
-    rows.filter_map(|row| match row {
-        Row::Port(p) => Some(p.device.as_str()),
-        Row::Host(_) | Row::Peer(_) | Row::Network(_) | Row::Subnet(_) | Row::Record(_) | Row::Route(_) => {
-            None
-        }
-    })
-}
-
 /// Makes the directory, root's alone, and holds it.
 fn state_dir(path: &Path) -> Result<File, AgentError> {
     let failed = |source| AgentError::StateDir { path: path.display().to_string(), source };
@@ -662,43 +516,5 @@ fn state_dir(path: &Path) -> Result<File, AgentError> {
         Ok(()) => Ok(lock),
         Err(fs::TryLockError::WouldBlock) => Err(AgentError::Busy(path.display().to_string())),
         Err(fs::TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
-/// A task that ends with its owner.
-struct Task(tokio::task::JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-fn readable(what: &'static str, fd: Option<OwnedFd>) -> Result<Option<AsyncFd<OwnedFd>>, AgentError> {
-    fd.map(register).transpose().map_err(|source| AgentError::Watch { what, source })
-}
-
-pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is one descriptor, always the same, open until it is dropped, which `AsyncFd` does last.
-    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
-}
-
-/// Waits until that moment; forever, if there is none.
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits until the descriptor is readable; forever, if there is none.
-async fn ready(fd: Option<&AsyncFd<OwnedFd>>) {
-    match fd {
-        // What made it readable is taken right after; edge by edge, so that it need not be empty then.
-        Some(fd) => match fd.readable().await {
-            Ok(mut guard) => guard.clear_ready(),
-            Err(_) => std::future::pending().await,
-        },
-        None => std::future::pending().await,
     }
 }

@@ -11,37 +11,26 @@ use tenet_tables::DropReason;
 impl Agent {
     /// Of each port and uplink, by name.
     pub(crate) fn counters(&mut self) -> Result<Vec<agent::PortCounters>, KernelError> {
-        let counters = self.kernel.counters()?;
+        let names = self.core.names();
         // The kernel counts from an interface's first frame on; a silent port is told of, too.
-        let names = self
-            .kernel
-            .devices()?
-            .into_values()
-            .map(|d| self.core.name_of(d.ifindex))
-            .filter(|n| !n.is_empty());
+        let silent = |port: &String| agent::PortCounters { port: port.clone(), ..Default::default() };
         let mut by_name: BTreeMap<String, agent::PortCounters> =
-            names.map(|port| (port.clone(), agent::PortCounters { port, ..Default::default() })).collect();
-        for (ifindex, c) in counters {
-            let port = self.core.name_of(ifindex);
-            if port.is_empty() {
-                continue;
+            names.values().map(|port| (port.clone(), silent(port))).collect();
+        for (ifindex, counted) in self.kernel.counters()? {
+            if let Some(port) = names.get(&ifindex) {
+                by_name.insert(port.clone(), convert::counters(port.clone(), counted));
             }
-            by_name.insert(port.clone(), convert::counters(port, c));
         }
         for (ifindex, frames) in self.kernel.unread()? {
-            if let Some(counters) = by_name.get_mut(&self.core.name_of(ifindex)) {
+            if let Some(counters) = names.get(&ifindex).and_then(|port| by_name.get_mut(port)) {
                 counters.tap_unread = frames;
             }
         }
         for (key, frames) in self.kernel.drops()? {
-            let port = self.core.name_of(key.ifindex);
-            let Some(reason) = DropReason::from_number(key.reason).filter(|_| !port.is_empty()) else {
-                continue;
-            };
-            let entry = by_name
-                .entry(port.clone())
-                .or_insert_with(|| agent::PortCounters { port, ..Default::default() });
-            entry.drops.insert(reason.name().to_owned(), frames);
+            let counters = names.get(&key.ifindex).and_then(|port| by_name.get_mut(port));
+            if let (Some(reason), Some(counters)) = (DropReason::from_number(key.reason), counters) {
+                counters.drops.insert(reason.name().to_owned(), frames);
+            }
         }
         for (port, drained) in self.drains.figures() {
             let Some(entry) = by_name.get_mut(&port.to_string()) else { continue };

@@ -97,7 +97,7 @@ pub trait Kernel: Send {
         None
     }
 
-    /// Hands a frame to whoever has a tap open.
+    /// Hands an Ethernet frame to whoever has a tap open: it waits in the tap's queue until it is read.
     fn give(&mut self, _ifindex: u32, _frame: &[u8]) -> Result<()> {
         Ok(())
     }
@@ -136,9 +136,10 @@ pub trait Kernel: Send {
         Ok(())
     }
 
-    /// Whether the host's own addresses and routes say that neighbours on a device reach a range without a router.
-    fn is_on_link(&mut self, _device: &str, _range: Ipv6Net) -> bool {
-        false
+    /// Whether the host's own addresses and routes say that neighbours on a device reach a range without a router; none if
+    /// they cannot be read.
+    fn is_on_link(&mut self, _device: &str, _range: Ipv6Net) -> Option<bool> {
+        Some(false)
     }
 
     /// How frames get from the uplinks into taps.
@@ -169,12 +170,13 @@ pub trait Kernel: Send {
         Err(KernelError("this kernel has no taps".to_owned()))
     }
 
-    /// A descriptor of its own that becomes readable when the data plane raised events.
+    /// A descriptor of its own that becomes readable when the data plane raised events, and not again before all of them
+    /// are taken.
     fn event_fd(&self) -> Option<OwnedFd> {
         None
     }
 
-    /// Takes the events raised so far.
+    /// Takes events, oldest first: a part, if there are many; none once all are taken.
     fn events(&mut self) -> Vec<Event> {
         Vec::new()
     }

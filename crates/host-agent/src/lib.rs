@@ -31,6 +31,8 @@ mod slow;
 mod taps;
 mod virsh;
 mod vms;
+mod wait;
+mod wanted;
 
 pub use agent::{AgentError, run};
 pub use identity::IdentityError;

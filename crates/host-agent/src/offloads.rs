@@ -1,9 +1,9 @@
 //! Which offloads of the uplinks this agent has turned off: kept over its restarts, and undone by `--detach`.
 
-use crate::keep;
+use crate::keep::Kept;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
 };
 use tenet_hostnet::Links;
 
@@ -14,49 +14,37 @@ type Off = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
 /// The list of what is off.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Offloads {
-    path: PathBuf,
-    off: Off,
-}
+pub(crate) struct Offloads(Kept<Off>);
 
 impl Offloads {
-    /// What an earlier run noted in the state directory; what cannot be read is told and forgotten.
+    /// What an earlier run noted in the state directory.
     pub(crate) fn load(state_dir: &Path) -> Self {
-        let path = state_dir.join(FILE);
-        let off = keep::load(&path).unwrap_or_else(|cause| {
-            tracing::warn!(path = %path.display(), %cause, "the list of offloads that were turned off cannot be read");
-            Off::new()
-        });
-        Self { path, off }
+        Self(Kept::load(state_dir.join(FILE), "offloads that were turned off"))
     }
 
     /// Device, feature and methods of each.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &str, &BTreeSet<String>)> {
-        self.off.iter().flat_map(|(device, features)| {
+        self.0.list().iter().flat_map(|(device, features)| {
             features.iter().map(|(feature, methods)| (device.as_str(), feature.as_str(), methods))
         })
     }
 
     /// Notes one that is about to be turned off.
     pub(crate) fn note(&mut self, device: &str, feature: &str, methods: impl Iterator<Item = &'static str>) {
-        let features = self.off.entry(device.to_owned()).or_default();
-        features.insert(feature.to_owned(), methods.map(str::to_owned).collect());
-        self.keep();
+        self.0.change(|off| {
+            let features = off.entry(device.to_owned()).or_default();
+            features.insert(feature.to_owned(), methods.map(str::to_owned).collect());
+            true
+        });
     }
 
     /// It is on again, or no longer ours.
     pub(crate) fn forget(&mut self, device: &str, feature: &str) {
-        let Some(features) = self.off.get_mut(device) else { return };
-        if features.remove(feature).is_some() {
-            self.off.retain(|_, features| !features.is_empty());
-            self.keep();
-        }
-    }
-
-    fn keep(&self) {
-        if let Err(cause) = keep::save(&self.path, &self.off) {
-            tracing::error!(path = %self.path.display(), %cause, "which offloads are off cannot be kept on disk");
-        }
+        self.0.change(|off| {
+            let removed = off.get_mut(device).is_some_and(|features| features.remove(feature).is_some());
+            off.retain(|_, features| !features.is_empty());
+            removed
+        });
     }
 }
 
@@ -65,7 +53,7 @@ impl Offloads {
 pub(crate) fn restore(links: &Links, state_dir: &Path) -> (Vec<String>, Vec<tenet_hostnet::Error>) {
     let mut list = Offloads::load(state_dir);
     let (mut done, mut errors) = (Vec::new(), Vec::new());
-    for (device, features) in list.off.clone() {
+    for (device, features) in list.0.list().clone() {
         for feature in features.keys() {
             match links.feature(&device, feature) {
                 Ok(Some(false)) => match links.set_feature(&device, feature, true) {
@@ -95,7 +83,7 @@ pub(crate) fn restore(links: &Links, state_dir: &Path) -> (Vec<String>, Vec<tene
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
+    use std::{fs, path::PathBuf};
     use tenet_hostnet::Netns;
 
     fn folder(name: &str) -> PathBuf {

@@ -42,6 +42,7 @@ pub struct Options {
 pub const COMPARE_EVERY: Duration = Duration::from_secs(2);
 /// Where QEMU's monitors are found, unless told otherwise.
 pub const QMP_DIR: &str = "/run/tenet/qmp";
+
 /// Where a VM's monitor is in the folder of monitors.
 #[must_use]
 pub fn monitor_path(dir: &Path, vm: &VmRef) -> PathBuf {

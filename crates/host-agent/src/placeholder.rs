@@ -24,9 +24,19 @@ const SHORTEST: usize = 60;
 pub(crate) type Given = BTreeMap<PortRef, u32>;
 
 impl Agent {
+    /// Who has a prepared port's tap open when the agent starts was given a frame by an earlier run, or its VM runs by now.
+    pub(crate) fn resume_placeholders(&mut self) {
+        self.placeholders = self.core.awaited().collect();
+    }
+
     /// Devices or rows may have changed.
     pub(crate) fn give_placeholders(&mut self) {
-        let awaited: Given = self.core.awaited().collect();
+        let mut awaited: Given = self.core.awaited().collect();
+        if awaited.keys().any(|port| !self.placeholders.contains_key(port)) {
+            // What the data plane has told and nobody has taken yet: a VM that has sent its first frame runs.
+            self.take_events();
+            awaited = self.core.awaited().collect();
+        }
         self.placeholders.retain(|port, ifindex| awaited.get(port) == Some(ifindex));
         for (port, ifindex) in awaited {
             if self.placeholders.contains_key(&port) {

@@ -19,7 +19,7 @@ use std::{
 use tenet_api::agent::UdpTunnel;
 use tenet_datapath::{self as datapath, Datapath, Events, Receive};
 use tenet_host::{Device, DeviceKind, Needs, Role, drain, probe::TAP};
-use tenet_hostnet::{self as hostnet, Kind, Link, LinkWatch, Links, Netns, Waiting};
+use tenet_hostnet::{self as hostnet, FrameSocket, Kind, Link, LinkWatch, Links, Netns, Waiting};
 use tenet_tables::image::{Image, Operation};
 use tenet_tables::{Counters, DropKey, DropReason, Event, PORT_ACTIVE, PORT_PREPARED, Port};
 
@@ -47,6 +47,8 @@ pub(crate) struct RealKernel {
     taps: Taps,
     /// Where frames that waited for a VM are sent on, while a VM is about to leave.
     drain: Option<DrainTap>,
+    /// By which frames are given to taps' readers, once there was one to be given.
+    frames: Option<FrameSocket>,
     /// Ports that were prepared when last seen: if one is active now, the data plane did it.
     prepared: BTreeSet<u32>,
 }
@@ -83,6 +85,7 @@ impl RealKernel {
             slow,
             taps: Taps::default(),
             drain: None,
+            frames: None,
             prepared: BTreeSet::new(),
         })
     }
@@ -276,20 +279,21 @@ impl Kernel for RealKernel {
         self.links.set_all_multicast(device, on).map_err(error)
     }
 
-    fn is_on_link(&mut self, device: &str, range: Ipv6Net) -> bool {
-        let Ok(index) = self.links.index(device) else { return false };
+    fn is_on_link(&mut self, device: &str, range: Ipv6Net) -> Option<bool> {
+        let index = self.links.find(device).ok()?.map(|link| link.index);
+        let Some(index) = index else { return Some(false) };
         // An address there whose prefix holds the range, or a route of the administrator's.
-        let addresses = self.links.addrs().unwrap_or_default().into_iter().filter(|a| a.link == index);
+        let addresses = self.links.addrs().ok()?.into_iter().filter(|a| a.link == index);
         let overlaps = |prefix: Ipv6Net| prefix.contains(&range) || range.contains(&prefix);
         let beside = |a: hostnet::Address| match a.ip {
             IpAddr::V6(ip) => Ipv6Net::new(ip, a.prefix_len).is_ok_and(overlaps),
             IpAddr::V4(_) => false,
         };
-        addresses.into_iter().any(beside)
-            || self
-                .links
-                .route_to(range.addr().into())
-                .is_ok_and(|route| route.is_some_and(|r| r.link == index && r.gateway.is_none() && !r.local))
+        if addresses.into_iter().any(beside) {
+            return Some(true);
+        }
+        let route = self.links.route_to(range.addr().into()).ok()?;
+        Some(route.is_some_and(|r| r.link == index && r.gateway.is_none() && !r.local))
     }
 
     fn receive(&mut self) -> ReceiveReport {
@@ -389,7 +393,11 @@ impl Kernel for RealKernel {
     }
 
     fn give(&mut self, ifindex: u32, frame: &[u8]) -> Result<()> {
-        hostnet::send_frame(ifindex, frame).map_err(error)
+        let socket = match self.frames.take() {
+            Some(socket) => socket,
+            None => FrameSocket::in_netns(self.links.netns()).map_err(error)?,
+        };
+        self.frames.insert(socket).send(ifindex, frame).map_err(error)
     }
 
     fn drops(&mut self) -> Result<BTreeMap<DropKey, u64>> {

@@ -163,7 +163,7 @@ async fn agent_joins_applies_proves_repairs_and_survives_both_restarts() {
     // Drift.
     let good = kernel.image();
     let (key, _) = good.routes.first_key_value().map(|(k, v)| (*k, *v)).unwrap();
-    kernel.0.lock().unwrap().apply(&[Operation::Route(key, None)]);
+    kernel.memory().apply(&[Operation::Route(key, None)]);
     let s = status(&client, "repair", |s| !s.repaired.is_empty()).await;
     assert!(s.repaired[0].contains("was missing: written again"), "{:?}", s.repaired);
     assert_eq!(kernel.image(), good);
@@ -171,7 +171,7 @@ async fn agent_joins_applies_proves_repairs_and_survives_both_restarts() {
     // The agent restarts without the controller, then the controller comes back.
     running.stop().await;
     let (rest, grpc) = (controller.ready.rest, controller.ready.grpc);
-    kernel.0.lock().unwrap().apply(&[Operation::Route(key, None)]);
+    kernel.memory().apply(&[Operation::Route(key, None)]);
     let running = agent(&dir, &controller, None, &kernel);
     drop(client);
     controller.end().await;

@@ -113,7 +113,7 @@ async fn restart_without_controller_knows_the_wanted_state_and_repairs() {
     let good = kernel.image();
     // While nobody looks, an entry goes away.
     let (key, _) = good.records.first_key_value().map(|(k, v)| (*k, *v)).unwrap();
-    kernel.0.lock().unwrap().apply(&[Operation::Record(key, None)]);
+    kernel.memory().apply(&[Operation::Record(key, None)]);
     let again = with(&kernel, &controller);
     drop(controller);
     let (ready, called) = ready();
@@ -141,7 +141,7 @@ async fn drift_is_repaired_and_reported() {
     session.hear(ack).await;
     let good = kernel.image();
     let subnet = good.subnets.keys().next().copied().unwrap();
-    kernel.0.lock().unwrap().apply(&[Operation::Subnet(subnet, None)]);
+    kernel.memory().apply(&[Operation::Subnet(subnet, None)]);
     let told = session.hear(|m| proof(m).filter(|p| !p.repaired.is_empty())).await;
     assert_eq!(told.repaired, ["virtual subnet 5001 was missing: written again"]);
     assert_eq!(kernel.image(), good);
@@ -317,4 +317,68 @@ async fn only_new_fragments_and_marks_of_congestion_are_told() {
         matches!(new.hints.as_slice(), [hint] if hint.starts_with("2 pieces of frames arrived on eth0")),
         "{new:?}"
     );
+}
+
+/// The ring tells once that something is in it: what is not taken then would wait for the next compare.
+#[tokio::test]
+async fn all_events_are_taken_however_many_there_are() {
+    let (dir, mut controller) = (Dir::new(), Controller::start().await);
+    let kernel = Shared::new();
+    let _running = Running::start(Options {
+        kernel: KernelPart::Other(Box::new(kernel.clone())),
+        compare_every: 10 * PATIENCE,
+        ..options(&dir.0, &controller)
+    });
+    let mut session = controller.session().await;
+    session.say(full(7, &site(7))).await;
+    session.hear(ack).await;
+    let spoof = |ifindex| tenet_tables::Event {
+        kind: tenet_tables::EventKind::Spoof as u32,
+        ifindex,
+        ..Default::default()
+    };
+    kernel.raise((100..109).map(spoof));
+    for ifindex in 100..109 {
+        let event = session.hear(|m| if let M::Event(e) = m { Some(e) } else { None }).await;
+        assert!(event.text.starts_with(&format!("interface {ifindex} ")), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_tap_s_reader_is_given_one_frame_and_none_by_a_restarted_agent() {
+    let (dir, mut controller) = (Dir::new(), Controller::start().await);
+    let kernel = Shared::new();
+    kernel.open_taps();
+    let with = |controller: &Controller| Options {
+        kernel: KernelPart::Other(Box::new(kernel.clone())),
+        ..options(&dir.0, controller)
+    };
+    let running = Running::start(with(&controller));
+    let mut session = controller.session().await;
+    session.say(full(7, &site(7))).await;
+    session.hear(ack).await;
+    let mut rows = site(8);
+    for (row, _) in rows.0.values_mut() {
+        if let tenet_compile::Row::Port(port) = row {
+            port.state = tenet_compile::PortState::Prepared;
+            port.peer_pa = Some("192.168.2.20".parse().unwrap());
+        }
+    }
+    // Twice: that it is given is remembered. What is asked after it is answered once all of it is done.
+    for generation in [8, 9] {
+        session.say(full(generation, &rows)).await;
+        session.say(C::Question(agent::Question { id: generation, what: What::Table.into() })).await;
+        session.hear(|m| answer(m).filter(|a| a.id == generation)).await;
+    }
+    assert_eq!(kernel.given().len(), 1);
+    running.stop().await;
+    drop(session);
+    // Whose QEMU has read its frame would give the VM a second one.
+    let running = Running::start(with(&controller));
+    let mut session = controller.session().await;
+    session.say(full(10, &rows)).await;
+    session.say(C::Question(agent::Question { id: 10, what: What::Table.into() })).await;
+    session.hear(|m| answer(m).filter(|a| a.id == 10)).await;
+    assert_eq!(kernel.given().len(), 1);
+    running.stop().await;
 }

@@ -261,13 +261,15 @@ impl HostCore {
         self.ports().filter(|p| p.peer_pa.is_some() && p.state != PortState::Moved)
     }
 
-    /// Prepared ports on taps that somebody has open, with the taps' numbers: hypervisors that wait for their VMs.
+    /// Prepared ports on taps that somebody has open, with the taps' numbers: hypervisors that wait for their VMs. None of
+    /// a VM that runs already, as far as the kernel or its hypervisor told: the row says `prepared` for some time still.
     pub fn awaited(&self) -> impl Iterator<Item = (PortRef, u32)> {
         let rows = self.state.iter().flat_map(|(_, rows)| plan::ports(rows));
         let prepared = rows.filter(|(p, _)| p.state == PortState::Prepared);
         prepared.filter_map(|(p, _)| {
-            let device = self.devices.get(&p.device)?;
-            (device.kind == DeviceKind::Tap && device.carrier).then(|| (p.name.clone(), device.ifindex))
+            let device = self.devices.get(&p.device).filter(|d| d.kind == DeviceKind::Tap && d.carrier)?;
+            let entry = self.actual.as_ref()?.ports.get(&device.ifindex)?;
+            (entry.state == PORT_PREPARED).then(|| (p.name.clone(), device.ifindex))
         })
     }
 
@@ -295,6 +297,19 @@ impl HostCore {
             }
         }
         String::new()
+    }
+
+    /// Those names of all ports and uplinks whose devices exist, by the devices' numbers.
+    #[must_use]
+    pub fn names(&self) -> BTreeMap<u32, String> {
+        let mut names: BTreeMap<u32, String> =
+            self.uplink_devices().map(|(name, d)| (d.ifindex, format!("uplink:{name}"))).collect();
+        for (port, _) in self.rows().into_iter().flat_map(plan::ports) {
+            if let Some(device) = self.devices.get(&port.device) {
+                names.entry(device.ifindex).or_insert_with(|| port.name.to_string());
+            }
+        }
+        names
     }
 
     /// What an image of the kernel says, as rows: subnets, records, routes, and ports in the state that they have.

@@ -5,7 +5,7 @@ mod common;
 use common::{OTHER, OWN, Sim, devices, port, port_ref, record, small};
 use tenet_compile::{Delta, PortState, Rows};
 use tenet_host::{DeviceKind, Input, Message, Role, drain};
-use tenet_tables::{PORT_ACTIVE, PORT_MOVED, PORT_PREPARED};
+use tenet_tables::{Event, EventKind, PORT_ACTIVE, PORT_MOVED, PORT_PREPARED};
 
 /// This host's VM `sql` (11) as the rows have it.
 fn source(generation: u64, state: PortState, peer: Option<[u8; 4]>) -> Rows {
@@ -239,6 +239,17 @@ fn a_hypervisor_that_waits_for_its_vm_is_known_by_the_prepared_port_s_open_tap()
     assert_eq!(awaited(&sim), [], "they run");
     sim.full(8, destination(8, PortState::Prepared, Some(OTHER)));
     assert_eq!(awaited(&sim), [12]);
+    for runs in [
+        Input::VmResumed(port_ref(1, 12).vm_ref()),
+        Input::Seen(Event { kind: EventKind::PortActivated as u32, ifindex: 12, ..Event::default() }),
+    ] {
+        sim.feed(runs);
+        assert_eq!(awaited(&sim), [], "it runs, though the row says that it is prepared");
+        sim = Sim::started();
+        sim.feed(Input::Devices(taps(true)));
+        sim.full(8, destination(8, PortState::Prepared, Some(OTHER)));
+        assert_eq!(awaited(&sim), [12]);
+    }
     sim.feed(Input::Devices(taps(false)));
     assert_eq!(awaited(&sim), [], "nobody has it open");
     sim.feed(Input::Devices(devices(&[("eth0", 2), ("tap1-11", 11), ("tap1-12", 12)])));

@@ -52,7 +52,7 @@ pub use gro::{UdpGro, UdpTunnel};
 pub use link::{Kind, Link, OperState};
 pub use links::Links;
 pub use netns::Netns;
-pub use packet::send_frame;
+pub use packet::FrameSocket;
 pub use queue::{Holder, Holders, Queue, VNET_HEADER, Waiting, wait};
 pub use watch::{LinkEvent, LinkWatch};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
-use tenet_hostnet::{Holder, Holders, Links, Netns, Queue, TapOptions, send_frame, wait};
+use tenet_hostnet::{FrameSocket, Holder, Holders, Links, Netns, Queue, TapOptions, wait};
 
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 
@@ -88,14 +88,15 @@ fn a_frame_that_is_sent_out_of_a_tap_waits_for_its_reader() {
     let Some((links, own)) = host(NAME) else { return };
     let index = links.index(NAME).unwrap();
     let frame = [&[2; 12][..], &[0x88, 0xb5], &[7; 46]].concat();
-    links.netns().run(|| send_frame(index, &frame)).unwrap().unwrap();
+    let socket = FrameSocket::in_netns(links.netns()).unwrap();
+    socket.send(index, &frame).unwrap();
     let taps = BTreeSet::from([NAME.to_owned()]);
     let holders = Holders::find(&taps, Some(&BTreeSet::from([std::process::id()])));
     let mut queues = queues(&links, NAME, &holders);
     let taken: Vec<_> = queues.iter_mut().filter_map(|queue| queue.take().unwrap()).collect();
     assert_eq!(taken.iter().map(|w| &w.frame[..]).collect::<Vec<_>>(), [&frame[..]]);
     drop((queues, own));
-    let gone = links.netns().run(|| send_frame(index, &frame)).unwrap().unwrap_err().to_string();
+    let gone = socket.send(index, &frame).unwrap_err().to_string();
     assert!(gone.contains(&format!("device {index}")), "{gone}");
 }
 

@@ -1,8 +1,8 @@
 //! Which libvirt domain is which VM, as those said who had it prepared. Kept over restarts of the agent.
 
+use crate::keep::Kept;
 use std::{
     collections::BTreeMap,
-    fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -17,8 +17,8 @@ const FILE: &str = "domains.json";
 /// The domains of this host; clones are the same list.
 #[derive(Clone, Debug)]
 pub(crate) struct Domains {
-    path: PathBuf,
-    list: Arc<Mutex<BTreeMap<VmRef, String>>>,
+    folder: PathBuf,
+    list: Arc<Mutex<Kept<BTreeMap<VmRef, String>>>>,
     /// A hook of libvirt's has asked for something, and who waits for that.
     hook: Arc<(AtomicBool, Notify)>,
 }
@@ -26,24 +26,13 @@ pub(crate) struct Domains {
 impl Domains {
     /// What an earlier run noted in the state directory; what cannot be read is told and forgotten.
     pub(crate) fn load(state_dir: &Path) -> Self {
-        let path = state_dir.join(FILE);
-        let list = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|cause| {
-                tracing::warn!(path = %path.display(), %cause, "the list of domains is not understood: begun anew");
-                BTreeMap::new()
-            }),
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(cause) => {
-                tracing::warn!(path = %path.display(), %cause, "the list of domains cannot be read");
-                BTreeMap::new()
-            }
-        };
-        Self { path, list: Arc::new(Mutex::new(list)), hook: Arc::default() }
+        let list = Kept::load(state_dir.join(FILE), "libvirt's domains");
+        Self { folder: state_dir.to_owned(), list: Arc::new(Mutex::new(list)), hook: Arc::default() }
     }
 
     /// Where they are kept.
     pub(super) fn folder(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new("."))
+        &self.folder
     }
 
     /// A hook of libvirt's asks for something: there is a libvirt.
@@ -54,7 +43,7 @@ impl Domains {
 
     /// Whether a hook has asked since this was looked at last, or one has brought domains that are here still.
     pub(crate) fn called(&self) -> bool {
-        self.hook.0.swap(false, Ordering::Relaxed) || !self.lock().is_empty()
+        self.hook.0.swap(false, Ordering::Relaxed) || !self.lock().list().is_empty()
     }
 
     /// Waits until a hook asks; at once if one has since the last wait.
@@ -64,54 +53,46 @@ impl Domains {
 
     /// Notes a VM's domain.
     pub(crate) fn note(&self, vm: &VmRef, domain: &str) {
-        let mut list = self.lock();
-        if list.get(vm).is_some_and(|d| d == domain) {
-            return;
-        }
-        // A domain is one VM only, whatever it was before.
-        list.retain(|_, d| d != domain);
-        list.insert(vm.clone(), domain.to_owned());
-        self.keep(&list);
+        self.lock().change(|list| {
+            if list.get(vm).is_some_and(|d| d == domain) {
+                return false;
+            }
+            // A domain is one VM only, whatever it was before.
+            list.retain(|_, d| d != domain);
+            list.insert(vm.clone(), domain.to_owned());
+            true
+        });
     }
 
     /// Forgets a VM's domain.
     pub(crate) fn forget(&self, vm: &VmRef) {
-        let mut list = self.lock();
-        if list.remove(vm).is_some() {
-            self.keep(&list);
-        }
+        self.lock().change(|list| list.remove(vm).is_some());
     }
 
     /// A VM's domain.
     pub(crate) fn of(&self, vm: &VmRef) -> Option<String> {
-        self.lock().get(vm).cloned()
+        self.lock().list().get(vm).cloned()
     }
 
     /// All of them.
     pub(crate) fn all(&self) -> Vec<(VmRef, String)> {
-        self.lock().iter().map(|(vm, domain)| (vm.clone(), domain.clone())).collect()
+        self.lock().list().iter().map(|(vm, domain)| (vm.clone(), domain.clone())).collect()
     }
 
     /// A domain's VM.
     pub(crate) fn vm(&self, domain: &str) -> Option<VmRef> {
-        self.lock().iter().find(|(_, d)| *d == domain).map(|(vm, _)| vm.clone())
+        self.lock().list().iter().find(|(_, d)| *d == domain).map(|(vm, _)| vm.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<VmRef, String>> {
+    fn lock(&self) -> MutexGuard<'_, Kept<BTreeMap<VmRef, String>>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keep(&self, list: &BTreeMap<VmRef, String>) {
-        let bytes = serde_json::to_vec_pretty(list).map_err(io::Error::from);
-        if let Err(cause) = bytes.and_then(|bytes| crate::keep::replace(&self.path, &bytes, true)) {
-            tracing::error!(path = %self.path.display(), %cause, "the list of domains cannot be kept on disk");
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[tokio::test]
     async fn a_hook_that_asks_is_a_sign_once_and_its_domains_as_long_as_they_are_here() {

@@ -115,7 +115,7 @@ impl Prober {
         let opened = tap.and_then(|fd| {
             let tap = Tap::new(fd);
             let fd = tap.readable().map_err(|e| e.to_string())?;
-            Ok((tap, crate::agent::register(fd).map_err(|e| e.to_string())?))
+            Ok((tap, crate::wait::register(fd).map_err(|e| e.to_string())?))
         });
         match opened {
             Ok((tap, ready)) => {
@@ -182,7 +182,7 @@ impl Prober {
     /// Without these it goes slower, no worse.
     fn listen(&mut self, six: bool) {
         let opened = Hints::open(six).and_then(|h| {
-            let ready = crate::agent::register(h.readable()?)?;
+            let ready = crate::wait::register(h.readable()?)?;
             Ok((h, ready))
         });
         match opened {

@@ -37,7 +37,7 @@ impl Overheard {
         }
         let opened = wire::open(own, uplinks).and_then(|fd| {
             let tap = Tap::new(fd);
-            let ready = crate::agent::register(tap.readable()?)?;
+            let ready = crate::wait::register(tap.readable()?)?;
             Ok((tap, ready))
         });
         match opened {
@@ -98,7 +98,7 @@ mod tests {
         let (to, from) = UnixDatagram::pair().unwrap();
         from.set_nonblocking(true).unwrap();
         let tap = Tap::new(from.into());
-        let ready = crate::agent::register(tap.readable().unwrap()).unwrap();
+        let ready = crate::wait::register(tap.readable().unwrap()).unwrap();
         let place = Some((Ipv4Addr::LOCALHOST.into(), vec![1]));
         let mut wire = Overheard { socket: Some((tap, ready)), place, ..Overheard::default() };
         let mut now = Duration::ZERO;

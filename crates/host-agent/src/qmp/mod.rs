@@ -259,18 +259,12 @@ async fn talk(
     let mut complained = false;
     loop {
         let acts = tokio::select! {
+            // What QEMU says comes last: one that never stops talking does not keep the rest from its turn.
             biased;
             order = orders.recv() => match order {
                 Some(drive) => monitor.drive(drive),
                 None => return Ok(()),
             },
-            // Cancelled, it keeps in `line` what it has read.
-            read = read_line(&mut reader, &mut line) => {
-                read?;
-                let acts = monitor.take(&String::from_utf8_lossy(&line));
-                line.clear();
-                acts
-            }
             _ = tick.tick() => {
                 if monitor.ready() || begun.elapsed() < GREETING {
                     monitor.tick()
@@ -281,6 +275,13 @@ async fn talk(
                     }
                     monitor.give_up(TAKEN)
                 }
+            }
+            // Cancelled, it keeps in `line` what it has read.
+            read = read_line(&mut reader, &mut line) => {
+                read?;
+                let acts = monitor.take(&String::from_utf8_lossy(&line));
+                line.clear();
+                acts
             }
         };
         for act in acts {
@@ -377,6 +378,20 @@ mod tests {
         let _silent = std::os::unix::net::UnixListener::bind(folder.0.join("contoso.sql.sock")).unwrap();
         let told = outcome(&folder.0, Want::Move).await;
         assert!(told.migration == "a" && told.error.contains("another client"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_never_stops_talking_and_does_not_greet_fails_the_move() {
+        let folder = Folder::new("talks");
+        let listener = tokio::net::UnixListener::bind(folder.0.join("contoso.sql.sock")).unwrap();
+        let rogue = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let nonsense = b"nonsense\n".repeat(4096);
+            while stream.write_all(&nonsense).await.is_ok() {}
+        });
+        let told = outcome(&folder.0, Want::Move).await;
+        assert!(told.migration == "a" && told.error.contains("another client"), "{told:?}");
+        rogue.abort();
     }
 
     #[tokio::test]

@@ -62,9 +62,20 @@ impl Finder {
         Self { wish, uri, sockets, path }
     }
 
+    /// The same, with programs looked for only here.
+    #[cfg(test)]
+    pub(crate) fn with_path(self, path: &Path) -> Self {
+        Self { path: path.into(), ..self }
+    }
+
     /// Its URI.
     pub(crate) fn uri(&self) -> &str {
         &self.uri
+    }
+
+    /// Where programs are looked for, as `PATH` has it.
+    pub(crate) fn path(&self) -> &OsStr {
+        &self.path
     }
 
     /// Looks; `hook`: one of libvirt's has asked for something, or has brought domains that are still here.

@@ -5,6 +5,8 @@
 
 mod find;
 mod follow;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub(crate) use find::{Finder, Found};
@@ -21,7 +23,7 @@ use std::{
 };
 use tenet_model::{NEXT, Through, VmRef, check_migration_uri};
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader},
     process::Command,
     sync::mpsc,
 };
@@ -37,6 +39,8 @@ const DOWNTIME: (u32, Duration) = (6, Duration::from_millis(150));
 /// When the domains are asked what they do, after virsh was started: it says not when it begins to listen, and what
 /// happens before is heard by nobody.
 const LOOKS: [Duration; 2] = [Duration::ZERO, Duration::from_secs(2)];
+/// Bytes of virsh's errors that are kept, the last ones.
+const LAST_WORDS: usize = 4096;
 /// Name in messages.
 const SOURCE: &str = "libvirt";
 
@@ -56,6 +60,8 @@ struct Move {
     driven: Driven,
     /// virsh is at it.
     busy: bool,
+    /// It is to end.
+    given_up: bool,
     /// What came of it, to be said again to who asks again.
     end: Option<Migrate>,
 }
@@ -113,13 +119,17 @@ impl Virsh {
 
     /// One run of virsh.
     async fn follow(&self) -> std::io::Result<()> {
+        // One that hangs before it listens says nothing of that; once it listens, it notices by its keepalive.
+        self.ask(&["uri"]).await.map_err(std::io::Error::other)?;
         let mut child = self
             .command(&["qemu-monitor-event", "--loop", "--timestamp"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let Some(out) = child.stdout.take() else { return Ok(()) };
-        let mut lines = BufReader::new(out).lines();
+        let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else { return Ok(()) };
+        let (mut out, mut line) = (BufReader::new(out), Vec::new());
+        // Nobody reading them would bring virsh to a stop once they fill a pipe.
+        let last_words = tokio::spawn(last_words(err));
         let mut follow = Follow::default();
         // What happened while nobody listened. Its task ends when its answers are not taken any more.
         let (answers, mut answered) = mpsc::channel(16);
@@ -128,14 +138,16 @@ impl Virsh {
         loop {
             tokio::select! {
                 biased;
-                line = lines.next_line() => match line? {
-                    Some(line) => {
-                        if let Some(event) = text::event(&line) {
-                            self.happened(&event, &mut follow).await;
-                        }
+                // Cancelled, it keeps in `line` what it has read.
+                read = out.read_until(b'\n', &mut line) => {
+                    if read? == 0 {
+                        break;
                     }
-                    None => break,
-                },
+                    if let Some(event) = text::event(String::from_utf8_lossy(&line).trim_end_matches('\n')) {
+                        self.happened(&event, &mut follow).await;
+                    }
+                    line.clear();
+                }
                 Some(answer) = answered.recv() => {
                     if let Some(what) = follow.answer(answer.asked, &answer.domain, &answer.state) {
                         self.say(&answer.vm, what).await;
@@ -143,8 +155,11 @@ impl Virsh {
                 }
             }
         }
-        let output = child.wait_with_output().await?;
-        Err(std::io::Error::other(words(&output)))
+        let status = child.wait().await?;
+        // Whoever has inherited its pipe may keep it open.
+        let stderr =
+            tokio::time::timeout(ANSWER, last_words).await.ok().and_then(Result::ok).unwrap_or_default();
+        Err(std::io::Error::other(words(&Output { status, stdout: Vec::new(), stderr })))
     }
 
     /// Asks each domain that is known what it does.
@@ -269,11 +284,18 @@ impl Virsh {
             arguments.extend(["--persistent", "--undefinesource"]);
         }
         arguments.extend(["--", domain.as_str(), to]);
+        if self.is_given_up(vm) {
+            return Err("given up before it began".to_owned());
+        }
         let mut work = std::pin::pin!(self.command(&arguments).output());
         let output = loop {
             tokio::select! {
                 output = &mut work => break output.map_err(|e| unrun(&e))?,
                 () = tokio::time::sleep(ASK) => {
+                    if self.is_given_up(vm) {
+                        // There was no job yet when it was given up, maybe.
+                        let _ = self.ask(&["domjobabort", &domain]).await;
+                    }
                     let Ok(job) = self.ask(&["domjobinfo", &domain]).await else { continue };
                     self.progress(vm, migration, &job).await;
                 }
@@ -336,13 +358,22 @@ impl Virsh {
 
     /// Gives up a VM's migration.
     pub(crate) async fn cancel(self, vm: &VmRef, migration: &str) {
-        if self.moves().get(vm).is_some_and(|known| known.busy && known.driven.id() != migration) {
-            return;
-        }
+        let driven = match self.moves().get_mut(vm).filter(|known| known.busy) {
+            Some(known) if known.driven.id() != migration => return,
+            Some(known) => {
+                known.given_up = true;
+                true
+            }
+            None => false,
+        };
         let Ok(domain) = self.domain(vm) else {
             return self.say(vm, What::Migration(Migrate::word(migration, "cancelled"))).await;
         };
         let Err(error) = self.ask(&["domjobabort", &domain]).await else { return };
+        // virsh may be about to begin: who runs it tells the end.
+        if driven {
+            return;
+        }
         let idle = self.ask(&["domjobinfo", &domain]).await.is_ok_and(|job| text::idle(&job));
         let state = self.state(&domain).await;
         tracing::info!(%vm, error, idle, ?state, "libvirt has no job to give up");
@@ -350,6 +381,10 @@ impl Virsh {
         if idle && matches!(state, Some(State::Is(Some(true), false))) {
             self.say(vm, What::Migration(Migrate::word(migration, "cancelled"))).await;
         }
+    }
+
+    fn is_given_up(&self, vm: &VmRef) -> bool {
+        self.moves().get(vm).is_some_and(|known| known.given_up)
     }
 
     fn moves(&self) -> MutexGuard<'_, BTreeMap<VmRef, Move>> {
@@ -373,7 +408,8 @@ impl Virsh {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("virsh");
         command.arg("-q").arg("-c").arg(self.finder.uri()).args(arguments);
-        command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
+        command.env("PATH", self.finder.path()).env("LC_ALL", "C");
+        command.stdin(Stdio::null()).kill_on_drop(true);
         command
     }
 
@@ -392,44 +428,19 @@ fn unrun(cause: &std::io::Error) -> String {
     format!("virsh cannot be run: {cause}{NEXT}install libvirt-clients")
 }
 
+/// Reads to the end; the last part of it.
+async fn last_words(mut err: impl AsyncRead + Unpin) -> Vec<u8> {
+    let (mut last, mut piece) = (Vec::new(), [0; LAST_WORDS]);
+    while let Ok(read @ 1..) = err.read(&mut piece).await {
+        last.extend_from_slice(&piece[..read]);
+        last.drain(..last.len().saturating_sub(LAST_WORDS));
+    }
+    last
+}
+
 /// What virsh says went wrong.
 fn words(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.split("error:").map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
     if said.is_empty() { format!("virsh ended with {}", output.status) } else { said }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::options::Libvirt;
-    use crate::qmp::Want;
-
-    #[tokio::test]
-    async fn what_would_run_a_program_is_not_asked_of_libvirt() {
-        let (said, mut heard) = mpsc::channel(4);
-        let finder = Finder::new(Libvirt::At("qemu:///system".into()));
-        let virsh = Virsh::new(finder, Domains::load(std::path::Path::new("/nowhere")), said);
-        let vm: VmRef = "contoso/sql".parse().unwrap();
-        let to = |uri: &str| Drive {
-            migration: String::new(),
-            uri: uri.into(),
-            want: Want::Move,
-            post_copy: false,
-        };
-        let wrong = ["qemu+ext:///system?command=/tmp/x", "qemu+ssh://h2/system?netcat=/tmp/x", "-c"];
-        for (number, uri) in wrong.into_iter().enumerate() {
-            virsh.clone().migrate(&vm, &number.to_string(), Some(&to(uri))).await;
-            let word = heard.try_recv().unwrap();
-            let What::Migration(m) = word.what else { panic!("{:?}", word.what) };
-            assert!(m.status == "failed" && m.error.contains("does not move a VM to"), "{}", m.error);
-        }
-        // A legal one comes as far as the question which domain it is.
-        virsh.clone().migrate(&vm, "legal", Some(&to("qemu+ssh://h2/system"))).await;
-        let word = heard.try_recv().unwrap();
-        assert!(
-            matches!(&word.what, What::Migration(m) if m.error.contains("no libvirt domain")),
-            "{word:?}"
-        );
-    }
 }

@@ -1,6 +1,10 @@
 //! A controller that does as the test says: joins hosts, signs certificates, holds sessions.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends there")]
+
+mod shared;
+
+pub use shared::Shared;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
@@ -8,8 +12,8 @@ use rcgen::{
 };
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tenet_api::agent::agent_server::{Agent, AgentServer};
 use tenet_api::agent::{
@@ -399,77 +403,4 @@ pub fn more(rows: &Rows, generation: u64) -> Rows {
     });
     next.0.insert(row.key(), (row, generation));
     next
-}
-
-/// A kernel in memory that outlives its agent and can be tampered with.
-#[derive(Clone)]
-pub struct Shared(
-    pub Arc<Mutex<tenet_host_agent::MemoryKernel>>,
-    /// What was dropped.
-    pub Arc<Mutex<std::collections::BTreeMap<tenet_tables::DropKey, u64>>>,
-);
-
-impl Shared {
-    pub fn new() -> Self {
-        let kernel = tenet_host_agent::MemoryKernel::new(&["eth0".to_owned()], 1500);
-        let drops =
-            [(tenet_tables::DropKey { ifindex: 3, reason: tenet_tables::DropReason::SpoofedCa as u32 }, 5)];
-        Self(Arc::new(Mutex::new(kernel)), Arc::new(Mutex::new(drops.into())))
-    }
-    /// The uplink has dropped so many frames for a reason.
-    pub fn drop_at_uplink(&self, reason: tenet_tables::DropReason, frames: u64) {
-        let ifindex =
-            tenet_host_agent::Kernel::devices(&mut *self.0.lock().unwrap()).unwrap()["eth0"].ifindex;
-        self.1.lock().unwrap().insert(tenet_tables::DropKey { ifindex, reason: reason as u32 }, frames);
-    }
-    pub fn image(&self) -> tenet_tables::image::Image {
-        tenet_host_agent::Kernel::read(&mut *self.0.lock().unwrap()).unwrap().0
-    }
-}
-
-impl tenet_host_agent::Kernel for Shared {
-    fn hook(&self) -> &'static str {
-        "none"
-    }
-    fn devices(
-        &mut self,
-    ) -> Result<std::collections::BTreeMap<String, tenet_host::Device>, tenet_host_agent::KernelError> {
-        self.0.lock().unwrap().devices()
-    }
-    fn foresee(&mut self, devices: &mut dyn Iterator<Item = &str>) -> bool {
-        self.0.lock().unwrap().foresee(devices)
-    }
-    fn read(
-        &mut self,
-    ) -> Result<
-        (tenet_tables::image::Image, std::collections::BTreeMap<u32, tenet_host::Role>),
-        tenet_host_agent::KernelError,
-    > {
-        self.0.lock().unwrap().read()
-    }
-    fn apply(&mut self, operations: &[tenet_tables::image::Operation]) -> Vec<String> {
-        self.0.lock().unwrap().apply(operations)
-    }
-    fn read_back(
-        &mut self,
-        operations: &[tenet_tables::image::Operation],
-    ) -> Result<Vec<tenet_tables::image::Operation>, tenet_host_agent::KernelError> {
-        self.0.lock().unwrap().read_back(operations)
-    }
-    fn attach(&mut self, d: &str, i: u32, r: tenet_host::Role) -> Result<(), tenet_host_agent::KernelError> {
-        self.0.lock().unwrap().attach(d, i, r)
-    }
-    fn detach(&mut self, ifindex: u32) -> Result<(), tenet_host_agent::KernelError> {
-        self.0.lock().unwrap().detach(ifindex)
-    }
-    fn counters(
-        &mut self,
-    ) -> Result<std::collections::BTreeMap<u32, tenet_tables::Counters>, tenet_host_agent::KernelError> {
-        self.0.lock().unwrap().counters()
-    }
-    fn drops(
-        &mut self,
-    ) -> Result<std::collections::BTreeMap<tenet_tables::DropKey, u64>, tenet_host_agent::KernelError> {
-        Ok(self.1.lock().unwrap().clone())
-    }
 }

@@ -1,5 +1,6 @@
 //! One QEMU's monitor: which line follows which, and what it means for the VM. No I/O, no clock.
 
+mod asked;
 mod post_copy;
 #[cfg(test)]
 mod tests;
@@ -7,6 +8,7 @@ mod tests;
 use super::line::{self, Line, Migrate};
 use super::{Drive, IDLE, READY, WAITING, Want};
 use crate::vms::{Driven, What};
+use asked::Asked;
 use post_copy::{PostCopy, no_post_copy, unready};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -19,6 +21,10 @@ const PAUSE: u32 = 5;
 /// So many attempts; with ticks of 200 ms, two minutes of them. Whoever starts the destination's QEMU by hand can do so
 /// only once its tap is there, which is when all is prepared and this agent is told to begin.
 const ATTEMPTS: u32 = 120;
+/// Ticks that QEMU has for an answer that a move waits for; with ticks of 200 ms, ten seconds of them.
+const ANSWER: u64 = 50;
+/// What is said of a move while another one holds it up.
+const NOT_ENDED: &str = "QEMU has not ended an earlier migration of the VM yet: try again in a moment";
 
 /// What is to be done.
 #[derive(Clone, PartialEq, Debug)]
@@ -27,40 +33,6 @@ pub(crate) enum Act {
     Send(String),
     /// Tell this, which happened then (0: now).
     Say(What, u64),
-}
-
-/// What a command was asked for.
-#[derive(Clone, PartialEq, Debug)]
-enum Asked {
-    Capabilities,
-    /// Its answer does not matter.
-    Nothing,
-    Status,
-    Progress,
-    /// How this migration ended, and how often that was asked before.
-    End {
-        migration: String,
-        status: String,
-        tries: u32,
-    },
-    /// Whether it may be moved there.
-    StatusToMove(Drive),
-    ProgressToMove(Drive),
-    /// How this migration, which may have been begun before, stands.
-    StatusToFollow(Drive),
-    ProgressToFollow(Drive),
-    /// That it can go on in post-copy, before it is moved there.
-    PostCopyToMove(Drive),
-    /// This migration begins.
-    Move(String),
-    /// It goes on in post-copy.
-    PostCopy,
-    /// Whether this is the QEMU that waits for the VM, and that it is ready for post-copy.
-    StatusToReceive(Drive),
-    PostCopyToReceive(Drive),
-    /// Whether there is anything left to give up of this one.
-    ProgressToCancel(String),
-    StatusToCancel(String),
 }
 
 /// A move that is begun again as long as nobody listens at the destination.
@@ -76,7 +48,9 @@ struct Attempt {
 #[derive(Debug, Default)]
 pub(crate) struct Monitor {
     next: u64,
-    asked: BTreeMap<u64, Asked>,
+    /// By number, with the tick at which it was asked.
+    asked: BTreeMap<u64, (u64, Asked)>,
+    ticks: u64,
     ready: bool,
     /// QEMU moves the VM's memory away or takes it in.
     migrating: bool,
@@ -93,40 +67,16 @@ impl Monitor {
     /// Takes a line.
     pub(crate) fn take(&mut self, line: &str) -> Vec<Act> {
         match line::parse(line) {
+            // It greets once: all else is asked after that.
+            Some(Line::Greeting) if self.next > 0 => Vec::new(),
             Some(Line::Greeting) => vec![self.ask(Asked::Capabilities, "qmp_capabilities", None)],
             Some(Line::Return(id, value)) => match self.asked.remove(&id) {
-                Some(asked) => self.answered(asked, &value),
+                Some((_, asked)) => self.answered(asked, &value),
                 None => Vec::new(),
             },
             Some(Line::Error(id, why)) => match self.asked.remove(&id) {
-                Some(Asked::Move(migration)) => {
-                    let _ = self.driven.of("failed");
-                    self.post_copy = PostCopy::No;
-                    if self.begins_again(&migration, &Migrate::failed(&migration, why.as_str())) {
-                        return vec![waits(&migration)];
-                    }
-                    vec![failed(&migration, why)]
-                }
-                Some(
-                    Asked::StatusToMove(drive)
-                    | Asked::ProgressToMove(drive)
-                    | Asked::StatusToFollow(drive)
-                    | Asked::ProgressToFollow(drive),
-                ) => vec![ended(drive.hopeless(why))],
-                Some(Asked::PostCopyToMove(drive)) => {
-                    let _ = self.driven.of("failed");
-                    vec![failed(&drive.migration, no_post_copy("moves the VM away from here", &why))]
-                }
-                Some(Asked::StatusToReceive(drive) | Asked::PostCopyToReceive(drive)) => {
-                    vec![failed(&drive.migration, no_post_copy("waits for the VM here", &why))]
-                }
-                Some(Asked::PostCopy) => {
-                    tracing::warn!(why, "QEMU does not go on in post-copy");
-                    self.post_copy = PostCopy::No;
-                    Vec::new()
-                }
-                Some(Asked::End { migration, status, .. }) => vec![ended(Migrate::word(&migration, &status))],
-                _ => Vec::new(),
+                Some((_, asked)) => self.refused(asked, why),
+                None => Vec::new(),
             },
             Some(Line::Event { name, data, time_us }) => self.happened(&name, &data, time_us),
             None => Vec::new(),
@@ -140,18 +90,41 @@ impl Monitor {
 
     /// Time has passed.
     pub(crate) fn tick(&mut self) -> Vec<Act> {
+        self.ticks += 1;
+        let mut acts = self.overdue();
         if let Some(Attempt { drive, pause: pause @ Some(_), .. }) = &mut self.attempt {
             *pause = pause.and_then(|ticks| ticks.checked_sub(1));
             if pause.is_none() {
                 let drive = drive.clone();
-                return vec![self.ask(Asked::StatusToMove(drive), "query-status", None)];
+                acts.push(self.ask(Asked::StatusToMove(drive), "query-status", None));
             }
-            return Vec::new();
+        } else {
+            acts.extend(self.ask_progress());
         }
-        if !self.migrating || self.asked.values().any(|a| *a == Asked::Progress) {
-            return Vec::new();
+        acts
+    }
+
+    /// Moves that QEMU has not let begin for too long do not begin any more, and ends are told without their figures.
+    fn overdue(&mut self) -> Vec<Act> {
+        let late = |(asked_at, asked): &(u64, Asked)| {
+            self.ticks.saturating_sub(*asked_at) > ANSWER
+                && (asked.leads_to().is_some() || matches!(asked, Asked::End { .. }))
+        };
+        let late: Vec<u64> = self.asked.iter().filter(|(_, a)| late(a)).map(|(id, _)| *id).collect();
+        let mut acts = Vec::new();
+        for (_, asked) in late.iter().filter_map(|id| self.asked.remove(id)) {
+            if matches!(asked, Asked::PostCopyToMove(_)) {
+                let _ = self.driven.of("failed");
+            }
+            acts.extend(asked.unanswered(&deaf()));
         }
-        vec![self.ask(Asked::Progress, "query-migrate", None)]
+        acts
+    }
+
+    /// Asks how far a migration is that is under way, unless that is asked already.
+    fn ask_progress(&mut self) -> Option<Act> {
+        let asked = self.asked.values().any(|(_, a)| *a == Asked::Progress);
+        (self.migrating && !asked).then(|| self.ask(Asked::Progress, "query-migrate", None))
     }
 
     /// The VM shall be moved, or that be given up. One that is being moved is only followed.
@@ -176,15 +149,19 @@ impl Monitor {
             let same = self.attempt.as_ref().is_some_and(|a| a.drive.migration == drive.migration);
             match drive.want {
                 Want::Move | Want::Follow if same => return vec![waits(&drive.migration)],
-                Want::Move | Want::Cancel => self.attempt = None,
-                Want::Follow | Want::Receive => {}
+                Want::Move => self.attempt = None,
+                Want::Cancel | Want::Follow | Want::Receive => {}
             }
         }
-        if drive.want == Want::Cancel
-            && self.driven.id() == drive.migration
-            && self.post_copy == PostCopy::Later
-        {
-            self.post_copy = PostCopy::No;
+        match drive.want {
+            Want::Move => match self.about_to_begin() {
+                // Said twice: what was asked for the first time leads to it.
+                Some(migration) if migration == drive.migration => return Vec::new(),
+                Some(_) => return vec![failed(&drive.migration, NOT_ENDED)],
+                None => {}
+            },
+            Want::Cancel => self.withdraw(&drive.migration),
+            Want::Follow | Want::Receive => {}
         }
         vec![match drive.want {
             Want::Cancel => self.ask(Asked::ProgressToCancel(drive.migration), "query-migrate", None),
@@ -192,6 +169,30 @@ impl Monitor {
             Want::Follow => self.ask(Asked::StatusToFollow(drive), "query-status", None),
             Want::Receive => self.ask(Asked::StatusToReceive(drive), "query-status", None),
         }]
+    }
+
+    /// The migration that is about to begin: QEMU's answers lead to it, or it was told to.
+    fn about_to_begin(&self) -> Option<&str> {
+        self.asked.values().find_map(|(_, asked)| match asked {
+            Asked::Move(migration) => Some(migration.as_str()),
+            other => other.leads_to(),
+        })
+    }
+
+    /// A move that is given up: what was asked before it began does not lead to it any more, and it is not begun again.
+    fn withdraw(&mut self, migration: &str) {
+        self.attempt.take_if(|attempt| attempt.drive.migration == migration);
+        let before: Vec<Asked> = self
+            .asked
+            .extract_if(.., |_, (_, asked)| asked.leads_to() == Some(migration))
+            .map(|(_, (_, asked))| asked)
+            .collect();
+        if before.iter().any(|asked| matches!(asked, Asked::PostCopyToMove(_))) {
+            let _ = self.driven.of("cancelled");
+        }
+        if self.driven.id() == migration && self.post_copy == PostCopy::Later {
+            self.post_copy = PostCopy::No;
+        }
     }
 
     fn early_id(&self) -> Option<&String> {
@@ -210,29 +211,9 @@ impl Monitor {
         if let Some(Attempt { drive, pause: Some(_), .. }) = self.attempt.take() {
             acts.push(ended(drive.hopeless(why)));
         }
-        for asked in std::mem::take(&mut self.asked).into_values() {
-            match asked {
-                // Only its figures are lacking.
-                Asked::End { migration, status, .. } => {
-                    told = true;
-                    acts.push(ended(Migrate::word(&migration, &status)));
-                }
-                Asked::StatusToMove(drive)
-                | Asked::ProgressToMove(drive)
-                | Asked::StatusToFollow(drive)
-                | Asked::ProgressToFollow(drive)
-                | Asked::PostCopyToMove(drive)
-                | Asked::StatusToReceive(drive)
-                | Asked::PostCopyToReceive(drive) => acts.push(ended(drive.hopeless_here(why))),
-                Asked::Capabilities
-                | Asked::Nothing
-                | Asked::Status
-                | Asked::Progress
-                | Asked::Move(_)
-                | Asked::PostCopy
-                | Asked::ProgressToCancel(_)
-                | Asked::StatusToCancel(_) => {}
-            }
+        for (_, asked) in std::mem::take(&mut self.asked).into_values() {
+            told |= matches!(asked, Asked::End { .. });
+            acts.extend(asked.unanswered(why));
         }
         if !told && (self.migrating || self.driven.lives()) {
             acts.push(failed(self.driven.id(), why));
@@ -242,12 +223,56 @@ impl Monitor {
 
     fn ask(&mut self, asked: Asked, name: &str, arguments: Option<Value>) -> Act {
         self.next += 1;
-        self.asked.insert(self.next, asked);
+        self.asked.insert(self.next, (self.ticks, asked));
         Act::Send(line::command(self.next, name, arguments))
     }
 
     fn ask_end(&mut self, migration: String, status: &str, tries: u32) -> Act {
         self.ask(Asked::End { migration, status: status.to_owned(), tries }, "query-migrate", None)
+    }
+
+    /// Whether the end of this migration is asked for already.
+    fn asks_end(&self, migration: &str, status: &str) -> bool {
+        self.asked.values().any(
+            |(_, a)| matches!(a, Asked::End { migration: m, status: s, .. } if m == migration && s == status),
+        )
+    }
+
+    /// QEMU does not do what it was asked for.
+    fn refused(&mut self, asked: Asked, why: String) -> Vec<Act> {
+        match asked {
+            Asked::Move(migration) => {
+                let _ = self.driven.of("failed");
+                self.post_copy = PostCopy::No;
+                if self.begins_again(&migration, &Migrate::failed(&migration, why.as_str())) {
+                    return vec![waits(&migration)];
+                }
+                vec![failed(&migration, why)]
+            }
+            Asked::StatusToMove(drive)
+            | Asked::ProgressToMove(drive)
+            | Asked::StatusToFollow(drive)
+            | Asked::ProgressToFollow(drive) => vec![ended(drive.hopeless(why))],
+            Asked::PostCopyToMove(drive) => {
+                let _ = self.driven.of("failed");
+                vec![failed(&drive.migration, no_post_copy("moves the VM away from here", &why))]
+            }
+            Asked::StatusToReceive(drive) | Asked::PostCopyToReceive(drive) => {
+                vec![failed(&drive.migration, no_post_copy("waits for the VM here", &why))]
+            }
+            Asked::PostCopy => {
+                tracing::warn!(why, "QEMU does not go on in post-copy");
+                self.post_copy = PostCopy::No;
+                Vec::new()
+            }
+            Asked::End { migration, status, .. } => vec![ended(Migrate::word(&migration, &status))],
+            Asked::Capabilities
+            | Asked::Nothing
+            | Asked::Status
+            | Asked::Progress
+            | Asked::ProgressToCancel(_)
+            | Asked::StatusToCancel(_) => Vec::new(),
+        }
     }
 
     fn answered(&mut self, asked: Asked, value: &Value) -> Vec<Act> {
@@ -317,9 +342,7 @@ impl Monitor {
                 if under_way(&now.status) {
                     self.migrating = true;
                     if self.driven.holds_against(&drive.migration) {
-                        let why =
-                            "QEMU has not ended an earlier migration of the VM yet: try again in a moment";
-                        return vec![failed(&drive.migration, why)];
+                        return vec![failed(&drive.migration, NOT_ENDED)];
                     }
                     self.driven.begin(&drive.migration);
                     self.post_copy.follows(drive.post_copy);
@@ -430,11 +453,12 @@ impl Monitor {
                 }
                 let migration = self.driven.of(status);
                 match status {
+                    "completed" | "failed" if self.asks_end(&migration, status) => Vec::new(),
                     "completed" | "failed" => vec![self.ask_end(migration, status, 0)],
                     _ => {
                         let mut acts =
                             vec![Act::Say(What::Migration(Migrate::word(&migration, status)), time_us)];
-                        acts.extend(self.tick());
+                        acts.extend(self.ask_progress());
                         acts
                     }
                 }
@@ -446,6 +470,14 @@ impl Monitor {
             _ => Vec::new(),
         }
     }
+}
+
+/// What is said of a QEMU that does not answer.
+fn deaf() -> String {
+    format!(
+        "QEMU has not answered its monitor for 10 s{NEXT}look what its process waits for (`ps -o stat,wchan`, a disk that \
+         does not answer, say), and move the VM again"
+    )
 }
 
 /// Whether QEMU could not begin because nobody had opened the destination's socket.

@@ -377,3 +377,136 @@ fn the_end_of_qemu_ends_what_was_under_way() {
     assert_eq!(monitor.give_up("taken"), [failed("a", "taken")]);
     assert_eq!(monitor.give_up("taken"), []);
 }
+
+/// Lines that QEMU is sent, with the commands' names.
+fn sent(acts: Vec<Act>) -> Vec<(String, Value)> {
+    let lines = acts.into_iter().filter_map(|act| if let Act::Send(line) = act { Some(line) } else { None });
+    let commands = lines.map(|line| serde_json::from_str::<Value>(&line).unwrap());
+    commands.map(|c| (c["execute"].as_str().unwrap().to_owned(), c["id"].clone())).collect()
+}
+
+fn answer(monitor: &mut Monitor, id: &Value, value: Value) -> Vec<Act> {
+    monitor.take(&json!({ "return": value, "id": id }).to_string())
+}
+
+/// Answers everything in the order in which it was asked, as QEMU does; what it was asked, and what was said.
+fn catch_up(
+    monitor: &mut Monitor,
+    questions: Vec<(String, Value)>,
+    reply: impl Fn(&str) -> Value,
+) -> (Vec<String>, Vec<What>) {
+    let (mut asked, mut said) = (Vec::new(), Vec::new());
+    let mut todo: std::collections::VecDeque<_> = questions.into();
+    while let Some((name, id)) = todo.pop_front() {
+        let acts = answer(monitor, &id, reply(&name)["return"].clone());
+        said.extend(acts.iter().filter_map(|a| if let Act::Say(w, _) = a { Some(w.clone()) } else { None }));
+        todo.extend(sent(acts));
+        asked.push(name);
+    }
+    (asked, said)
+}
+
+#[test]
+fn a_move_that_is_given_up_before_qemu_answers_does_not_begin() {
+    for post_copy in [false, true] {
+        // However many questions before `migrate` are answered by then.
+        for answered in 0..=2 {
+            let (mut monitor, _) = begun("running", "");
+            let mut questions = sent(monitor.drive(Drive { post_copy, ..to("a") }));
+            for _ in 0..answered {
+                let (name, id) = questions.remove(0);
+                let acts = answer(&mut monitor, &id, status("running", "")(&name)["return"].clone());
+                questions.extend(sent(acts));
+            }
+            let begins = questions.iter().any(|(name, _)| name == "migrate");
+            questions.extend(sent(monitor.drive(no("a"))));
+            let now = if begins { "active" } else { "" };
+            let (asked, said) = catch_up(&mut monitor, questions, status("running", now));
+            assert_eq!(asked.iter().any(|name| name == "migrate"), begins, "{answered} {asked:?}");
+            if begins {
+                assert!(asked.contains(&"migrate_cancel".to_owned()), "{asked:?}");
+            } else {
+                assert!(matches!(&said[..], [What::Migration(m)] if m.status == "cancelled"), "{said:?}");
+                assert_eq!(monitor.closed("QEMU ended"), [], "{post_copy} {answered}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_move_that_is_said_twice_before_qemu_answers_begins_once() {
+    let (mut monitor, _) = begun("running", "");
+    let mut questions = sent(monitor.drive(to("a")));
+    assert_eq!(monitor.drive(to("a")), []);
+    assert_eq!(monitor.drive(to("b")), [failed("b", NOT_ENDED)]);
+    let (_, id) = questions.remove(0);
+    questions.extend(sent(answer(&mut monitor, &id, json!({ "status": "running" }))));
+    assert_eq!(monitor.drive(to("a")), []);
+    let (asked, said) = catch_up(&mut monitor, questions, status("running", ""));
+    assert_eq!((asked.iter().filter(|a| *a == "migrate").count(), said), (1, vec![]));
+}
+
+#[test]
+fn giving_up_ends_the_attempts_of_its_own_migration_and_no_other() {
+    let refused = |_: &str| json!({ "return": { "status": "failed", "error-desc": "Connection refused" } });
+    let waiting = || {
+        let (mut monitor, _) = begun("running", "");
+        let acts = monitor.drive(to("a"));
+        let _ = talk(&mut monitor, acts, status("running", ""));
+        monitor
+    };
+    let begins = |monitor: &mut Monitor| {
+        let acts = (0..=PAUSE).flat_map(|_| monitor.tick()).collect();
+        talk(monitor, acts, status("running", "")).0.contains(&"migrate".to_owned())
+    };
+    // An older one's order, come late.
+    let mut monitor = waiting();
+    let acts = monitor.take(&event("MIGRATION", Some("failed")));
+    let _ = talk(&mut monitor, acts, refused);
+    let acts = monitor.drive(no("z"));
+    let (_, said) = talk(&mut monitor, acts, refused);
+    assert!(matches!(&said[..], [What::Migration(m)] if (&*m.migration, &*m.status) == ("z", "cancelled")));
+    assert!(begins(&mut monitor));
+    // Its own, come just when QEMU has failed and is asked why.
+    let mut monitor = waiting();
+    let mut questions = sent(monitor.take(&event("MIGRATION", Some("failed"))));
+    questions.extend(sent(monitor.drive(no("a"))));
+    let (_, said) = catch_up(&mut monitor, questions, refused);
+    assert!(matches!(said.last(), Some(What::Migration(m)) if m.status == "cancelled"), "{said:?}");
+    assert!(!begins(&mut monitor));
+}
+
+#[test]
+fn a_qemu_that_does_not_answer_fails_the_move_and_not_later() {
+    for answered in 0..=2 {
+        let (mut monitor, _) = begun("running", "");
+        let mut questions = sent(monitor.drive(Drive { post_copy: true, ..to("a") }));
+        for _ in 0..answered {
+            let (name, id) = questions.remove(0);
+            let acts = answer(&mut monitor, &id, status("running", "")(&name)["return"].clone());
+            questions.extend(sent(acts));
+        }
+        assert!((0..ANSWER).all(|_| monitor.tick().is_empty()), "too early");
+        let acts = monitor.tick();
+        let [Act::Say(What::Migration(m), _)] = &acts[..] else { panic!("{acts:?}") };
+        assert!(m.status == "failed" && m.error.contains("has not answered its monitor"), "{m:?}");
+        let (asked, said) = catch_up(&mut monitor, questions, status("running", ""));
+        assert_eq!((asked.len(), said), (1, vec![]), "it is too late for that");
+        assert_eq!(monitor.closed("QEMU ended"), []);
+    }
+    // That it has ended is said also where its figures do not come.
+    let (mut monitor, _) = begun("running", "active");
+    let _ = monitor.take(&event("MIGRATION", Some("completed")));
+    let acts: Vec<Act> = (0..=ANSWER).flat_map(|_| monitor.tick()).collect();
+    assert_eq!(acts, [ended(Migrate::word("", "completed"))]);
+}
+
+#[test]
+fn a_flood_of_events_is_not_kept() {
+    let (mut monitor, _) = begun("running", "");
+    let lines = ["completed", "failed", "active"].map(|status| event("MIGRATION", Some(status)));
+    let lines = lines.iter().map(String::as_str).chain([r#"{"QMP": {}}"#]);
+    let asked = lines.cycle().take(10_000).map(|line| sent(monitor.take(line)).len()).sum::<usize>();
+    assert!(asked <= 3, "{asked}");
+    assert!(monitor.asked.len() <= 3, "{:?}", monitor.asked);
+}

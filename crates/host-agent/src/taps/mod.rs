@@ -1,5 +1,9 @@
 //! Taps that the agent makes for ports: marked as its own, adopted after a restart, removed with the port.
 
+mod wishes;
+
+pub(crate) use wishes::wishes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use tenet_compile::PortRow;
 use tenet_hostnet::{Error, Kind, Link, Links, TapOptions};
