@@ -82,23 +82,10 @@ fn site() -> Desired {
 
 fn moving(phase: Phase) -> Desired {
     let mut desired = site();
-    desired.put(
-        Object::Migration(Migration {
-            vm: "contoso/sql".parse().unwrap(),
-            id: Uuid::from_u128(2),
-            from: name("h1"),
-            to: name("h3"),
-            devices: [(name("eth0"), "tap-new".to_owned())].into(),
-            rewrite: BTreeMap::new(),
-            phase,
-            started_ms: 0,
-            switched_ms: None,
-            through: Default::default(),
-            uri: None,
-            post_copy: false,
-        }),
-        50,
-    );
+    let devices = [(name("eth0"), "tap-new".to_owned())].into();
+    let vm = "contoso/sql".parse().unwrap();
+    let migration = Migration::new(vm, Uuid::from_u128(2), name("h1"), name("h3"), devices);
+    desired.put(Object::Migration(Migration { phase, ..migration }), 50);
     desired
 }
 

@@ -7,8 +7,8 @@ use std::{
 };
 use tenet_compile::{Compiler, Rows, compile};
 use tenet_model::{
-    Change, Checked, Desired, Host, HostName, Migration, Name, NetId, Network, Object, Operation, Phase,
-    Port, Subnet, SubnetPrefix, Tenant, Vm, Vsid,
+    Change, Checked, Desired, Host, HostName, Migration, Name, NetId, Network, Object, Operation, Port,
+    Subnet, SubnetPrefix, Tenant, Vm, Vsid,
 };
 use uuid::Uuid;
 
@@ -110,20 +110,13 @@ fn measure(networks: u32) {
     let vm = Object::Vm(Vm { name: format!("big/v{PORTS}").parse().unwrap() });
     let fresh = Object::Port(port(PORTS, networks, 3));
     run.step("a new VM and port", &[vm, fresh].into_iter().map(Operation::Put).collect());
-    let migration = Migration {
-        vm: "big/v20".parse().unwrap(),
-        id: Uuid::from_u128(1),
-        from: name("h20".to_owned()),
-        to: name("h21".to_owned()),
-        devices: [(name("eth0".to_owned()), "tapm".to_owned())].into(),
-        rewrite: BTreeMap::new(),
-        phase: Phase::Preparing,
-        started_ms: 0,
-        switched_ms: None,
-        through: Default::default(),
-        uri: None,
-        post_copy: false,
-    };
+    let migration = Migration::new(
+        "big/v20".parse().unwrap(),
+        Uuid::from_u128(1),
+        name("h20".to_owned()),
+        name("h21".to_owned()),
+        [(name("eth0".to_owned()), "tapm".to_owned())].into(),
+    );
     run.step("a migration", &Change::put(Object::Migration(migration)));
     let host = Host { name: name("h5".to_owned()), pa: [192, 168, 9, 9].into(), rewrite_pool: vec![] };
     run.step("a host's address", &Change::put(Object::Host(host)));

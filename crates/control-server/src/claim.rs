@@ -95,13 +95,7 @@ async fn claimed(
             },
             Granted::Join(id) => (id, None),
             Granted::Migrate { devices, .. } => {
-                let migrate = Migrate {
-                    to: host.clone(),
-                    devices,
-                    through: Through::Other,
-                    uri: None,
-                    post_copy: false,
-                };
+                let migrate = Migrate { devices, through: Through::Other, ..Migrate::to(host.clone()) };
                 let (id, revision) = moving::begin(engine, None, vm, &migrate).await?;
                 (id, Some(revision))
             }

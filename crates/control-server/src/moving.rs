@@ -121,18 +121,11 @@ fn migration(desired: &Desired, vm: &VmRef, m: &Migrate, id: Uuid) -> Result<Mig
     // Without an attached port the model refuses it and says why.
     let from = attached().find_map(|(_, p)| p.value.host.clone()).unwrap_or_else(|| m.to.clone());
     Ok(Migration {
-        vm: vm.clone(),
-        id,
-        from,
-        to: m.to.clone(),
-        devices,
-        rewrite: std::collections::BTreeMap::new(),
-        phase: Phase::Preparing,
         started_ms: crate::clock::ms(),
-        switched_ms: None,
         through: m.through,
         uri: m.uri.clone(),
         post_copy: m.post_copy,
+        ..Migration::new(vm.clone(), id, from, m.to.clone(), devices)
     })
 }
 

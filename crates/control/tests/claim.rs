@@ -68,20 +68,7 @@ fn site() -> Desired {
 
 fn migrate(site: &mut Desired, phase: Phase) {
     let devices = [("eth0".parse().unwrap(), "d0".to_owned())].into();
-    let mut migration = Migration {
-        vm: vm("a/sql"),
-        id: Uuid::from_u128(9),
-        from: name("h1"),
-        to: name("h2"),
-        devices,
-        rewrite: Default::default(),
-        phase: Phase::Preparing,
-        started_ms: 1,
-        switched_ms: None,
-        through: Default::default(),
-        uri: None,
-        post_copy: false,
-    };
+    let mut migration = Migration::new(vm("a/sql"), Uuid::from_u128(9), name("h1"), name("h2"), devices);
     put(site, Object::Migration(migration.clone()));
     if phase != Phase::Preparing {
         migration.phase = phase;

@@ -13,7 +13,7 @@ use tenet_control::{
 };
 use tenet_model::{
     Allocator, Change, Desired, Host, HostName, Key, Method, Migration, Name, Network, Object, Operation,
-    Phase, Port, PortRef, Receipt, Subnet, Tenant, Through, UdpPorts, Vm, VmRef,
+    Port, PortRef, Receipt, Subnet, Tenant, Through, UdpPorts, Vm, VmRef,
 };
 use uuid::Uuid;
 
@@ -302,21 +302,13 @@ impl World {
                     return;
                 };
                 self.next_id += 1;
+                let devices = [(port.port.clone(), format!("d-{}", vm.vm))].into();
+                let id = Uuid::from_u128(self.next_id);
+                let through = [Through::SwitchOnly, Through::Qmp, Through::Libvirt, Through::Other];
                 let migration = Migration {
-                    vm: vm.clone(),
-                    id: Uuid::from_u128(self.next_id),
-                    from,
-                    to: host,
-                    devices: [(port.port.clone(), format!("d-{}", vm.vm))].into(),
-                    rewrite: Default::default(),
-                    phase: Phase::Preparing,
                     started_ms: self.now / 1000,
-                    switched_ms: None,
-                    through: *[Through::SwitchOnly, Through::Qmp, Through::Libvirt, Through::Other]
-                        .choose(&mut self.rng)
-                        .unwrap(),
-                    uri: None,
-                    post_copy: false,
+                    through: *through.choose(&mut self.rng).unwrap(),
+                    ..Migration::new(vm.clone(), id, from, host, devices)
                 };
                 self.commit(&Change::put(Object::Migration(migration)));
             }

@@ -328,6 +328,33 @@ pub struct Migration {
     pub post_copy: bool,
 }
 
+impl Migration {
+    /// One that begins, and that another tool moves; `devices` are those on the destination, by port name.
+    #[must_use]
+    pub fn new(
+        vm: VmRef,
+        id: Uuid,
+        from: HostName,
+        to: HostName,
+        devices: BTreeMap<Name, String>,
+    ) -> Self {
+        Self {
+            vm,
+            id,
+            from,
+            to,
+            devices,
+            rewrite: BTreeMap::new(),
+            phase: Phase::Preparing,
+            started_ms: 0,
+            switched_ms: None,
+            through: Through::default(),
+            uri: None,
+            post_copy: false,
+        }
+    }
+}
+
 /// What a finished migration cost.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Receipt {

@@ -202,23 +202,7 @@ fn migration(desired: &Desired, dice: &mut Dice) -> Option<Object> {
     });
     let devices = devices.collect();
     let id = Uuid::from_u128(u128::from(dice.below(u64::MAX)));
-    let phase = Phase::Preparing;
-    let (rewrite, started_ms, switched_ms) = (BTreeMap::new(), 0, None);
-    let (through, uri) = (Default::default(), None);
-    Some(Object::Migration(Migration {
-        vm,
-        id,
-        from,
-        to,
-        devices,
-        rewrite,
-        phase,
-        started_ms,
-        switched_ms,
-        through,
-        uri,
-        post_copy: false,
-    }))
+    Some(Object::Migration(Migration::new(vm, id, from, to, devices)))
 }
 
 /// A migration's end: the ports live on the destination, or stay where they are.

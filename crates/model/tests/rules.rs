@@ -106,20 +106,7 @@ fn operation(line: &str) -> Operation {
                 (Name::new(port).unwrap(), device.to_owned())
             };
             let devices = w.map(device).collect();
-            Object::Migration(Migration {
-                vm,
-                id,
-                from,
-                to,
-                devices,
-                rewrite: BTreeMap::new(),
-                phase,
-                started_ms: 0,
-                switched_ms: None,
-                through: Default::default(),
-                uri: None,
-                post_copy: false,
-            })
+            Object::Migration(Migration { phase, ..Migration::new(vm, id, from, to, devices) })
         }
         other => panic!("{other}"),
     })

@@ -294,6 +294,20 @@ pub struct Migrate {
     pub post_copy: bool,
 }
 
+impl Migrate {
+    /// To this host by another tool, with the devices that the ports have on the source.
+    #[must_use]
+    pub const fn to(host: HostName) -> Self {
+        Self {
+            to: host,
+            devices: BTreeMap::new(),
+            through: Through::SwitchOnly,
+            uri: None,
+            post_copy: false,
+        }
+    }
+}
+
 /// Asks for a one-time join token.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -13,7 +13,7 @@ use tenet_api::{
     rest::{Migrate, SettingsSpec, Wait},
 };
 use tenet_control_server::pretend::{Credentials, PretendAgent};
-use tenet_model::{Through, VmRef};
+use tenet_model::VmRef;
 
 fn sql() -> VmRef {
     "contoso/sql".parse().unwrap()
@@ -57,13 +57,7 @@ async fn a_host_takes_another_hosts_vm_only_as_the_site_allows() {
     assert!(c.client.migrations().await.unwrap().is_empty());
     // Asked for, it is joined.
     let to = "h2".parse().unwrap();
-    let request = Migrate {
-        to,
-        devices: Default::default(),
-        through: Through::SwitchOnly,
-        uri: None,
-        post_copy: false,
-    };
+    let request = Migrate::to(to);
     c.client.clone().with_wait(Wait::Stored, None).migrate(&sql(), &request).await.unwrap();
     let reply = incoming(&c, &k2).await;
     assert!(reply.refusal.is_none() && !reply.migration.is_empty() && !reply.began, "{reply:?}");

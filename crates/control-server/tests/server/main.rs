@@ -73,13 +73,7 @@ async fn a_site_is_programmed_moved_and_shown() {
     assert_eq!(c.client.table(None).await.unwrap().rows.len(), 2);
     assert_eq!(c.client.counters(None).await.unwrap().ports.len(), 2);
 
-    let to_h2 = Migrate {
-        to: "h2".parse().unwrap(),
-        devices: Default::default(),
-        through: Default::default(),
-        uri: None,
-        post_copy: false,
-    };
+    let to_h2 = Migrate::to("h2".parse().unwrap());
     let prepared = c.client.migrate(&sql, &to_h2).await.unwrap();
     assert_eq!(prepared.phase, "prepared");
     let again = c.client.migrate(&sql, &to_h2).await.unwrap_err();
@@ -108,13 +102,7 @@ async fn a_site_is_programmed_moved_and_shown() {
         assert!(kinds.iter().any(|k| k == kind), "{kind} in {kinds:?}");
     }
 
-    let back = Migrate {
-        to: "h1".parse().unwrap(),
-        devices: Default::default(),
-        through: Default::default(),
-        uri: None,
-        post_copy: false,
-    };
+    let back = Migrate::to("h1".parse().unwrap());
     c.client.migrate(&sql, &back).await.unwrap();
     let cancelled = c.client.migrate_cancel(&sql).await.unwrap();
     assert!(!cancelled.moved && cancelled.reason.is_some());
@@ -212,13 +200,7 @@ async fn migration_to_a_host_without_agent_is_refused_before_anything_moves() {
     let _h1 = c.agent(&k1).await;
     let sql = "contoso/sql".parse().unwrap();
     c.client.attach(&sql, &attach("h1", "sql0")).await.unwrap();
-    let to_h2 = Migrate {
-        to: "h2".parse().unwrap(),
-        devices: Default::default(),
-        through: Default::default(),
-        uri: None,
-        post_copy: false,
-    };
+    let to_h2 = Migrate::to("h2".parse().unwrap());
     let error = c.client.migrate(&sql, &to_h2).await.unwrap_err();
     assert_eq!(refused(&error), (409, "conflict"));
     assert!(error.to_string().contains("agent of host h2 is not connected"), "{error}");
@@ -233,13 +215,7 @@ async fn a_migration_that_would_run_a_program_on_the_host_is_refused() {
     let sql = "contoso/sql".parse().unwrap();
     let refusal = async |through, uri: &str| {
         let uri = Some(uri.to_owned());
-        let migrate = Migrate {
-            to: "h2".parse().unwrap(),
-            devices: Default::default(),
-            through,
-            uri,
-            post_copy: false,
-        };
+        let migrate = Migrate { through, uri, ..Migrate::to("h2".parse().unwrap()) };
         c.client.migrate(&sql, &migrate).await.unwrap_err()
     };
     for (through, uri) in [
@@ -254,8 +230,7 @@ async fn a_migration_that_would_run_a_program_on_the_host_is_refused() {
         assert!(error.to_string().contains(allowed), "{error}");
     }
     // Nobody else is told to switch to post-copy.
-    let (devices, through) = (Default::default(), Through::SwitchOnly);
-    let migrate = Migrate { to: "h2".parse().unwrap(), devices, through, uri: None, post_copy: true };
+    let migrate = Migrate { post_copy: true, ..Migrate::to("h2".parse().unwrap()) };
     let error = c.client.migrate(&sql, &migrate).await.unwrap_err();
     assert_eq!(refused(&error), (400, "post-copy"), "{error}");
     // Legal ones come further: here nobody could move anything.
@@ -297,9 +272,8 @@ async fn a_lost_race_is_said_and_unconditional_changes_all_win() {
     };
     let with = |name: &str| ChangesRequest {
         changes: tenant(name),
-        dry_run: false,
         if_revision: Some(revision),
-        force: false,
+        ..Default::default()
     };
     c.client.changes(&with("a")).await.unwrap();
     let error = c.client.changes(&with("b")).await.unwrap_err();
@@ -314,7 +288,7 @@ async fn a_lost_race_is_said_and_unconditional_changes_all_win() {
         });
     futures::future::join_all(all).await;
     assert_eq!(c.client.tenants().await.unwrap().len(), 22);
-    let dry = ChangesRequest { changes: tenant("dry"), dry_run: true, if_revision: None, force: false };
+    let dry = ChangesRequest { changes: tenant("dry"), dry_run: true, ..Default::default() };
     let reply = c.client.changes(&dry).await.unwrap();
     assert!(reply.dry_run && reply.changed.len() == 1);
     assert_eq!(c.client.tenants().await.unwrap().len(), 22);

@@ -182,19 +182,22 @@ impl Site {
     }
 
     pub fn migrate_as(&mut self, through: Through, post_copy: bool) {
+        self.begin(9, "h1", "h2", through, post_copy);
+    }
+
+    /// From h2, where an earlier migration has brought it.
+    pub fn migrate_back(&mut self, through: Through) {
+        self.begin(10, "h2", "h1", through, false);
+    }
+
+    fn begin(&mut self, id: u128, from: &str, to: &str, through: Through, post_copy: bool) {
+        let devices = [(name("eth0"), "tap0".to_owned())].into();
         let migration = Migration {
-            vm: vm(),
-            id: Uuid::from_u128(9),
-            from: name("h1"),
-            to: name("h2"),
-            devices: [(name("eth0"), "tap0".to_owned())].into(),
-            rewrite: BTreeMap::new(),
-            phase: Phase::Preparing,
             started_ms: self.now / 1000,
-            switched_ms: None,
             through,
-            uri: through.driven().then(|| "tcp:h2:1".to_owned()),
+            uri: through.driven().then(|| format!("tcp:{to}:1")),
             post_copy,
+            ..Migration::new(vm(), Uuid::from_u128(id), name(from), name(to), devices)
         };
         let outputs = self.commit(&Change::put(Object::Migration(migration)));
         self.carry_out(outputs);

@@ -5,9 +5,9 @@
 mod ports;
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use tenet_control::LEAVE;
-use tenet_model::{Change, Key, Method, Migration, Object, Operation, Phase};
+use tenet_model::{Change, Key, Method, Migration, Object, Operation};
 use uuid::Uuid;
 use world::{World, name, port, red};
 
@@ -177,20 +177,8 @@ fn a_vm_may_move_while_its_network_changes_its_method() {
         let mut world = World::new();
         world.set(from);
         world.pass(100_000);
-        let migration = Migration {
-            vm: "t/v1".parse().unwrap(),
-            id: Uuid::from_u128(7),
-            from: name("h1"),
-            to: name("h3"),
-            devices: [(name("eth0"), "tap1".to_owned())].into(),
-            rewrite: BTreeMap::new(),
-            phase: Phase::Preparing,
-            started_ms: 1,
-            switched_ms: None,
-            through: Default::default(),
-            uri: None,
-            post_copy: false,
-        };
+        let (vm, devices) = ("t/v1".parse().unwrap(), [(name("eth0"), "tap1".to_owned())].into());
+        let migration = Migration::new(vm, Uuid::from_u128(7), name("h1"), name("h3"), devices);
         world.mute("h2");
         world.commit(&Change::put(Object::Migration(migration)));
         let revision = world.set(to);
