@@ -14,7 +14,9 @@ use tenet_api::{
     agent,
     rest::{Applied, ChangeItem, ChangeReply, Changed, Wait, WaitQuery},
 };
-use tenet_control::{Control, Frames, Happening, Hello, Message, Micros, Order, Output, Refused, SessionId};
+use tenet_control::{
+    Control, Frames, Happening, Hello, Message, Order, Output, Refused, SessionId, Switching,
+};
 use tenet_model::{Change, Desired, HostName, Operation, Receipt, Through, VmRef};
 use tenet_store::{SiteError, SiteStore};
 use tokio::{
@@ -261,18 +263,8 @@ impl Engine {
                 Output::Commit { vm, operations, receipt } => {
                     tokio::spawn(Arc::clone(self).commit(vm, operations, receipt));
                 }
-                Output::Switch { network } => {
-                    let failed = network.clone();
-                    tokio::spawn(Arc::clone(self).step(
-                        move |core| core.method_step(&network),
-                        move |core, now, why| core.method_step_failed(now, &failed, why),
-                    ));
-                }
-                Output::Ports => {
-                    tokio::spawn(
-                        Arc::clone(self)
-                            .step(Control::ports_step, |core, now, why| core.ports_step_failed(now, why)),
-                    );
+                Output::Switch(what) => {
+                    tokio::spawn(Arc::clone(self).step(what));
                 }
                 Output::Count { migration, vm, host, session, stage } => {
                     let me = Arc::clone(self);
@@ -302,7 +294,7 @@ impl Engine {
     }
 
     /// Commits what the core wants for a migration.
-    async fn commit(self: Arc<Self>, vm: VmRef, operations: Vec<Operation>, receipt: Option<Receipt>) {
+    async fn commit(self: Arc<Self>, vm: VmRef, operations: Vec<Operation>, receipt: Option<Box<Receipt>>) {
         let change: Change = operations.into_iter().collect();
         let moved = receipt.as_ref().map(|r| r.moved);
         let committed = async {
@@ -329,16 +321,12 @@ impl Engine {
     }
 
     /// Commits the next step of a change that goes in steps, as the core says it at that moment.
-    async fn step(
-        self: Arc<Self>,
-        step: impl FnOnce(&Control) -> Vec<Operation> + Send,
-        failed: impl FnOnce(&mut Control, Micros, &str) -> Vec<Output> + Send,
-    ) {
+    async fn step(self: Arc<Self>, what: Switching) {
         let committed = async {
             let _writer = self.writer.lock().await;
             let checked = {
                 let core = self.core();
-                let change: Change = step(&core).into_iter().collect();
+                let change: Change = core.next_step(&what).into_iter().collect();
                 core.desired().check(&change).map_err(|p| Fault::problems(&p))?
             };
             if !checked.is_empty() {
@@ -348,7 +336,7 @@ impl Engine {
             Ok::<_, Fault>(())
         };
         if let Err(fault) = committed.await {
-            self.drive(|core, now| failed(core, now, &fault.error.message));
+            self.drive(|core, now| core.step_failed(now, &what, &fault.error.message));
         }
     }
 

@@ -7,7 +7,7 @@ use tenet_api::rest::{
     PrefixView, Progress, ReceiptView, RouteView, SettingsView, Site, SitePort, SiteVm, SubnetView,
     TenantSpec, TenantView, VmView,
 };
-use tenet_control::{Control, HostReport, state_name};
+use tenet_control::{Control, HostReport, Switching, state_name};
 use tenet_model::{
     Desired, Host, HostName, Migration, Network, Phase, Port, Receipt, Route, Site as Settings, Subnet,
     Tenant, Versioned, Vm,
@@ -25,7 +25,7 @@ pub(crate) fn network(core: &Control, v: &Versioned<Network>) -> NetworkView {
         id: o.id.0,
         method: o.method,
         switching: o.switching,
-        waiting_for: core.method_waits_for(&o.name).into_iter().collect(),
+        waiting_for: core.switch_waits_for(&Switching::Method(o.name.clone())).into_iter().collect(),
         revision: v.revision,
     }
 }
@@ -44,7 +44,7 @@ pub(crate) fn settings(core: &Control) -> SettingsView {
         geneve_port: o.geneve_port,
         next_vxlan_port: vxlan.filter(|to| *to != o.vxlan_port),
         next_geneve_port: geneve.filter(|to| *to != o.geneve_port),
-        waiting_for: core.ports_wait_for().into_iter().collect(),
+        waiting_for: core.switch_waits_for(&Switching::UdpPorts).into_iter().collect(),
         hosts_begin_migrations: o.hosts_begin_migrations,
         revision: *revision,
     }

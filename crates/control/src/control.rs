@@ -3,7 +3,6 @@
 mod hold;
 mod hypervisor;
 mod migrate;
-mod ports;
 mod post_copy;
 mod ready;
 mod stray;
@@ -11,7 +10,7 @@ mod switching;
 
 pub use hypervisor::Word;
 pub use ready::NotReady;
-pub use switching::LEAVE;
+pub use switching::{LEAVE, Switching};
 
 use crate::{
     HUNG, Micros, RETRY,
@@ -33,7 +32,6 @@ const TOUCHED_KEPT: usize = 1024;
 
 /// What the shell must do, in this order.
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[expect(clippy::large_enum_variant, reason = "there are a few at a time, each taken apart at once")]
 pub enum Output {
     /// The session has a message to pull ([`Control::next_message`]).
     Wake(SessionId),
@@ -53,17 +51,11 @@ pub enum Output {
         /// The writes.
         operations: Vec<Operation>,
         /// The receipt to store with them.
-        receipt: Option<Receipt>,
+        receipt: Option<Box<Receipt>>,
     },
-    /// Commit the next step of a network's change of method: what [`Control::method_step`] says at the moment of the
-    /// commit; if that fails, say so with [`Control::method_step_failed`].
-    Switch {
-        /// The network.
-        network: NetworkRef,
-    },
-    /// Commit the next step of a change of the site's UDP ports: what [`Control::ports_step`] says at the moment of the
-    /// commit; if that fails, say so with [`Control::ports_step_failed`].
-    Ports,
+    /// Commit the next step of a change: what [`Control::next_step`] says at the moment of the commit; if that fails,
+    /// say so with [`Control::step_failed`].
+    Switch(Switching),
     /// Ask a host for the counters of a migrating VM's ports; answer with [`Control::counted`].
     Count {
         /// The migration.
@@ -135,9 +127,7 @@ pub struct Control {
     next_session: u64,
     holds: BTreeMap<PortRef, hold::Hold>,
     runs: BTreeMap<VmRef, Run>,
-    switches: BTreeMap<NetworkRef, switching::Switch>,
-    /// The change of the site's UDP ports.
-    ports: Option<switching::Switch>,
+    switches: BTreeMap<Switching, switching::Switch>,
     /// VMs that were moved without a word.
     strays: BTreeMap<VmRef, stray::Stray>,
     touched: VecDeque<(u64, BTreeSet<HostName>)>,
@@ -155,7 +145,6 @@ impl Control {
             holds: BTreeMap::new(),
             runs: BTreeMap::new(),
             switches: BTreeMap::new(),
-            ports: None,
             strays: BTreeMap::new(),
             touched: VecDeque::new(),
         };
@@ -170,7 +159,6 @@ impl Control {
             me.runs.insert(run.migration.vm.clone(), run);
         }
         me.resume_switches(now);
-        me.resume_ports(now);
         me
     }
 
@@ -184,7 +172,7 @@ impl Control {
         }
         let moving: BTreeMap<VmRef, BTreeSet<HostName>> =
             self.runs.keys().map(|vm| (vm.clone(), self.hosts_of_vm(vm))).collect();
-        let members = self.switching_members();
+        let before = self.before_switches();
         let blocked = self.blocked();
         let changes = self.plan.apply(operations, revision, &blocked);
         self.keep_hosts(now, revision, &mut outputs);
@@ -192,8 +180,7 @@ impl Control {
         self.start_holds(&candidates);
         self.follow_strays(now, operations, &mut outputs);
         self.follow_migrations(now, revision, operations, &moving, &mut outputs);
-        self.follow_switches(now, revision, operations, &members, &mut outputs);
-        self.follow_ports(now, revision, operations, &mut outputs);
+        self.follow_switches(now, revision, operations, &before, &mut outputs);
         self.progress(now, &mut outputs);
         outputs
     }
@@ -383,7 +370,6 @@ impl Control {
         let held: BTreeSet<&HostName> =
             self.holds.values().filter(|h| h.revision <= revision).map(|h| &h.host).collect();
         let mut waiting = self.not_yet_switched(revision);
-        waiting.extend(self.ports_not_changed(revision));
         let lacking = self
             .hosts
             .iter()
@@ -452,11 +438,10 @@ impl Control {
         for vm in vms {
             self.step(now, &vm, outputs);
         }
-        let networks: Vec<NetworkRef> = self.switches.keys().cloned().collect();
-        for network in networks {
-            self.step_switch(now, &network, outputs);
+        let switches: Vec<Switching> = self.switches.keys().cloned().collect();
+        for what in switches {
+            self.step_switch(now, &what, outputs);
         }
-        self.step_ports(now, outputs);
     }
 
     fn end_session(&mut self, now: Micros, session: SessionId) -> Option<HostName> {
@@ -510,7 +495,6 @@ impl Control {
             run.waiting = waiting;
         }
         self.resume_switches(now);
-        self.resume_ports(now);
         outputs
     }
 }

@@ -21,7 +21,7 @@ mod plan;
 mod session;
 mod status;
 
-pub use control::{Control, LEAVE, NotReady, Order, Output, Refused, Word};
+pub use control::{Control, LEAVE, NotReady, Order, Output, Refused, Switching, Word};
 pub use happening::Happening;
 pub use measured::{Measured, OffloadTest, PathReport, PathState, ReceiveWay, UdpTunnel, UplinkReport};
 pub use migration::{AWAY, DISCONNECTED, DOUBT, Frames, PREPARE, Progress, RECEIVE, SETTLE, STALL, Stage};

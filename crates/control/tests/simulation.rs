@@ -140,20 +140,13 @@ impl World {
                             let more = self.control.commit_failed(self.now, &vm, "lost race");
                             self.queue.extend(more);
                         } else {
-                            self.receipts.extend(receipt);
+                            self.receipts.extend(receipt.map(|r| *r));
                         }
                     }
-                    Output::Switch { network } => {
-                        let change: Change = self.control.method_step(&network).into_iter().collect();
+                    Output::Switch(what) => {
+                        let change: Change = self.control.next_step(&what).into_iter().collect();
                         if self.rng.random_bool(0.2) || !self.commit(&change) {
-                            let more = self.control.method_step_failed(self.now, &network, "lost race");
-                            self.queue.extend(more);
-                        }
-                    }
-                    Output::Ports => {
-                        let change: Change = self.control.ports_step().into_iter().collect();
-                        if self.rng.random_bool(0.2) || !self.commit(&change) {
-                            let more = self.control.ports_step_failed(self.now, "lost race");
+                            let more = self.control.step_failed(self.now, &what, "lost race");
                             self.queue.extend(more);
                         }
                     }

@@ -331,13 +331,7 @@ pub struct Migration {
 impl Migration {
     /// One that begins, and that another tool moves; `devices` are those on the destination, by port name.
     #[must_use]
-    pub fn new(
-        vm: VmRef,
-        id: Uuid,
-        from: HostName,
-        to: HostName,
-        devices: BTreeMap<Name, String>,
-    ) -> Self {
+    pub fn new(vm: VmRef, id: Uuid, from: HostName, to: HostName, devices: BTreeMap<Name, String>) -> Self {
         Self {
             vm,
             id,

@@ -298,13 +298,7 @@ impl Migrate {
     /// To this host by another tool, with the devices that the ports have on the source.
     #[must_use]
     pub const fn to(host: HostName) -> Self {
-        Self {
-            to: host,
-            devices: BTreeMap::new(),
-            through: Through::SwitchOnly,
-            uri: None,
-            post_copy: false,
-        }
+        Self { to: host, devices: BTreeMap::new(), through: Through::SwitchOnly, uri: None, post_copy: false }
     }
 }
 

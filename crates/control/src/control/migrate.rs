@@ -276,7 +276,7 @@ impl Control {
             run.committing = Some(now);
             run.ending = Some(text);
             let operations = vec![Operation::Delete(Key::Migration(vm.clone()))];
-            outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(receipt) });
+            outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(Box::new(receipt)) });
             return;
         }
         if !run.waiting.is_empty() {
@@ -335,6 +335,6 @@ impl Control {
             text += &format!("; not heard of it have: {}", hosts.join(", "));
         }
         run.ending = Some(text);
-        outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(receipt) });
+        outputs.push(Output::Commit { vm: vm.clone(), operations, receipt: Some(Box::new(receipt)) });
     }
 }

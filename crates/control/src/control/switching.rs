@@ -1,16 +1,16 @@
-//! The core's part in changes of a network's method: receivers first, then senders.
+//! Changes that must not lose frames, in steps: receivers first, then senders.
 //!
-//! Two writes make one change. The first ([`Network::switching`] is the new method) gives every host of the network all
-//! that it needs to receive the new method; hosts receive every method at all times, but IP Rewrite needs addresses.
-//! Once the connected hosts have acknowledged it, or [`HOLD`] has passed, the second one makes it the method: now the
-//! senders switch. Rewrite addresses that are no longer needed are taken back by a third write, after the last sender
-//! that may still use them has acknowledged.
+//! A network's method ([`method`]) and the site's UDP ports ([`ports`]) change so. The first write tells the hosts
+//! concerned what is to come, so that they receive it. Once the connected ones have acknowledged that, or [`HOLD`] has
+//! passed, the second one makes it what is sent. What nobody sends by any more is taken back by a third one, once the
+//! last sender that may still use it has acknowledged the second.
 //!
-//! How far a change is stands in the stored network, so that a controller that starts again goes on with it. A further
-//! change while one is under way replaces it, which is safe at any point: nobody sends with a method that is not yet
-//! the network's. Going back to the present method gives the change up.
-//!
-//! [`Network::switching`]: tenet_model::Network::switching
+//! How far a change is stands in the store, so that a controller that starts again goes on with it. A further change
+//! while one is under way replaces it, which is safe at any point: nobody sends by what is not yet in force. Going back
+//! to what is in force gives the change up.
+
+mod method;
+mod ports;
 
 use super::{Control, Output};
 use crate::{
@@ -18,295 +18,320 @@ use crate::{
     happening::Happening,
     migration::{AGAIN, COMMIT, DISCONNECTED},
 };
-use std::collections::{BTreeMap, BTreeSet};
-use tenet_model::{HostName, NetworkRef, Object, Operation};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+use tenet_model::{HostName, NetworkRef, Object, Operation, Site};
 
-/// A host that is not connected may still send by the old method: for this long its rewrite addresses stay.
+/// A host that is not connected may still send as before: for this long (microseconds) what it sends by stays.
 pub const LEAVE: Micros = 60_000_000;
 
-/// How far a change of a network's method, or of a UDP port, is.
+/// What changes in steps.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Switching {
+    /// The method of this network.
+    Method(NetworkRef),
+    /// The site's UDP ports.
+    UdpPorts,
+}
+
+impl fmt::Display for Switching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Method(network) => write!(f, "network {network}'s method"),
+            Self::UdpPorts => f.write_str("the site's UDP ports"),
+        }
+    }
+}
+
+impl Switching {
+    fn happened(&self, text: String) -> Happening {
+        match self {
+            Self::Method(network) => Happening::new("method", text).field("network", network),
+            Self::UdpPorts => Happening::new("ports", text),
+        }
+    }
+}
+
+/// How far a change is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Stage {
+enum Stage {
     /// The hosts get what they need to receive by the new one.
     Receivers,
     /// The senders switch.
     Senders,
-    /// Nobody sends by IP Rewrite, or to the old port, any more: its addresses, or the port, go.
+    /// Nobody sends by the old one any more: what it took goes.
     Leaving,
 }
 
-/// What is waited for while a network's method, or the site's UDP ports, change.
+/// What is waited for while something changes.
 #[derive(Clone, Debug)]
 pub(super) struct Switch {
-    pub(super) stage: Stage,
+    stage: Stage,
     /// Revisions that asked for a change; whoever waits for one of them waits for its end.
-    pub(super) asked: Vec<u64>,
+    asked: Vec<u64>,
     /// Revision that the hosts must have before the next stage.
-    pub(super) need: u64,
+    need: u64,
     /// When the change began for this controller.
-    pub(super) begun: Micros,
-    pub(super) since: Micros,
+    begun: Micros,
+    since: Micros,
     /// Longest wait for receivers.
-    pub(super) patience: Micros,
+    patience: Micros,
     /// A commit is under way since.
-    pub(super) committing: Option<Micros>,
+    committing: Option<Micros>,
 }
 
 impl Switch {
-    pub(super) fn new(stage: Stage, asked: u64, need: u64, now: Micros, patience: Micros) -> Self {
+    fn new(stage: Stage, asked: u64, need: u64, now: Micros, patience: Micros) -> Self {
         Self { stage, asked: vec![asked], need, begun: now, since: now, patience, committing: None }
     }
 
-    pub(super) fn enter(&mut self, stage: Stage, need: u64, now: Micros) {
+    fn enter(&mut self, stage: Stage, need: u64, now: Micros) {
         (self.stage, self.need, self.since, self.committing) = (stage, need, now, None);
+    }
+
+    /// A further change takes the place of the one under way.
+    fn begin_anew(&mut self, revision: u64, now: Micros) {
+        self.enter(Stage::Receivers, revision, now);
+        (self.patience, self.begun) = (HOLD, now);
+        self.asked.push(revision);
     }
 }
 
+/// What a change of the store is held against.
+pub(super) struct Before {
+    /// Members of the networks whose receivers are being prepared.
+    members: BTreeMap<NetworkRef, BTreeSet<HostName>>,
+    site: Site,
+}
+
 impl Control {
-    /// The writes of the next step of a network's change of method ([`Output::Switch`]); none if it is no longer due.
+    /// The writes of the next step of a change ([`Output::Switch`]); none if it is no longer due.
     ///
     /// To be asked for and committed without another change in between.
     #[must_use]
-    pub fn method_step(&self, network: &NetworkRef) -> Vec<Operation> {
-        let due = self.switches.get(network).filter(|s| s.committing.is_some());
-        let (Some(switch), Some(stored)) = (due, self.desired().networks.get(network)) else {
+    pub fn next_step(&self, what: &Switching) -> Vec<Operation> {
+        let Some(switch) = self.switches.get(what).filter(|s| s.committing.is_some()) else {
             return Vec::new();
         };
-        match (switch.stage, stored.value.switching) {
-            (Stage::Receivers, Some(to)) => {
-                let mut network = stored.value.clone();
-                (network.method, network.switching) = (to, None);
-                vec![Operation::Put(Object::Network(network))]
-            }
-            (Stage::Leaving, None) => self.desired().release(network).operations,
-            (Stage::Receivers, None) | (Stage::Senders, _) | (Stage::Leaving, Some(_)) => Vec::new(),
+        match what {
+            Switching::Method(network) => self.method_step(network, switch.stage),
+            Switching::UdpPorts => self.ports_step(),
         }
     }
 
     /// The commit of such a step came to nothing; it is tried again after a pause if it still makes sense.
-    pub fn method_step_failed(&mut self, now: Micros, network: &NetworkRef, reason: &str) -> Vec<Output> {
-        let Some(switch) = self.switches.get_mut(network) else { return Vec::new() };
+    pub fn step_failed(&mut self, now: Micros, what: &Switching, reason: &str) -> Vec<Output> {
+        let Some(switch) = self.switches.get_mut(what) else { return Vec::new() };
         switch.committing = Some((now + AGAIN).saturating_sub(COMMIT));
-        let text = format!("the change of network {network}'s method cannot go on yet: {reason}");
-        vec![Output::Happened(Happening::new("method", text).field("network", network))]
+        let text = format!("the change of {what} cannot go on yet: {reason}");
+        vec![Output::Happened(what.happened(text))]
     }
 
-    /// Whether a change of method, or of UDP ports, that a revision asked for is still under way.
+    /// Whether a change that a revision asked for is still under way.
     #[must_use]
     pub fn switching(&self, revision: u64) -> bool {
-        self.ports_change(revision)
-            || self.switches.values().any(|s| s.stage != Stage::Leaving && s.asked.contains(&revision))
+        self.asked_by(revision).next().is_some()
     }
 
-    /// Hosts that a change of a network's method waits for.
+    /// Hosts that a change waits for; none if it is over, but for what the old way took.
     #[must_use]
-    pub fn method_waits_for(&self, network: &NetworkRef) -> BTreeSet<HostName> {
-        let Some(switch) = self.switches.get(network) else { return BTreeSet::new() };
-        match switch.stage {
-            Stage::Receivers | Stage::Senders => self.lacking(network, switch.need).collect(),
-            Stage::Leaving => BTreeSet::new(),
+    pub fn switch_waits_for(&self, what: &Switching) -> BTreeSet<HostName> {
+        match self.switches.get(what) {
+            Some(switch) if switch.stage != Stage::Leaving => self.behind(what, switch.need).collect(),
+            Some(_) | None => BTreeSet::new(),
         }
     }
 
-    /// Connected hosts that keep those waiting who wait for a revision that asked for a change of method.
+    /// Connected hosts that keep those waiting who wait for a revision that asked for a change.
     pub(super) fn not_yet_switched(&self, revision: u64) -> BTreeSet<HostName> {
-        let asked = self.switches.iter().filter(|(_, s)| s.asked.contains(&revision));
         let mut hosts = BTreeSet::new();
-        for (network, switch) in asked {
+        for (what, switch) in self.asked_by(revision) {
             match switch.stage {
-                // Whatever they have acknowledged: none of them sends by the new method yet.
-                Stage::Receivers => hosts.extend(self.connected(network)),
-                Stage::Senders => hosts.extend(self.lacking(network, switch.need)),
-                Stage::Leaving => {}
+                // Whatever they have acknowledged: none of them sends by the new one yet.
+                Stage::Receivers => hosts.extend(self.connected(what)),
+                Stage::Senders | Stage::Leaving => hosts.extend(self.behind(what, switch.need)),
             }
         }
         hosts
     }
 
-    /// A network's connected hosts.
-    fn connected(&self, network: &NetworkRef) -> impl Iterator<Item = HostName> + '_ {
-        let members = self.plan.hosts_of(network).into_iter();
-        members.filter(|name| self.hosts.get(name).is_some_and(|h| h.session.is_some()))
+    /// Changes that a revision asked for and that are not in force everywhere.
+    fn asked_by(&self, revision: u64) -> impl Iterator<Item = (&Switching, &Switch)> {
+        let over = |what: &Switching, switch: &Switch| {
+            switch.stage == Stage::Leaving
+                && match what {
+                    Switching::Method(_) => true,
+                    // The other port may still be to come.
+                    Switching::UdpPorts => self.desired().site.value.switching.is_none(),
+                }
+        };
+        self.switches.iter().filter(move |(what, s)| s.asked.contains(&revision) && !over(what, s))
     }
 
-    /// A network's connected hosts that do not have a revision.
-    fn lacking(&self, network: &NetworkRef, need: u64) -> impl Iterator<Item = HostName> + '_ {
+    /// Hosts that a change concerns.
+    fn concerned(&self, what: &Switching) -> BTreeSet<HostName> {
+        match what {
+            Switching::Method(network) => self.plan.hosts_of(network),
+            Switching::UdpPorts => self.hosts.keys().cloned().collect(),
+        }
+    }
+
+    /// Those that are connected.
+    fn connected(&self, what: &Switching) -> impl Iterator<Item = HostName> + '_ {
+        let concerned = self.concerned(what).into_iter();
+        concerned.filter(|name| self.hosts.get(name).is_some_and(|h| h.session.is_some()))
+    }
+
+    /// Those that are connected and do not have a revision.
+    fn behind(&self, what: &Switching, need: u64) -> impl Iterator<Item = HostName> + '_ {
         let session = |name: &HostName| self.hosts.get(name).and_then(|h| h.session.as_ref());
-        self.connected(network).filter(move |name| session(name).is_some_and(|s| !s.has(need)))
+        self.connected(what).filter(move |name| session(name).is_some_and(|s| !s.has(need)))
     }
 
-    /// The changes of method that the stored site is in the middle of, after a start.
+    /// Those without a session that had one, or could have had one, not long ago.
+    fn absent(&self, what: &Switching, now: Micros, patience: Micros) -> Vec<HostName> {
+        let gone = |name: &HostName| {
+            let host = self.hosts.get(name);
+            host.is_some_and(|h| h.session.is_none() && now.saturating_sub(h.gone_since) < patience)
+        };
+        self.concerned(what).into_iter().filter(gone).collect()
+    }
+
+    /// The changes that the stored site is in the middle of, after a start.
     pub(super) fn resume_switches(&mut self, now: Micros) {
-        let desired = self.plan.desired();
         let mut switches = BTreeMap::new();
-        let unreleased = desired.unreleased();
-        for (name, network) in &desired.networks {
-            let stage = match network.value.switching {
-                Some(_) => Stage::Receivers,
-                None if !unreleased.contains(name) => continue,
-                None => Stage::Senders,
-            };
+        for (what, stage, revision) in self.methods_under_way().into_iter().chain(self.ports_under_way()) {
             // Agents need a moment to come back; until then nobody could acknowledge anything.
-            let need = if stage == Stage::Receivers { desired.revision } else { network.revision };
-            let mut switch = Switch::new(stage, network.revision, need, now, DISCONNECTED);
-            if let Some(was) = self.switches.get(name) {
+            let need = if stage == Stage::Receivers { self.desired().revision } else { revision };
+            let mut switch = Switch::new(stage, revision, need, now, DISCONNECTED);
+            if let Some(was) = self.switches.get(&what) {
                 switch.asked.extend(&was.asked);
             }
-            switches.insert(name.clone(), switch);
+            switches.insert(what, switch);
         }
         self.switches = switches;
     }
 
-    /// Members of the networks whose receivers are being prepared.
-    pub(super) fn switching_members(&self) -> BTreeMap<NetworkRef, BTreeSet<HostName>> {
+    /// What a change of the store that is about to be taken will be held against.
+    pub(super) fn before_switches(&self) -> Before {
         let receivers = self.switches.iter().filter(|(_, s)| s.stage == Stage::Receivers);
-        receivers.map(|(name, _)| (name.clone(), self.plan.hosts_of(name))).collect()
+        let networks = receivers.filter_map(|(what, _)| match what {
+            Switching::Method(network) => Some(network),
+            // A host that comes to the site has no session yet, and gets all of its state by its first one.
+            Switching::UdpPorts => None,
+        });
+        let members = networks.map(|name| (name.clone(), self.plan.hosts_of(name))).collect();
+        Before { members, site: self.desired().site.value }
     }
 
-    /// Brings what is waited for in line with the stored networks.
+    /// Brings what is waited for in line with the stored site.
     pub(super) fn follow_switches(
         &mut self,
         now: Micros,
         revision: u64,
         operations: &[Operation],
-        before: &BTreeMap<NetworkRef, BTreeSet<HostName>>,
+        before: &Before,
         outputs: &mut Vec<Output>,
     ) {
         for operation in operations {
-            let network = match operation {
-                Operation::Put(Object::Network(network)) => network,
+            let happening = match operation {
+                Operation::Put(Object::Network(network)) => self.follow_method(now, revision, network),
+                Operation::Put(Object::Site(site)) => self.follow_ports(now, revision, &before.site, site),
                 Operation::Put(Object::Port(port)) if !port.rewrite.is_empty() => {
                     self.late_addresses(now, revision, &port.subnet.network_ref());
-                    continue;
+                    None
                 }
-                Operation::Put(_) | Operation::Delete(_) => continue,
+                Operation::Put(_) | Operation::Delete(_) => None,
             };
-            let name = &network.name;
-            let text = match (network.switching, self.switches.get_mut(name)) {
-                (Some(to), Some(switch)) => {
-                    switch.enter(Stage::Receivers, revision, now);
-                    (switch.patience, switch.begun) = (HOLD, now);
-                    switch.asked.push(revision);
-                    format!(
-                        "network {name} is to be sent by {to} now, not {}: receivers first",
-                        network.method
-                    )
-                }
-                (Some(to), None) => {
-                    let switch = Switch::new(Stage::Receivers, revision, revision, now, HOLD);
-                    self.switches.insert(name.clone(), switch);
-                    format!(
-                        "network {name} begins to change from {} to {to}: receivers first",
-                        network.method
-                    )
-                }
-                (None, Some(switch)) if switch.stage == Stage::Receivers => {
-                    switch.enter(Stage::Senders, revision, now);
-                    switch.asked.push(revision);
-                    format!("network {name} is sent by {} from now on", network.method)
-                }
-                (None, _) => continue,
-            };
-            let happening = Happening::new("method", text).field("network", name);
-            outputs.push(Output::Happened(happening.field("method", network.method)));
+            outputs.extend(happening.map(Output::Happened));
         }
         let desired = self.plan.desired();
-        self.switches.retain(|name, _| desired.networks.contains_key(name));
-        for (name, was) in before {
+        self.switches.retain(|what, _| match what {
+            Switching::Method(network) => desired.networks.contains_key(network),
+            Switching::UdpPorts => true,
+        });
+        for (network, was) in &before.members {
             // A host that has just come to the network needs all of it.
-            let grown = self.plan.hosts_of(name).iter().any(|h| !was.contains(h));
-            if let Some(switch) = self.switches.get_mut(name).filter(|_| grown) {
+            let grown = self.plan.hosts_of(network).iter().any(|h| !was.contains(h));
+            let switch = self.switches.get_mut(&Switching::Method(network.clone()));
+            if let Some(switch) = switch.filter(|_| grown) {
                 switch.need = switch.need.max(revision);
             }
         }
     }
 
-    /// A write that was under way when a network's addresses went (the end of a migration) may bring some back.
-    fn late_addresses(&mut self, now: Micros, revision: u64, network: &NetworkRef) {
-        let stored = self.plan.desired().networks.get(network);
-        if stored.is_some_and(|n| !n.value.rewrites()) && !self.switches.contains_key(network) {
-            let switch = Switch::new(Stage::Leaving, revision, revision, now, HOLD);
-            self.switches.insert(network.clone(), switch);
-        }
-    }
-
-    /// Takes one step of a network's change of method if it is due.
-    pub(super) fn step_switch(&mut self, now: Micros, network: &NetworkRef, outputs: &mut Vec<Output>) {
-        let Some(switch) = self.switches.get(network).cloned() else { return };
-        let tell = |text: String| Happening::new("method", text).field("network", network);
+    /// Takes one step of a change if it is due.
+    pub(super) fn step_switch(&mut self, now: Micros, what: &Switching, outputs: &mut Vec<Output>) {
+        let Some(switch) = self.switches.get(what).cloned() else { return };
+        let late: Vec<HostName> = self.behind(what, switch.need).collect();
         match switch.stage {
             Stage::Receivers => {
-                let late: Vec<HostName> = self.lacking(network, switch.need).collect();
                 let over = now.saturating_sub(switch.since) > switch.patience;
-                let absent = self.absent(network, now, switch.patience);
-                if !(over || late.is_empty() && absent.is_empty()) {
-                    return;
-                }
-                if !self.commit_step(now, network, outputs) {
+                let absent = self.absent(what, now, switch.patience);
+                let due = over || (late.is_empty() && absent.is_empty());
+                if !due || !self.commit_step(now, what, outputs) {
                     return;
                 }
                 for host in late.iter().chain(&absent) {
                     let text = format!(
-                        "network {network} changes its method without host {host}, which did not acknowledge in time"
+                        "the change of {what} goes on without host {host}, which did not acknowledge in time"
                     );
                     outputs.push(Output::Happened(Happening::new("problem", text).host(host)));
                 }
             }
             Stage::Senders => {
-                if self.lacking(network, switch.need).next().is_some() {
+                if !late.is_empty() {
                     return;
                 }
                 let ms = now.saturating_sub(switch.begun) / 1000;
-                let method = self.desired().networks.get(network).map(|n| n.value.method);
-                let method = method.unwrap_or_default();
-                let text = format!(
-                    "all connected hosts send network {network} by {method}, {ms} ms after the request"
-                );
-                outputs.push(Output::Happened(tell(text)));
-                if !self.to_release(network) {
-                    self.switches.remove(network);
-                } else if let Some(switch) = self.switches.get_mut(network) {
+                let sends = match what {
+                    Switching::Method(network) => self.sends_by(network),
+                    Switching::UdpPorts => self.sends_to(),
+                };
+                let text = format!("all connected hosts send {sends}, {ms} ms after the request");
+                outputs.push(Output::Happened(what.happened(text)));
+                if let Some(switch) = self.switches.get_mut(what) {
                     switch.enter(Stage::Leaving, switch.need, now);
-                    self.step_switch(now, network, outputs);
                 }
+                self.step_switch(now, what, outputs);
             }
             Stage::Leaving => {
-                let held = self.lacking(network, switch.need).next().is_some();
-                if held || !self.absent(network, now, LEAVE).is_empty() {
-                    return;
-                }
-                if self.to_release(network) {
-                    self.commit_step(now, network, outputs);
-                } else {
-                    self.switches.remove(network);
+                if !self.is_to_leave(what) {
+                    self.switches.remove(what);
+                } else if late.is_empty() && self.absent(what, now, self.leave_after(what)).is_empty() {
+                    self.commit_step(now, what, outputs);
                 }
             }
         }
     }
 
-    /// A network's hosts without a session that had one, or could have had one, not long ago.
-    fn absent(&self, network: &NetworkRef, now: Micros, patience: Micros) -> Vec<HostName> {
-        let members = self.plan.hosts_of(network).into_iter();
-        let gone = |name: &HostName| {
-            let host = self.hosts.get(name);
-            host.is_some_and(|h| h.session.is_none() && now.saturating_sub(h.gone_since) <= patience)
-        };
-        members.filter(gone).collect()
+    /// Whether there is something that the old way took.
+    fn is_to_leave(&self, what: &Switching) -> bool {
+        match what {
+            Switching::Method(network) => !self.desired().release(network).operations.is_empty(),
+            Switching::UdpPorts => self.desired().site.value.leaving.is_some(),
+        }
+    }
+
+    /// How long what the old way took is kept for a host that is away.
+    fn leave_after(&self, what: &Switching) -> Micros {
+        match what {
+            // Where the next port waits for this one, nobody who is away is waited for any longer.
+            Switching::UdpPorts if self.desired().site.value.switching.is_some() => 0,
+            Switching::UdpPorts | Switching::Method(_) => LEAVE,
+        }
     }
 
     /// Asks for a commit unless one is under way.
-    fn commit_step(&mut self, now: Micros, network: &NetworkRef, outputs: &mut Vec<Output>) -> bool {
-        let Some(switch) = self.switches.get_mut(network) else { return false };
+    fn commit_step(&mut self, now: Micros, what: &Switching, outputs: &mut Vec<Output>) -> bool {
+        let Some(switch) = self.switches.get_mut(what) else { return false };
         if switch.committing.is_some_and(|at| now.saturating_sub(at) < COMMIT) {
             return false;
         }
         switch.committing = Some(now);
-        outputs.push(Output::Switch { network: network.clone() });
+        outputs.push(Output::Switch(what.clone()));
         true
-    }
-
-    /// Whether a network still has rewrite addresses though it is sent by another method.
-    fn to_release(&self, network: &NetworkRef) -> bool {
-        !self.plan.desired().release(network).operations.is_empty()
     }
 }

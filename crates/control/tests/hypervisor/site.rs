@@ -150,7 +150,7 @@ impl Site {
                     None => vec![],
                 },
                 Output::Commit { operations, receipt, .. } => {
-                    self.receipts.extend(receipt);
+                    self.receipts.extend(receipt.map(|r| *r));
                     self.commit(&operations.into_iter().collect())
                 }
                 Output::Count { migration, vm, host, stage, .. } => {
@@ -164,7 +164,7 @@ impl Site {
                     self.told.push(format!("{}: {}", h.kind, h.text));
                     vec![]
                 }
-                Output::Switch { .. } | Output::Ports | Output::Close { .. } => vec![],
+                Output::Switch(_) | Output::Close { .. } => vec![],
             };
             self.carry_out(more);
         }

@@ -6,10 +6,14 @@ mod ports;
 mod world;
 
 use std::collections::BTreeSet;
-use tenet_control::LEAVE;
+use tenet_control::{LEAVE, Switching};
 use tenet_model::{Change, Key, Method, Migration, Object, Operation};
 use uuid::Uuid;
 use world::{World, name, port, red};
+
+fn method() -> Switching {
+    Switching::Method(red())
+}
 
 #[test]
 fn all_twenty_changes_go_receivers_first() {
@@ -49,11 +53,11 @@ fn a_silent_receiver_holds_it_up_for_two_seconds() {
     assert!(!world.control.in_force(revision));
     let both = BTreeSet::from([name("h1"), name("h2")]);
     assert_eq!(world.control.waiting_for(revision), both, "none of them sends by it yet");
-    assert_eq!(world.control.method_waits_for(&red()), BTreeSet::from([name("h2")]));
+    assert_eq!(world.control.switch_waits_for(&method()), BTreeSet::from([name("h2")]));
     world.pass(300_000);
     assert_eq!(world.stored(), (Method::Rewrite, None));
     assert_eq!(world.sends("h1"), Method::Rewrite);
-    assert!(world.heard("changes its method without host h2"), "{:?}", world.told);
+    assert!(world.heard("the change of network t/red's method goes on without host h2"), "{:?}", world.told);
     assert!(!world.control.in_force(revision), "a sender has not switched");
     assert_eq!(world.control.waiting_for(revision), BTreeSet::from([name("h2")]));
     world.unmute("h2");
@@ -163,7 +167,7 @@ fn a_host_that_joins_meanwhile_is_waited_for() {
     world.unmute("h2");
     world.pass(500_000);
     assert_eq!(world.stored().1, Some(Method::Rewrite), "h3 is not ready");
-    assert_eq!(world.control.method_waits_for(&red()), BTreeSet::from([name("h3")]));
+    assert_eq!(world.control.switch_waits_for(&method()), BTreeSet::from([name("h3")]));
     world.unmute("h3");
     world.pass(100_000);
     assert_eq!(world.stored(), (Method::Rewrite, None));
@@ -214,7 +218,7 @@ fn a_network_may_go_while_it_changes_its_method() {
     let gone = ["vm/t/v1", "vm/t/v2", "vm/t/v3", "subnet/t/red/a", "network/t/red"];
     let gone = gone.into_iter().map(|key| Operation::Delete(key.parse::<Key>().unwrap()));
     world.commit(&gone.collect());
-    assert!(world.control.method_waits_for(&red()).is_empty());
+    assert!(world.control.switch_waits_for(&method()).is_empty());
     world.unmute("h2");
     world.pass(5_000_000);
     assert!(world.control.in_force(revision));

@@ -158,21 +158,11 @@ impl World {
                 Output::Commit { operations, .. } => {
                     self.commit(&operations.into_iter().collect());
                 }
-                Output::Switch { network } => {
-                    let change: Change = self.control.method_step(&network).into_iter().collect();
+                Output::Switch(what) => {
+                    let change: Change = self.control.next_step(&what).into_iter().collect();
                     if self.failing > 0 {
                         self.failing -= 1;
-                        let more = self.control.method_step_failed(self.now, &network, "lost race");
-                        self.carry_out(more);
-                    } else if !change.operations.is_empty() {
-                        self.commit(&change);
-                    }
-                }
-                Output::Ports => {
-                    let change: Change = self.control.ports_step().into_iter().collect();
-                    if self.failing > 0 {
-                        self.failing -= 1;
-                        let more = self.control.ports_step_failed(self.now, "lost race");
+                        let more = self.control.step_failed(self.now, &what, "lost race");
                         self.carry_out(more);
                     } else if !change.operations.is_empty() {
                         self.commit(&change);
