@@ -7,17 +7,21 @@ use crate::{
     resolve,
 };
 use axum::http::StatusCode;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tenet_api::{
     agent::{
-        self, ClaimReply, ClaimRequest, ReleaseReply, ReleaseRequest, claim_request::Purpose,
-        release_request::Outcome,
+        self, ClaimReply, ClaimRequest, ReleaseReply, ReleaseRequest,
+        claim_request::Purpose,
+        release_request::{Outcome, Stay as Told},
     },
     rest::{ChangeItem, Migrate, PortSpec, Problem, Spec, VmSpec},
 };
 use tenet_control::{
     Happening,
-    claim::{self, Claim, ClaimPort, Denied, Ended, Granted, Release, Wanted},
+    claim::{self, Claim, ClaimPort, Denied, Ended, Granted, Release, Stay, Wanted},
 };
 use tenet_model::{Desired, HostName, Name, Object, Operation, Port, Through, Versioned, VmRef, tap_name};
 use tokio::sync::oneshot;
@@ -84,6 +88,8 @@ async fn claimed(
         0 => MOVE,
         ms => Duration::from_millis(ms).min(LONGEST),
     };
+    let begun = Instant::now();
+    let left = || longest.saturating_sub(begun.elapsed());
     let wanted = wanted(request)?;
     let vm = &wanted.vm;
     for _ in 0..ATTEMPTS {
@@ -94,6 +100,16 @@ async fn claimed(
                 None => continue,
             },
             Granted::Join(id) => (id, None),
+            Granted::Later(id) => {
+                let over = tokio::select! {
+                    over = moving::ended(engine, vm, id, left()) => over,
+                    () = asker.closed() => return Err(waits_no_longer(host, vm)),
+                };
+                if over {
+                    continue;
+                }
+                return Err(not_done(vm, longest));
+            }
             Granted::Migrate { devices, .. } => {
                 let migrate = Migrate { devices, through: Through::Other, ..Migrate::to(host.clone()) };
                 let (id, revision) = moving::begin(engine, None, vm, &migrate).await?;
@@ -101,11 +117,8 @@ async fn claimed(
             }
         };
         let prepared = tokio::select! {
-            prepared = moving::prepared(engine, vm, id, began.unwrap_or(0), longest) => prepared.map(drop),
-            () = asker.closed() => {
-                let message = format!("host {host} waits no longer for VM {vm}");
-                Err(Fault::conflict(message, "claim it again"))
-            }
+            prepared = moving::prepared(engine, vm, id, began.unwrap_or(0), left()) => prepared.map(drop),
+            () = asker.closed() => Err(waits_no_longer(host, vm)),
         };
         if prepared.is_err() && began.is_some() {
             give_up(engine, vm, id).await;
@@ -114,6 +127,15 @@ async fn claimed(
         return Ok(under_way(engine, host, vm, id, began.is_some()));
     }
     Err(Fault::conflict(format!("VM {vm} changes while it is claimed"), "try again in a moment"))
+}
+
+fn waits_no_longer(host: &HostName, vm: &VmRef) -> Fault {
+    Fault::conflict(format!("host {host} waits no longer for VM {vm}"), "claim it again")
+}
+
+fn not_done(vm: &VmRef, longest: Duration) -> Fault {
+    let message = format!("the move that VM {vm} is in was not done within {} s", longest.as_secs());
+    Fault::conflict(message, "try again when it is: `tenet migrations` shows how far it is")
 }
 
 /// Attaches what the host may have at the moment of the commit; none if it is not that any more.
@@ -126,7 +148,7 @@ async fn attach(engine: &Arc<Engine>, host: &HostName, wanted: &Claim) -> Result
             let put = |object| ChangeItem::Put { object };
             resolve::change(desired, &vm.into_iter().chain(ports).map(put).collect::<Vec<_>>())
         }
-        Granted::Join(_) | Granted::Migrate { .. } => {
+        Granted::Join(_) | Granted::Later(_) | Granted::Migrate { .. } => {
             lost.store(true, std::sync::atomic::Ordering::Relaxed);
             Ok(tenet_model::Change::default())
         }
@@ -206,23 +228,31 @@ async fn released(
         Outcome::Failed => Ended::Failed,
         Outcome::Moved => Ended::Moved,
     };
+    let stay = match request.stay() {
+        Told::Unsaid => Stay::Unsaid,
+        Told::Arriving => Stay::Arriving,
+        Told::Here => Stay::Here,
+        Told::Away => Stay::Away,
+    };
+    let over = (ended, stay);
     let vm: VmRef = parse("vm", &request.vm)?;
     let ports = request.ports.iter().map(|p| parse("port", p)).collect::<Result<Vec<_>, _>>()?;
     for _ in 0..ATTEMPTS {
-        let decided = claim::release(engine.core().desired(), host, &vm, ended, &ports);
+        let decided = claim::release(engine.core().desired(), host, &vm, over, &ports);
         match decided {
             Release::Nothing(why) => return Ok((why, engine.core().desired().revision)),
             Release::Cancel => {
                 moving::cancel(engine, &vm, &format!("host {host} says that it failed"), MOVE).await?;
                 return Ok(("the move was given up".into(), engine.core().desired().revision));
             }
-            Release::Later(_) => {
-                let migration = moving::running(engine, &vm)?;
-                moving::ended(engine, &migration, MOVE).await;
+            Release::Later(id) => {
+                if !moving::ended(engine, &vm, id, MOVE).await {
+                    return Err(not_done(&vm, MOVE));
+                }
             }
             Release::Detach(_) => {
                 let plan = |desired: &Desired| {
-                    let Release::Detach(ports) = claim::release(desired, host, &vm, ended, &ports) else {
+                    let Release::Detach(ports) = claim::release(desired, host, &vm, over, &ports) else {
                         return Ok(tenet_model::Change::default());
                     };
                     let ports = ports.iter().filter_map(|name| desired.ports.get(name));
@@ -237,8 +267,7 @@ async fn released(
             }
         }
     }
-    let message = format!("the move of VM {vm} to host {host} is not done yet");
-    Err(Fault::conflict(message, "let it go again when it is: `tenet migrations` shows how far it is"))
+    Err(Fault::conflict(format!("VM {vm} changes while host {host} lets it go"), "try again in a moment"))
 }
 
 fn parse<T: std::str::FromStr<Err = impl std::fmt::Display>>(what: &str, text: &str) -> Result<T, Fault> {

@@ -198,13 +198,13 @@ pub(crate) fn refusal(vm: &VmRef, refused: &Refused) -> Fault {
     }
 }
 
-/// Waits until the migration is over; what it came to is seen in the store.
-pub(crate) async fn ended(engine: &Engine, migration: &Migration, longest: Duration) {
+/// Waits until the migration is over, and whether it is; what it came to is seen in the store.
+pub(crate) async fn ended(engine: &Engine, vm: &VmRef, id: Uuid, longest: Duration) -> bool {
     let over = |core: &Control| {
-        let same = core.desired().migrations.get(&migration.vm).is_some_and(|m| m.value.id == migration.id);
+        let same = core.desired().migrations.get(vm).is_some_and(|m| m.value.id == id);
         (!same).then_some(())
     };
-    let _ = engine.until(longest, over).await;
+    engine.until(longest, over).await.is_some()
 }
 
 /// A migration's receipt, once it is over.

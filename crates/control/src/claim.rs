@@ -80,6 +80,8 @@ pub enum Granted {
     },
     /// The migration to the host is under way.
     Join(Uuid),
+    /// The VM has just moved to another host, and that migration is about to end: ask again when it is over.
+    Later(Uuid),
 }
 
 /// How a VM's stay on a host ended.
@@ -91,6 +93,19 @@ pub enum Ended {
     Failed,
     /// It runs on another host.
     Moved,
+}
+
+/// Where a host had a VM that is over there, by the host's own state at that moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stay {
+    /// An agent of an earlier version does not say.
+    Unsaid,
+    /// On its way to it, by a migration.
+    Arriving,
+    /// On it.
+    Here,
+    /// It had no port there, or none that had not moved away.
+    Away,
 }
 
 /// What is to be done when a VM is over on a host.
@@ -239,6 +254,9 @@ pub fn claim(desired: &Desired, host: &HostName, claim: &Claim) -> Result<Grante
     if let Some(m) = desired.migrations.get(vm).map(|m| &m.value) {
         if m.to == *host {
             return Ok(Granted::Join(m.id));
+        }
+        if claim.incoming && m.phase == Phase::Switched {
+            return Ok(Granted::Later(m.id));
         }
         return Err(Denied::Moving { vm: vm.clone(), from: m.from.clone(), to: m.to.clone() });
     }
@@ -390,11 +408,28 @@ fn free_name(known: &[&Port], taken: &[Wanted]) -> Option<Name> {
 }
 
 /// What is to be done when a VM is over on a host. A host that does not have it is told so and changes nothing: to let
-/// go twice is no error.
+/// go twice is no error. What is said of an earlier stay there may come when a migration brings the VM back, and does
+/// nothing to that.
 #[must_use]
-pub fn release(desired: &Desired, host: &HostName, vm: &VmRef, ended: Ended, ports: &[Name]) -> Release {
+pub fn release(
+    desired: &Desired,
+    host: &HostName,
+    vm: &VmRef,
+    (ended, stay): (Ended, Stay),
+    ports: &[Name],
+) -> Release {
     if let Some(m) = desired.migrations.get(vm).map(|m| &m.value) {
         let (from, to) = (m.from == *host, m.to == *host);
+        let earlier = match (stay, m.phase) {
+            (Stay::Away, _) | (Stay::Here, Phase::Preparing | Phase::Prepared) => true,
+            (Stay::Unsaid | Stay::Arriving, _) | (Stay::Here, Phase::Switched) => false,
+        };
+        if to && ended == Ended::Stopped && earlier {
+            return Release::Nothing(format!(
+                "VM {vm} was over here before, and comes back from host {}",
+                m.from
+            ));
+        }
         return match (ended, m.phase) {
             (Ended::Failed, Phase::Preparing | Phase::Prepared) if from || to => Release::Cancel,
             // It was only on its way here: it cannot have stopped.

@@ -143,6 +143,8 @@ pub(crate) struct Run {
     pub(crate) broken_told: bool,
     /// That its way is interrupted in post-copy was told.
     pub(crate) interrupted: bool,
+    /// The source's hypervisor has said something of it; before this controller was started, it may have.
+    pub(crate) heard: bool,
     /// The hypervisor was told to give it up then, because of this.
     pub(crate) cancelling: Option<(Micros, String)>,
     /// What the hypervisor said last.
@@ -195,6 +197,7 @@ impl Run {
             broken: None,
             broken_told: false,
             interrupted: false,
+            heard: !fresh,
             cancelling: None,
             progress: None,
             grew: (now, 0),
@@ -221,14 +224,20 @@ impl Run {
         self.answers.clear();
     }
 
-    /// The hypervisor of the source says how far it is.
+    /// The hypervisor of the source says how far it is; `named`: it says this migration's id with it.
     pub(crate) fn moves(
         &mut self,
         now: Micros,
         mut progress: Progress,
+        named: bool,
         downtime_us: Option<u64>,
         error: &str,
     ) {
+        // The move that brought the VM here, or one that failed, may have its last word when this one has begun already.
+        if !named && !self.heard && !under_way(&progress.status) {
+            return;
+        }
+        self.heard = true;
         let answer = match progress.status.as_str() {
             "idle" => Some(Taken::Idle),
             "gone" => Some(Taken::Gone(error.to_owned())),

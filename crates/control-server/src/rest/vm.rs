@@ -210,7 +210,7 @@ pub(super) async fn switch(
     }
     if wish.wait.wait == Wait::Applied {
         let longest = wish.wait.timeout_ms.map_or(MOVE, |_| engine::longest(wish.wait));
-        moving::ended(&app.engine, &before, longest).await;
+        moving::ended(&app.engine, &vm, before.id, longest).await;
     }
     if let Some(receipt) = moving::receipt(&app.engine, before.id).await? {
         return Ok(Json(ReceiptOrMigration::Receipt(view::receipt(receipt))));

@@ -112,6 +112,30 @@ async fn a_migration_goes_with_the_claim_that_began_it() {
     assert!(!receipt.moved && reason.contains("waits no longer"), "{reason}");
 }
 
+/// As by one `virsh migrate` straight after another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_has_just_moved_is_claimed_back_as_soon_as_its_move_is_over() {
+    let c = Controller::memory().await;
+    c.small_site().await;
+    let (k1, k2) = (c.join("h1", "192.168.1.10").await, c.join("h2", "192.168.2.20").await);
+    let (_h1, h2) = (c.agent(&k1).await, c.agent(&k2).await);
+    c.client.attach(&sql(), &attach("h1", "sql0")).await.unwrap();
+    let there = incoming(&c, &k2).await;
+    assert!(there.began, "{there:?}");
+    let event = VmEvent { vm: sql().to_string(), kind: Kind::Resumed.into(), ..VmEvent::default() };
+    h2.send(Message::VmEvent(event)).await;
+    let switched = async {
+        while c.client.migrations().await.unwrap().first().is_none_or(|m| m.phase != "switched") {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, switched).await.unwrap();
+    let back = incoming(&c, &k1).await;
+    assert!(back.began && back.migration != there.migration, "{back:?}");
+    let receipts = c.client.receipts().await.unwrap();
+    assert!(matches!(receipts.as_slice(), [r] if r.moved && r.to.as_str() == "h2"), "{receipts:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_says_too_much_does_not_fill_the_events() {
     let c = Controller::memory().await;

@@ -48,6 +48,7 @@ impl Control {
         let (from, to) = (run.migration.from == host, run.migration.to == host);
         match word {
             Word::Stopped if from => {
+                run.heard = true;
                 run.stopped = Some(now);
                 run.resumed_at_source = false;
                 run.progress.get_or_insert_default().status = "stopped".to_owned();
@@ -84,8 +85,8 @@ impl Control {
             }
             // An earlier migration's word, come late.
             Word::Migration { id: Some(id), .. } if id != run.migration.id => {}
-            Word::Migration { progress, downtime_us, error, .. } if from => {
-                run.moves(now, progress, downtime_us, &error);
+            Word::Migration { id, progress, downtime_us, error } if from => {
+                run.moves(now, progress, id.is_some(), downtime_us, &error);
             }
             Word::Migration { id: Some(_), progress, error, .. } if to && run.is_made_ready() => {
                 run.receiver_says(&progress.status, error);

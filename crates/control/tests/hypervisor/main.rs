@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
+mod back;
 mod given_up;
 mod post_copy;
 mod site;

@@ -208,9 +208,21 @@ impl Site {
         self.carry_out(outputs);
     }
 
+    /// A source that was told to move the VM names the migration.
     pub fn status(&mut self, host: &str, status: &str) {
+        let migration = self.store.migrations.get(&vm()).map(|m| &m.value);
+        let driven = migration.filter(|m| m.through.driven() && m.from.as_str() == host);
+        self.word(host, driven.map(|m| m.id), status);
+    }
+
+    /// An end of which the host does not know which migration's it is.
+    pub fn nameless(&mut self, host: &str, status: &str) {
+        self.word(host, None, status);
+    }
+
+    fn word(&mut self, host: &str, id: Option<Uuid>, status: &str) {
         let progress = Progress { transferred: 10, total: 100, status: status.into() };
-        self.say(host, Word::Migration { id: None, progress, downtime_us: None, error: "no room".into() });
+        self.say(host, Word::Migration { id, progress, downtime_us: None, error: "no room".into() });
     }
 
     pub fn pass(&mut self, us: u64) {

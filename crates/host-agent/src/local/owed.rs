@@ -1,7 +1,8 @@
 //! Releases that the controller has not answered yet. They are the agent's to deliver: whoever asked may be long gone,
 //! as libvirt's hook is after 5 s. Kept over restarts of the agent.
 
-use super::relay::Silent;
+use super::{ready::Stay, relay::Silent};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs,
@@ -13,11 +14,32 @@ use std::{
 };
 use tenet_api::{
     agent::{Refusal, ReleaseReply},
-    local::{Prepare, Release},
+    local::{Outcome, Prepare, Release},
 };
+use tenet_model::{Name, VmRef};
 use tokio::{sync::oneshot, task::AbortHandle};
 
 const FILE: &str = "owed.json";
+
+/// A release that is owed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Debt {
+    pub(super) vm: VmRef,
+    pub(super) outcome: Outcome,
+    /// The ports that it is about; none: all.
+    #[serde(default)]
+    pub(super) ports: Vec<Name>,
+    /// Where the VM was when it was over: a migration may bring it back before this is heard.
+    #[serde(default)]
+    pub(super) stay: Stay,
+}
+
+impl Debt {
+    pub(super) fn new(release: Release, stay: Stay) -> Self {
+        let Release { vm, outcome, ports } = release;
+        Self { vm, outcome, ports, stay }
+    }
+}
 
 /// How one attempt ended.
 pub(super) type Attempt = Result<ReleaseReply, Silent>;
@@ -28,7 +50,7 @@ pub(super) trait Tell: Clone + Send + Sync + 'static {
     const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
     /// One attempt.
-    fn tell(&self, release: &Release) -> impl Future<Output = Attempt> + Send;
+    fn tell(&self, debt: &Debt) -> impl Future<Output = Attempt> + Send;
 
     /// Waits until another attempt may succeed; false: there is none any more.
     fn way(&mut self) -> impl Future<Output = bool> + Send;
@@ -48,7 +70,7 @@ pub(super) enum First {
 #[derive(Default)]
 struct List {
     next: u64,
-    owed: BTreeMap<u64, (Release, AbortHandle)>,
+    owed: BTreeMap<u64, (Debt, AbortHandle)>,
 }
 
 /// The releases of this host that are owed; clones are the same list.
@@ -63,7 +85,7 @@ impl<T: Tell> Owed<T> {
     /// With what an earlier run still owed; needs a runtime.
     pub(super) fn load(state_dir: &Path, by: T) -> Self {
         let owed = Self { path: state_dir.join(FILE), list: Arc::default(), by };
-        let left: Vec<Release> = match fs::read(&owed.path) {
+        let left: Vec<Debt> = match fs::read(&owed.path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|cause| {
                 tracing::warn!(path = %owed.path.display(), %cause, "the list of releases is not understood: begun anew");
                 Vec::new()
@@ -74,39 +96,39 @@ impl<T: Tell> Owed<T> {
                 Vec::new()
             }
         };
-        for release in left {
-            owed.owe(release);
+        for debt in left {
+            owed.owe(debt);
         }
         owed
     }
 
     /// Takes a release over. How the first attempt ended comes back; nothing, if a later request took its place.
-    pub(super) fn owe(&self, release: Release) -> oneshot::Receiver<First> {
+    pub(super) fn owe(&self, debt: Debt) -> oneshot::Receiver<First> {
         let (first, answer) = oneshot::channel();
         let mut list = self.lock();
         // The same said again: the newer word holds.
-        let same = |r: &Release| r.vm == release.vm && r.ports == release.ports;
+        let same = |d: &Debt| d.vm == debt.vm && d.ports == debt.ports;
         take(&mut list, same);
         list.next += 1;
         let id = list.next;
-        let task = tokio::spawn(self.clone().deliver(id, release.clone(), first)).abort_handle();
-        list.owed.insert(id, (release, task));
+        let task = tokio::spawn(self.clone().deliver(id, debt.clone(), first)).abort_handle();
+        list.owed.insert(id, (debt, task));
         self.keep(&list);
         answer
     }
 
     /// The VM starts or arrives here again: what was owed of its ports is over. It is given back for the case that the
     /// start comes to nothing.
-    pub(super) fn cancel(&self, prepare: &Prepare) -> Vec<Release> {
+    pub(super) fn cancel(&self, prepare: &Prepare) -> Vec<Debt> {
         let mut list = self.lock();
-        let taken = take(&mut list, |release| concerns(release, prepare));
+        let taken = take(&mut list, |debt| concerns(debt, prepare));
         if !taken.is_empty() {
             self.keep(&list);
         }
         taken
     }
 
-    async fn deliver(mut self, id: u64, release: Release, first: oneshot::Sender<First>) {
+    async fn deliver(mut self, id: u64, debt: Debt, first: oneshot::Sender<First>) {
         let mut first = Some(first);
         let mut tell = |word: First| {
             if let Some(first) = first.take() {
@@ -116,7 +138,7 @@ impl<T: Tell> Owed<T> {
         };
         let mut pause = T::PAUSE.0;
         loop {
-            match self.by.tell(&release).await {
+            match self.by.tell(&debt).await {
                 Ok(reply) if reply.refusal.as_ref().is_none_or(is_final) => {
                     self.done(id);
                     return tell(First::Answered(reply));
@@ -148,7 +170,7 @@ impl<T: Tell> Owed<T> {
 
     fn keep(&self, list: &List) {
         let new = self.path.with_extension("new");
-        let all: Vec<&Release> = list.owed.values().map(|(release, _)| release).collect();
+        let all: Vec<&Debt> = list.owed.values().map(|(debt, _)| debt).collect();
         let write = || {
             let mut file = fs::File::create(&new)?;
             file.write_all(&serde_json::to_vec(&all)?)?;
@@ -161,13 +183,13 @@ impl<T: Tell> Owed<T> {
 }
 
 /// Takes releases off the list; what is on its way to the controller is called back.
-fn take(list: &mut List, which: impl Fn(&Release) -> bool) -> Vec<Release> {
-    let ids: Vec<u64> = list.owed.iter().filter(|(_, (r, _))| which(r)).map(|(id, _)| *id).collect();
+fn take(list: &mut List, which: impl Fn(&Debt) -> bool) -> Vec<Debt> {
+    let ids: Vec<u64> = list.owed.iter().filter(|(_, (debt, _))| which(debt)).map(|(id, _)| *id).collect();
     let taken = ids.iter().filter_map(|id| list.owed.remove(id));
     taken
-        .map(|(release, task)| {
+        .map(|(debt, task)| {
             task.abort();
-            release
+            debt
         })
         .collect()
 }
@@ -178,17 +200,17 @@ fn is_final(refusal: &Refusal) -> bool {
 }
 
 /// Whether a release is about ports that a request wants; where one of them does not name its ports, it is.
-fn concerns(release: &Release, prepare: &Prepare) -> bool {
-    let named = |p: &tenet_api::local::PreparePort| p.port.as_ref().is_none_or(|p| release.ports.contains(p));
-    release.vm == prepare.vm
-        && (release.ports.is_empty() || prepare.ports.is_empty() || prepare.ports.iter().any(named))
+fn concerns(debt: &Debt, prepare: &Prepare) -> bool {
+    let named = |p: &tenet_api::local::PreparePort| p.port.as_ref().is_none_or(|p| debt.ports.contains(p));
+    debt.vm == prepare.vm
+        && (debt.ports.is_empty() || prepare.ports.is_empty() || prepare.ports.iter().any(named))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use tenet_api::local::{Outcome, PreparePort, Purpose};
+    use tenet_api::local::{PreparePort, Purpose};
 
     /// A controller that is away, then busy with a move for some attempts.
     #[derive(Clone, Default)]
@@ -200,7 +222,7 @@ mod tests {
     impl Tell for Slow {
         const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(4));
 
-        async fn tell(&self, _: &Release) -> Attempt {
+        async fn tell(&self, _: &Debt) -> Attempt {
             let n = self.attempts.fetch_add(1, Ordering::SeqCst);
             let busy = Refusal { status: 409, ..Refusal::default() };
             match n {
@@ -225,12 +247,13 @@ mod tests {
         dir
     }
 
-    fn stopped(ports: &[&str]) -> Release {
+    fn stopped(ports: &[&str]) -> Debt {
         let ports = ports.iter().map(|p| p.parse().unwrap()).collect();
-        Release { vm: "a/sql".parse().unwrap(), outcome: Outcome::Stopped, ports }
+        let release = Release { vm: "a/sql".parse().unwrap(), outcome: Outcome::Stopped, ports };
+        Debt::new(release, Stay::Here)
     }
 
-    fn kept(dir: &Path) -> Vec<Release> {
+    fn kept(dir: &Path) -> Vec<Debt> {
         serde_json::from_slice(&fs::read(dir.join(FILE)).unwrap()).unwrap()
     }
 
@@ -282,11 +305,15 @@ mod tests {
     #[tokio::test]
     async fn what_is_owed_outlives_the_agent() {
         let dir = dir("again");
-        fs::write(dir.join(FILE), serde_json::to_vec(&[stopped(&[])]).unwrap()).unwrap();
+        // As an agent of an earlier version has kept it: where the VM was is not said.
+        let earlier = Release { vm: "a/sql".parse().unwrap(), outcome: Outcome::Stopped, ports: vec![] };
+        fs::write(dir.join(FILE), serde_json::to_vec(std::slice::from_ref(&earlier)).unwrap()).unwrap();
         let by = slow(2);
-        let _owed = Owed::load(&dir, by.clone());
+        let owed = Owed::load(&dir, by.clone());
+        assert_eq!(kept(&dir), [Debt::new(earlier, Stay::Unsaid)]);
         answered(&dir).await;
         assert_eq!(by.attempts.load(Ordering::SeqCst), 3);
+        drop(owed);
         fs::remove_dir_all(&dir).unwrap();
     }
 }

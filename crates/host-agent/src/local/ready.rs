@@ -1,5 +1,6 @@
 //! Whether a port is as it was asked for, and what is missing. Pure.
 
+use serde::{Deserialize, Serialize};
 use tenet_api::agent::ClaimedPort;
 use tenet_api::local::{LocalPort, LocalPrefix, PreparePort};
 use tenet_compile::PortState;
@@ -16,6 +17,33 @@ pub(super) struct Missing {
 impl Missing {
     fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { message: message.into(), hint: hint.into() }
+    }
+}
+
+/// Where a VM is, by the last state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Stay {
+    /// It was not noted.
+    #[default]
+    Unsaid,
+    /// On its way to this host, by a migration.
+    Arriving,
+    /// On this host.
+    Here,
+    /// It has no port here, or none that has not moved away.
+    Away,
+}
+
+/// Where a VM with these ports is.
+pub(super) fn stay(here: &[Here]) -> Stay {
+    let any = |state: &[PortState]| here.iter().any(|h| state.contains(&h.row.state));
+    if any(&[PortState::Prepared]) {
+        Stay::Arriving
+    } else if any(&[PortState::Active, PortState::Blocked]) {
+        Stay::Here
+    } else {
+        Stay::Away
     }
 }
 
@@ -258,6 +286,17 @@ mod tests {
         assert!(ask(PreparePort { queues: Some(2), ..PreparePort::default() }).is_err());
         let addresses = vec!["10.1.1.8".parse().unwrap()];
         assert!(ask(PreparePort { addresses, ..PreparePort::default() }).is_err());
+    }
+
+    #[test]
+    fn a_vm_is_where_its_ports_are() {
+        let with = |states: &[PortState]| {
+            let here: Vec<Here> = states.iter().map(|state| here("a/sql/eth0", "", *state)).collect();
+            stay(&here)
+        };
+        assert_eq!((with(&[]), with(&[PortState::Moved])), (Stay::Away, Stay::Away));
+        assert_eq!((with(&[PortState::Active]), with(&[PortState::Blocked])), (Stay::Here, Stay::Here));
+        assert_eq!(with(&[PortState::Moved, PortState::Prepared]), Stay::Arriving);
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Requests of this host on their way to the controller, by the session's own connection.
 
+use super::{owed::Debt, ready::Stay};
 use std::time::Duration;
 use tenet_api::{
     agent::{
         ClaimPort, ClaimReply, ClaimRequest, Refusal, ReleaseReply, ReleaseRequest,
-        agent_client::AgentClient, claim_request::Purpose as ClaimPurpose,
-        release_request::Outcome as ReleaseOutcome,
+        agent_client::AgentClient,
+        claim_request::Purpose as ClaimPurpose,
+        release_request::{Outcome as ReleaseOutcome, Stay as ReleaseStay},
     },
-    local::{Outcome, Prepare, PreparePort, Purpose, Release},
+    local::{Outcome, Prepare, PreparePort, Purpose},
     rest::{ApiError, Problem},
 };
 use tokio::sync::watch;
@@ -68,17 +70,24 @@ impl Controller {
         }
     }
 
-    pub(super) async fn release(&self, release: &Release, longest: Duration) -> Result<ReleaseReply, Silent> {
+    pub(super) async fn release(&self, debt: &Debt, longest: Duration) -> Result<ReleaseReply, Silent> {
         let mut connection = self.0.borrow().clone().ok_or(Silent::Away)?;
         let request = ReleaseRequest {
-            vm: release.vm.to_string(),
-            outcome: match release.outcome {
+            vm: debt.vm.to_string(),
+            outcome: match debt.outcome {
                 Outcome::Stopped => ReleaseOutcome::Stopped,
                 Outcome::Failed => ReleaseOutcome::Failed,
                 Outcome::Moved => ReleaseOutcome::Moved,
             }
             .into(),
-            ports: release.ports.iter().map(ToString::to_string).collect(),
+            ports: debt.ports.iter().map(ToString::to_string).collect(),
+            stay: match debt.stay {
+                Stay::Unsaid => ReleaseStay::Unsaid,
+                Stay::Arriving => ReleaseStay::Arriving,
+                Stay::Here => ReleaseStay::Here,
+                Stay::Away => ReleaseStay::Away,
+            }
+            .into(),
         };
         match tokio::time::timeout(longest, connection.release(request)).await {
             Ok(answer) => answer.map(tonic::Response::into_inner).map_err(silent),

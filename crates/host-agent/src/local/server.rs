@@ -3,8 +3,8 @@
 use super::{
     Ask, Controller, Domains,
     listen::listen,
-    owed::{Attempt, First, Owed, Tell},
-    ready::{self, Missing},
+    owed::{Attempt, Debt, First, Owed, Tell},
+    ready::{self, Missing, Stay},
     relay::{self, Silent},
 };
 use axum::{
@@ -173,11 +173,12 @@ async fn prepare(State(desk): State<Desk>, bytes: Bytes) -> Result<Json<Prepared
         if heard {
             return;
         }
-        for release in owed {
-            desk.owed.owe(release);
+        for debt in owed {
+            desk.owed.owe(debt);
         }
         if began.into_inner() {
-            desk.owed.owe(Release { vm: request.vm, outcome: Outcome::Failed, ports: Vec::new() });
+            let release = Release { vm: request.vm, outcome: Outcome::Failed, ports: Vec::new() };
+            desk.owed.owe(Debt::new(release, Stay::Arriving));
         }
     });
     answer.await.map_err(|_| ends())?
@@ -201,7 +202,9 @@ fn prepared<'a>(vm: VmRef, here: impl Iterator<Item = &'a Here>, fail_static: bo
 async fn release(State(desk): State<Desk>, bytes: Bytes) -> Result<Json<Released>, Fault> {
     let request: Release = body(&bytes)?;
     let vm = request.vm.clone();
-    let done = match desk.owed.owe(request).await {
+    let here = desk.local.here(Some(&vm)).await;
+    let stay = here.map_or(Stay::Unsaid, |here| ready::stay(&here));
+    let done = match desk.owed.owe(Debt::new(request, stay)).await {
         Ok(First::Answered(ReleaseReply { refusal: Some(refusal), .. })) => {
             return Err(Fault::from_controller(refusal));
         }
@@ -238,13 +241,13 @@ async fn vms(State(Desk { local, .. }): State<Desk>) -> Result<Json<Vec<LocalVm>
 }
 
 impl Tell for Local {
-    async fn tell(&self, release: &Release) -> Attempt {
-        let reply = self.controller.release(release, RELEASE).await?;
+    async fn tell(&self, debt: &Debt) -> Attempt {
+        let reply = self.controller.release(debt, RELEASE).await?;
         if reply.refusal.is_none()
-            && release.ports.is_empty()
-            && self.here(Some(&release.vm)).await.is_ok_and(|here| here.is_empty())
+            && debt.ports.is_empty()
+            && self.here(Some(&debt.vm)).await.is_ok_and(|here| here.is_empty())
         {
-            self.domains.forget(&release.vm);
+            self.domains.forget(&debt.vm);
         }
         Ok(reply)
     }
