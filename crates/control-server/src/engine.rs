@@ -357,7 +357,7 @@ impl Engine {
         let _writer = self.writer.lock().await;
         for _ in 0..ATTEMPTS {
             let (checked, changed) = {
-                let mut core = self.core();
+                let core = self.core();
                 let desired = core.desired();
                 if let Some(asked) = if_revision.filter(|r| *r != desired.revision) {
                     return Err(Fault::lost_race(asked, desired.revision));
@@ -366,7 +366,7 @@ impl Engine {
                 let checked = desired.check(&change).map_err(|p| Fault::problems(&p))?;
                 let changed = resolve::effects(desired, &change, &checked);
                 if !force {
-                    in_use::check(&mut core, &change)?;
+                    in_use::check(&core, &change)?;
                 }
                 (checked, changed)
             };

@@ -1,13 +1,12 @@
 //! Ports that VMs use: nothing but a migration takes one to another host, whoever asks and however.
 
-use crate::{clock, fault::Fault};
+use crate::fault::Fault;
 use tenet_api::rest::Problem;
-use tenet_compile::PortRow;
-use tenet_control::{Control, PortReport};
+use tenet_control::Control;
 use tenet_model::{Change, Key, Object, Operation, Port};
 
 /// Refuses a change that would take ports away from VMs that run with them on other hosts.
-pub(crate) fn check(core: &mut Control, change: &Change) -> Result<(), Fault> {
+pub(crate) fn check(core: &Control, change: &Change) -> Result<(), Fault> {
     let problems: Vec<Problem> = change
         .operations
         .iter()
@@ -21,32 +20,32 @@ pub(crate) fn check(core: &mut Control, change: &Change) -> Result<(), Fault> {
     if problems.len() > 1 {
         fault.error.message = format!("{} ports that VMs use would be taken to other hosts", problems.len());
         fault.error.hint =
-            "move these VMs by `tenet vm migrate`, or say --force for those that do not run".into();
+            "move these VMs by `tenet vm migrate`; if none of them runs where it is any more, ask for it \
+                            with --force"
+                .into();
     }
     fault.error.problems = problems;
     Err(fault)
 }
 
 /// Why a port may not get the host that it shall get, if its device has a carrier where it is.
-fn used_elsewhere(core: &mut Control, port: &Port) -> Option<Problem> {
+fn used_elsewhere(core: &Control, port: &Port) -> Option<Problem> {
     let (name, to) = (&port.name, port.host.as_ref()?);
     let vm = name.vm_ref();
     let desired = core.desired();
-    let on = desired.ports.get(name)?.value.host.clone().filter(|on| on != to)?;
+    let was = &desired.ports.get(name)?.value;
+    let on = was.host.as_ref().filter(|on| *on != to)?;
     if desired.migrations.contains_key(&vm) {
         // The model refuses it, and says why.
         return None;
     }
-    let report = core.host_report(&on, clock::micros())?;
-    let used = |(row, there): &(PortRow, Option<PortReport>)| {
-        row.name == *name && there.as_ref().is_some_and(|p| p.present && p.carrier)
-    };
-    let (row, _) = report.ports.iter().find(|p| used(p))?;
-    let last = if report.connected { "" } else { ", as its agent said last (it has no session now)" };
+    let (there, connected) = core.port_report(on, name)?;
+    let device = was.device.as_deref().filter(|_| there.present && there.carrier)?;
+    let last = if connected { "" } else { ", as its agent said last (it has no session now)" };
     Some(Problem {
         code: "in-use".into(),
         object: Key::Port(name.clone()).to_string(),
-        message: format!("VM {vm} runs on host {on}: {} has a carrier there{last}", row.device),
+        message: format!("VM {vm} runs on host {on}: {device} has a carrier there{last}"),
         hint: format!(
             "`tenet vm migrate {vm} --to {to}` moves it; if it does not run there any more, `tenet vm detach {vm}` first, \
              or ask for it with --force"

@@ -347,6 +347,10 @@ impl Control {
         &mut self.hosts
     }
 
+    pub(crate) fn host(&self, name: &HostName) -> Option<&Host> {
+        self.hosts.get(name)
+    }
+
     pub(crate) fn all_hosts(&self) -> impl Iterator<Item = (&HostName, &Host)> {
         self.hosts.iter()
     }

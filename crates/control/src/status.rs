@@ -3,7 +3,7 @@
 use crate::{Control, Hello, Measured, Micros, PortReport, STALE, session::Host};
 use std::collections::BTreeMap;
 use tenet_compile::{PortRow, PortState, Row, digests};
-use tenet_model::{HostName, NetId, NetworkRef};
+use tenet_model::{HostName, NetId, NetworkRef, PortRef};
 
 /// A host: what it shall have and what it has.
 #[derive(Clone, Debug)]
@@ -123,6 +123,13 @@ impl Control {
             repaired: host.repaired.iter().cloned().collect(),
             measured: host.measured.clone(),
         })
+    }
+
+    /// What a host said last of a port, and whether it has a session now.
+    #[must_use]
+    pub fn port_report(&self, host: &HostName, port: &PortRef) -> Option<(&PortReport, bool)> {
+        let host = self.host(host)?;
+        Some((host.ports.get(port)?, host.session.is_some()))
     }
 
     /// For metrics: how many revisions each host's acknowledged state lies behind what it shall have.
