@@ -76,6 +76,15 @@ pub(crate) struct Receiver {
     pub(crate) lacks: String,
 }
 
+/// Why the memory that a VM in post-copy left behind is not waited for any longer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Broken {
+    /// It does not come, because of this.
+    Failed(String),
+    /// Nobody says whether it has come: the agent of the source is not connected.
+    Unheard,
+}
+
 /// Frames of a VM's ports on one host, as its kernel counts them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Frames {
@@ -137,8 +146,8 @@ pub(crate) struct Run {
     pub(crate) receiver: Receiver,
     /// It is in post-copy, or was until it ended.
     pub(crate) post_copy: bool,
-    /// The rest of the memory does not come, since then, and why.
-    pub(crate) broken: Option<(Micros, String)>,
+    /// The rest of the memory is not waited for any longer, since then.
+    pub(crate) broken: Option<(Micros, Broken)>,
     /// That was told.
     pub(crate) broken_told: bool,
     /// That its way is interrupted in post-copy was told.
@@ -248,7 +257,7 @@ impl Run {
             if self.taken.is_some() {
                 self.taken = answer;
             } else if let (Some(Taken::Gone(why)), true) = (answer, self.memory_follows()) {
-                self.broken = Some((now, why));
+                self.broken = Some((now, Broken::Failed(why)));
             }
             return;
         }
@@ -275,7 +284,7 @@ impl Run {
             // It lives on the destination as a rule: only its own word on the source is believed against that.
             "failed" | "cancelled" if self.post_copy => {
                 let why = if error.is_empty() { "its hypervisor does not say why" } else { error };
-                self.broken.get_or_insert_with(|| (now, why.to_owned()));
+                self.broken.get_or_insert_with(|| (now, Broken::Failed(why.to_owned())));
             }
             "failed" | "cancelled" if self.switched.is_none() => {
                 let word = if progress.status == "failed" { "failed" } else { "was cancelled" };

@@ -1,7 +1,7 @@
 //! QEMU's words for how far a migration is.
 
-/// Whether a migration of this status is under way (`MigrationStatus` of QMP, QEMU 7.2; libvirt's are told in the same
-/// words).
+/// Whether a migration of this status is under way (`MigrationStatus` of QMP, as of QEMU 7.2 and with what later ones
+/// added; libvirt's are told in the same words).
 #[must_use]
 pub fn under_way(status: &str) -> bool {
     matches!(

@@ -6,7 +6,7 @@ use super::{Control, Order, Output, open_id};
 use crate::{
     AWAY, DISCONNECTED, Micros,
     happening::Happening,
-    migration::{QUIET, RECEIVE, Run, STALL},
+    migration::{Broken, QUIET, RECEIVE, Run, STALL},
     session::Host,
 };
 use std::collections::BTreeMap;
@@ -129,8 +129,7 @@ pub(super) fn follow(
         }
         Some(_) => {}
         None if run.post_copy && source.is_none_or(|h| now.saturating_sub(h.gone_since) > AWAY) => {
-            let why = format!("the agent of host {} is not connected", run.migration.from);
-            run.broken = Some((now, why));
+            run.broken = Some((now, Broken::Unheard));
         }
         None => {}
     }
@@ -160,10 +159,15 @@ pub(super) fn follow(
     outputs.push(problem(text, vm, to));
 }
 
-/// The rest of the memory does not come any more.
-fn broken(now: Micros, run: &mut Run, at: Micros, why: &str, outputs: &mut Vec<Output>) {
+/// The rest of the memory is not waited for any longer.
+fn broken(now: Micros, run: &mut Run, at: Micros, why: &Broken, outputs: &mut Vec<Output>) {
     let m = &run.migration;
     let (vm, from, to) = (&m.vm, &m.from, &m.to);
+    let away = format!("the agent of host {from} has not been connected for {} s", AWAY / 1_000_000);
+    let (failed, why) = match why {
+        Broken::Failed(why) => (true, why),
+        Broken::Unheard => (false, &away),
+    };
     if run.switched.is_none() && run.resumed_at_source {
         // It had not let go of the VM yet.
         run.cancelled.get_or_insert_with(|| format!("the hypervisor's migration failed: {why}"));
@@ -172,15 +176,20 @@ fn broken(now: Micros, run: &mut Run, at: Micros, why: &str, outputs: &mut Vec<O
     if now.saturating_sub(at) <= QUIET || run.broken_told {
         return;
     }
-    let text = if run.switched.is_some() {
+    let text = if run.switched.is_some() && !failed {
+        format!(
+            "whether all memory of {vm} has come to {to} is not heard: {why}; start it, and do not end the QEMU on {from} \
+             while {vm} stands still"
+        )
+    } else if run.switched.is_some() {
         format!(
             "the move of {vm} failed in post-copy ({why}): it was on {to} by then, and the memory that was still on {from} \
              does not come; if it stands still, end it and start it anew on {to}"
         )
     } else {
         format!(
-            "the move of {vm} failed in post-copy ({why}), and it runs on neither host, as far as is heard: say `tenet vm \
-             switch {vm}` if it runs on {to}, `tenet vm cancel {vm}` if it does not"
+            "where {vm} is after its move in post-copy is not known ({why}): it runs on neither host, as far as is heard; \
+             say `tenet vm switch {vm}` if it runs on {to}, `tenet vm cancel {vm}` if it does not"
         )
     };
     outputs.push(problem(text, vm, to));

@@ -197,7 +197,13 @@ fn whoever_is_started_again_in_post_copy_hears_of_its_end() {
     let mut site = in_post_copy();
     site.disconnect("h1");
     site.pass(AWAY + 10_000_000);
-    assert!(site.told.iter().any(|t| t.contains("failed in post-copy")), "{:?}", site.told);
+    let told: Vec<_> = site.told.iter().filter(|t| t.starts_with("problem")).collect();
+    assert!(told.len() == 2 && told[0].contains("gets no further in post-copy"), "{told:?}");
+    assert!(told[1].contains("all memory of t/sql has come to h2 is not heard"), "{told:?}");
+    assert!(
+        told[1].contains("agent of host h1") && told[1].contains("do not end the QEMU on h1"),
+        "{told:?}"
+    );
     assert!(site.receipts[0].moved);
 
     // Its old QEMU is gone, but the destination's has all of it.
