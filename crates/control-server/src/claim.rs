@@ -153,7 +153,7 @@ async fn attach(engine: &Arc<Engine>, host: &HostName, wanted: &Claim) -> Result
             Ok(tenet_model::Change::default())
         }
     };
-    let Committed { revision, .. } = engine.change(How::default(), plan).await?;
+    let Committed { revision, .. } = engine.change(How::at(None), plan).await?;
     Ok((!lost.into_inner()).then_some(revision))
 }
 
@@ -259,7 +259,7 @@ async fn released(
                     let alone = |p: &Port| Port { host: None, device: None, tap: false, ..p.clone() };
                     Ok(ports.map(|p| Operation::Put(Object::Port(alone(&p.value)))).collect())
                 };
-                let Committed { revision, changed } = engine.change(How::default(), plan).await?;
+                let Committed { revision, changed } = engine.change(How::at(None), plan).await?;
                 if !changed.is_empty() {
                     let names: Vec<&str> = changed.iter().map(|c| c.object.as_str()).collect();
                     return Ok((format!("{} left host {host}", names.join(", ")), revision));

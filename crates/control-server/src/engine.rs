@@ -112,7 +112,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// How a change is made.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct How {
     /// Only at this revision of the site.
     pub(crate) if_revision: Option<u64>,
@@ -120,6 +120,13 @@ pub(crate) struct How {
     pub(crate) dry_run: bool,
     /// Also if it takes ports to other hosts that VMs use where they are.
     pub(crate) force: bool,
+}
+
+impl How {
+    /// At once, at this revision of the site if one is given.
+    pub(crate) const fn at(if_revision: Option<u64>) -> Self {
+        Self { if_revision, dry_run: false, force: false }
+    }
 }
 
 /// What a change came to.
@@ -396,25 +403,14 @@ impl Engine {
     pub(crate) async fn change_items(
         &self,
         if_revision: Option<u64>,
-        dry_run: bool,
         items: &[ChangeItem],
         wait: WaitQuery,
     ) -> Result<ChangeReply, Fault> {
-        self.change_and_wait(if_revision, dry_run, wait, |desired| resolve::change(desired, items)).await
+        self.change_and_wait(How::at(if_revision), wait, |desired| resolve::change(desired, items)).await
     }
 
+    /// A change, and the wait that goes with it.
     pub(crate) async fn change_and_wait(
-        &self,
-        if_revision: Option<u64>,
-        dry_run: bool,
-        wait: WaitQuery,
-        plan: impl Fn(&Desired) -> Result<Change, Fault> + Send,
-    ) -> Result<ChangeReply, Fault> {
-        self.change_as(How { if_revision, dry_run, force: false }, wait, plan).await
-    }
-
-    /// The same, however it is asked for.
-    pub(crate) async fn change_as(
         &self,
         how: How,
         wait: WaitQuery,

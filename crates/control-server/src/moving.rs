@@ -30,7 +30,7 @@ pub(crate) async fn begin(
     let ready = engine.core().ready_for(vm, &m.to);
     ready.map_err(|why| Fault::conflict(why.text, &why.hint))?;
     let plan = |desired: &Desired| Ok(Change::put(Object::Migration(migration(desired, vm, m, id)?)));
-    let Committed { revision, .. } = engine.change(How { if_revision, ..How::default() }, plan).await?;
+    let Committed { revision, .. } = engine.change(How::at(if_revision), plan).await?;
     Ok((id, revision))
 }
 

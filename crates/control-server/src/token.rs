@@ -46,7 +46,7 @@ pub(crate) async fn make(engine: &Engine, request: TokenRequest) -> Result<Token
         (Some(known), _) => known,
         (None, Some(pa)) => {
             let object = Spec::Host(HostSpec { name: request.name.clone(), pa, rewrite_pool: None });
-            engine.change_items(None, false, &[ChangeItem::Put { object }], WaitQuery::default()).await?;
+            engine.change_items(None, &[ChangeItem::Put { object }], WaitQuery::default()).await?;
             pa
         }
         (None, None) => {

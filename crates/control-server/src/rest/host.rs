@@ -4,7 +4,7 @@ use super::{
     extract::{App, Body, Named, Wish},
     object::{Reply, create, delete},
 };
-use crate::{clock, fault::Fault, resolve, token, view};
+use crate::{clock, engine::How, fault::Fault, resolve, token, view};
 use axum::{Json, extract::State};
 use tenet_api::rest::{
     ApiError, ChangeItem, ChangeReply, HostPatch, HostSpec, HostStatus, HostView, Join, Joined, Spec, Target,
@@ -53,7 +53,7 @@ pub(super) async fn set_host(
             HostSpec { name: name.clone(), pa: was.value.pa, rewrite_pool: patch.rewrite_pool.clone() };
         resolve::change(desired, &[ChangeItem::Put { object: Spec::Host(spec) }])
     };
-    app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)
+    app.engine.change_and_wait(How::at(wish.if_match), wish.wait, plan).await.map(Json)
 }
 
 /// Removes a host.

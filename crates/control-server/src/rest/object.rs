@@ -1,7 +1,7 @@
 //! Tenants, networks, subnets, routes.
 
 use super::extract::{App, Body, Named, Params, Wish};
-use crate::{fault::Fault, resolve, view};
+use crate::{engine::How, fault::Fault, resolve, view};
 use axum::{Json, extract::State};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -17,13 +17,13 @@ pub(super) type Reply<T> = Result<Json<T>, Fault>;
 
 async fn put(app: &App, wish: Wish, object: Spec) -> Reply<ChangeReply> {
     let items = [ChangeItem::Put { object }];
-    app.engine.change_items(wish.if_match, false, &items, wish.wait).await.map(Json)
+    app.engine.change_items(wish.if_match, &items, wish.wait).await.map(Json)
 }
 
 /// Creates objects; what is there already must be as asked for, and stays.
 pub(super) async fn create(app: &App, wish: Wish, items: &[ChangeItem]) -> Reply<ChangeReply> {
     let plan = |desired: &Desired| resolve::create(desired, items);
-    app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)
+    app.engine.change_and_wait(How::at(wish.if_match), wish.wait, plan).await.map(Json)
 }
 
 /// Deletes what is named; it must be there.
@@ -34,7 +34,7 @@ pub(super) async fn delete(app: &App, wish: Wish, object: Target) -> Reply<Chang
         return Err(Fault::not_found(&key));
     }
     let items = [ChangeItem::Delete { object }];
-    app.engine.change_items(wish.if_match, false, &items, wish.wait).await.map(Json)
+    app.engine.change_items(wish.if_match, &items, wish.wait).await.map(Json)
 }
 
 fn list<T>(app: &App, look: impl Fn(&Desired) -> Vec<T>) -> Json<Vec<T>> {
@@ -127,7 +127,7 @@ pub(super) async fn set_network(
         let object = Spec::Network(NetworkSpec { name: name.clone(), rdid: None, method: patch.method });
         resolve::change(desired, &[ChangeItem::Put { object }])
     };
-    app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)
+    app.engine.change_and_wait(How::at(wish.if_match), wish.wait, plan).await.map(Json)
 }
 
 /// Deletes a network.

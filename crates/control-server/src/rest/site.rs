@@ -44,7 +44,7 @@ pub(super) async fn changes(
 ) -> Reply<ChangeReply> {
     let if_revision = r.if_revision.or(wish.if_match);
     let how = How { if_revision, dry_run: r.dry_run, force: r.force };
-    app.engine.change_as(how, wish.wait, |desired| resolve::change(desired, &r.changes)).await.map(Json)
+    app.engine.change_and_wait(how, wish.wait, |desired| resolve::change(desired, &r.changes)).await.map(Json)
 }
 
 /// Shows the whole desired state.
@@ -68,7 +68,7 @@ pub(super) async fn set_settings(
     Body(s): Body<SettingsSpec>,
 ) -> Reply<ChangeReply> {
     let items = [ChangeItem::Put { object: Spec::Site(s) }];
-    app.engine.change_items(wish.if_match, false, &items, wish.wait).await.map(Json)
+    app.engine.change_items(wish.if_match, &items, wish.wait).await.map(Json)
 }
 
 /// Shows the ways between the hosts as measured with real probes, and what is wrong with them.

@@ -96,7 +96,7 @@ pub(super) async fn attach(
 ) -> Reply<ChangeReply> {
     let plan = |desired: &Desired| resolve::change(desired, &[attached(desired, &vm, &a)?]);
     let how = How { if_revision: wish.if_match, dry_run: false, force: a.force };
-    app.engine.change_as(how, wish.wait, plan).await.map(Json)
+    app.engine.change_and_wait(how, wish.wait, plan).await.map(Json)
 }
 
 /// The port that shall be attached.
@@ -165,7 +165,7 @@ pub(super) async fn detach(
             .map(|p| Operation::Put(Object::Port(p)))
             .collect())
     };
-    app.engine.change_and_wait(wish.if_match, false, wish.wait, plan).await.map(Json)
+    app.engine.change_and_wait(How::at(wish.if_match), wish.wait, plan).await.map(Json)
 }
 
 /// Begins a live migration. With `wait=applied` the answer comes once the VM may move.
