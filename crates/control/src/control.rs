@@ -22,7 +22,7 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tenet_compile::Delta;
-use tenet_model::{Desired, HostName, NetworkRef, Operation, Phase, PortRef, Receipt, Through, VmRef};
+use tenet_model::{Desired, HostName, Operation, Phase, PortRef, Receipt, Through, VmRef};
 use uuid::Uuid;
 
 /// Lines on repairs kept for each host.
