@@ -36,7 +36,7 @@ pub use object::{
     Tenant, Through, Vm,
 };
 pub use problem::{Problem, Why};
-pub use status::{in_post_copy, under_way};
+pub use status::{ARRIVED, in_post_copy, under_way};
 pub use tap::{is_tap_name, tap_name};
 pub use udp::{OtherPort, UdpPorts};
 pub use uri::{UriError, check_migration_uri};

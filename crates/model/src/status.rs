@@ -1,5 +1,9 @@
 //! QEMU's words for how far a migration is.
 
+/// Not one of QEMU's: a VM has come to the host that says so, with how long it stood still. libvirt knows that only there,
+/// and some time after; of a move away from there it says nothing.
+pub const ARRIVED: &str = "arrived";
+
 /// Whether a migration of this status is under way (`MigrationStatus` of QMP, as of QEMU 7.2 and with what later ones
 /// added; libvirt's are told in the same words).
 #[must_use]

@@ -8,7 +8,7 @@ use crate::{
     session::Host,
 };
 use std::collections::BTreeMap;
-use tenet_model::{ActivatedBy, HostName, Phase, VmRef};
+use tenet_model::{ARRIVED, ActivatedBy, HostName, Phase, VmRef};
 use uuid::Uuid;
 
 /// What a hypervisor says of a VM.
@@ -85,6 +85,8 @@ impl Control {
             }
             // An earlier migration's word, come late.
             Word::Migration { id: Some(id), .. } if id != run.migration.id => {}
+            // The source of this one was the destination of the one before.
+            Word::Migration { progress, .. } if from && progress.status == ARRIVED => {}
             Word::Migration { id, progress, downtime_us, error } if from => {
                 run.moves(now, progress, id.is_some(), downtime_us, &error);
             }
@@ -93,7 +95,7 @@ impl Control {
             }
             Word::Migration { progress, downtime_us, .. } if to && run.post_copy => {
                 run.downtime_us = downtime_us.or(run.downtime_us);
-                if progress.status == "completed" {
+                if matches!(progress.status.as_str(), "completed" | ARRIVED) {
                     run.completed.get_or_insert(now);
                 }
             }

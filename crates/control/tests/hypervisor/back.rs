@@ -2,7 +2,7 @@
 
 use crate::site::{Site, vm};
 use tenet_control::{Progress, Word};
-use tenet_model::{Phase, Through};
+use tenet_model::{ARRIVED, Phase, Through};
 
 #[test]
 fn late_words_of_the_move_before_neither_end_nor_switch_the_next() {
@@ -32,8 +32,12 @@ fn late_words_of_the_move_before_neither_end_nor_switch_the_next() {
         site.pass(5_000_000);
         assert_eq!((site.phase(), site.receipts.len()), (Some(Phase::Prepared), 1), "{:?}", site.told);
 
-        // What is said of the move itself counts.
+        // What is said of the move itself counts; how long the VM stood still on its way to h2 may come even now.
         site.status("h2", "active");
+        let progress = Progress { status: ARRIVED.into(), ..Progress::default() };
+        site.say("h2", Word::Migration { id: None, progress, downtime_us, error: String::new() });
+        let progress = site.control.migration_progress(&vm()).unwrap();
+        assert_eq!(progress.status, "active", "it has not ended");
         site.say("h2", Word::Stopped);
         site.say("h1", Word::Resumed);
         site.status("h2", "completed");

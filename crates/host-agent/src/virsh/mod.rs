@@ -21,7 +21,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tenet_model::{NEXT, Through, VmRef, check_migration_uri};
+use tenet_model::{ARRIVED, NEXT, Through, VmRef, check_migration_uri};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader},
     process::Command,
@@ -213,7 +213,7 @@ impl Virsh {
             tokio::time::sleep(DOWNTIME.1).await;
             let Ok(answer) = self.ask(&["domjobinfo", "--completed", domain]).await else { continue };
             if let Some(ms) = text::downtime_ms(&answer) {
-                let migrate = Migrate { downtime_ms: Some(ms), ..Migrate::word("", "completed") };
+                let migrate = Migrate { downtime_ms: Some(ms), ..Migrate::word("", ARRIVED) };
                 return self.say(vm, What::Migration(migrate)).await;
             }
         }
