@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
-use tenet_hostnet::{Error, Kind, LinkEvent, Links, Netns, TapOptions, UdpGro, UdpTunnel};
+use tenet_hostnet::{Error, Kind, LinkEvent, Links, Netns, OperState, TapOptions, UdpGro, UdpTunnel};
 
 /// Says aloud why a test does nothing; the kernel lets only root make namespaces.
 fn root() -> bool {
@@ -212,6 +212,12 @@ fn a_tap_counts_what_it_did_not_take() {
     assert_eq!(send(0), 0);
     // Its queue has room for eight, and nobody reads them.
     let held = links.open_tap("tap0", options).unwrap();
+    // The kernel gives a device its queue some time after its carrier, and drops what comes until then.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while links.get("tap0").unwrap().state != OperState::Up {
+        assert!(Instant::now() < deadline, "the tap should be up");
+        std::thread::yield_now();
+    }
     assert_eq!(send(8), 0);
     assert_eq!(send(20), 20);
     assert_eq!(links.list().unwrap().iter().find(|l| l.name == "tap0").unwrap().tx_dropped, 20);
