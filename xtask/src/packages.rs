@@ -54,6 +54,12 @@ pub const BUSYBOX: Package = Package {
 /// Unpacks the guests' kernel.
 pub const XZ: Package =
     Package { name: "xz-utils", provides: "/usr/bin/xz", reason: "unpacks the kernel of real guests" };
+/// Reads the guests' archives.
+pub const CPIO: Package = Package {
+    name: "cpio",
+    provides: "/usr/bin/cpio",
+    reason: "a test has it read the first file system of real guests",
+};
 #[cfg(feature = "bench")]
 /// OVN's databases and its controller's central part.
 pub const OVN_CENTRAL: Package = Package {

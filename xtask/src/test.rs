@@ -3,7 +3,9 @@
 use crate::skips::Skips;
 use crate::{
     check_deps,
-    packages::{self, BUSYBOX, ETHTOOL, IPROUTE2, LIBVIRTD, OPENVSWITCH, PING, QEMU, TSHARK, VIRSH, XZ},
+    packages::{
+        self, BUSYBOX, CPIO, ETHTOOL, IPROUTE2, LIBVIRTD, OPENVSWITCH, PING, QEMU, TSHARK, VIRSH, XZ,
+    },
 };
 use anyhow::{Context as _, Result, bail};
 use std::io::{BufRead, BufReader, Write as _};
@@ -51,7 +53,19 @@ impl Options {
 /// The first thing that failed.
 pub fn run(root: &Path, args: &[String]) -> Result<()> {
     let options = Options::parse(args)?;
-    packages::ensure(&[IPROUTE2, PING, TSHARK, ETHTOOL, OPENVSWITCH, QEMU, BUSYBOX, XZ, LIBVIRTD, VIRSH])?;
+    packages::ensure(&[
+        IPROUTE2,
+        PING,
+        TSHARK,
+        ETHTOOL,
+        OPENVSWITCH,
+        QEMU,
+        BUSYBOX,
+        XZ,
+        CPIO,
+        LIBVIRTD,
+        VIRSH,
+    ])?;
     crate::ebpf::check(root)?;
     check_deps::run(root)?;
     // The end-to-end tests start the real binary, which `cargo test` alone would not build.
