@@ -5,6 +5,7 @@ use crate::{Error, Links, Result};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
@@ -15,6 +16,11 @@ const IFF_MULTI_QUEUE: i16 = 0x0100;
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
 /// `ETHTOOL_S{RXCSUM,TXCSUM,SG,TSO,GSO,GRO}`.
 const OFFLOADS: [u32; 6] = [0x15, 0x17, 0x19, 0x1f, 0x24, 0x2c];
+
+/// How long a tap with one queue that seems to be in use is asked for again. A process that was forked a moment ago has
+/// a copy of every descriptor of its parent until it executes its program, so that a tap which the parent has closed is
+/// not free yet.
+const FORK_TO_EXEC: Duration = Duration::from_millis(500);
 
 /// How a tap is made. Whoever opens it must agree about several queues, or the kernel refuses (`EINVAL`); with or
 /// without virtio headers is each user's own choice.
@@ -63,10 +69,23 @@ impl Links {
     /// Opens a tap (a new queue of it, if it has several) as its user does; creates it if it is not there.
     ///
     /// The tap has carrier while somebody holds it open. Without [`Links::add_tap`] it ends with its user.
+    ///
+    /// # Errors
+    /// `EBUSY` if it has one queue and somebody uses that, after half a second: a copy of its descriptor in a process
+    /// that has just been forked ends by itself.
     pub fn open_tap(&self, name: &str, options: TapOptions) -> Result<OwnedFd> {
         check_name(name)?;
         let action = format!("open tap {name:?} in {}", self.netns().label());
-        self.netns().run(|| open_tap(name, options))?.map_err(Error::system(action))
+        let deadline = Instant::now() + FORK_TO_EXEC;
+        let open = || loop {
+            match open_tap(name, options) {
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                other => return other,
+            }
+        };
+        self.netns().run(open)?.map_err(Error::system(action))
     }
 
     /// Keeps the host's own stack silent on a port's device: no IPv6 (and so no link-local address, no router

@@ -4,12 +4,17 @@
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tenet_hostnet::{FrameSocket, Holder, Holders, Links, Netns, Queue, TapOptions, wait};
 
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 
-/// A namespace with a tap of that name (each test has its own: all are in one process), which nobody reads; `None` (said aloud) without root.
+/// A tap's name that no other test has, nor another run of this one: each looks at what all processes have open.
+fn own_name(test: &str) -> String {
+    format!("{test}{}", std::process::id())
+}
+
+/// A namespace with a tap of that name, which nobody reads; `None` (said aloud) without root.
 fn host(name: &str) -> Option<(Links, Vec<OwnedFd>)> {
     let links = match Netns::anonymous().and_then(|n| Links::in_netns(&n)) {
         Ok(links) => links,
@@ -42,6 +47,19 @@ fn send(links: &Links, flows: u16, text: &str) {
     links.netns().run(send).unwrap();
 }
 
+/// Waits for what comes soon. The other tests of this process read what its descriptors are, which keeps each file for
+/// a moment: one that is closed just then ends that much later.
+fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within 5 s: {what}");
+        std::thread::yield_now();
+    }
+}
+
 fn queues(links: &Links, name: &str, holders: &Holders) -> Vec<Queue> {
     let found = holders.by_tap.get(name).into_iter().flatten();
     found.filter_map(|holder| Queue::of(*holder, name, links.netns()).unwrap()).collect()
@@ -49,15 +67,15 @@ fn queues(links: &Links, name: &str, holders: &Holders) -> Vec<Queue> {
 
 #[test]
 fn all_that_waits_in_every_queue_is_taken_and_nothing_of_a_namesake() {
-    const NAME: &str = "tn-waits";
-    let (Some((links, own)), Some((other, namesake))) = (host(NAME), host(NAME)) else { return };
+    let name = &own_name("waits");
+    let (Some((links, own)), Some((other, namesake))) = (host(name), host(name)) else { return };
     send(&links, 40, "wanted");
     send(&other, 40, "another's");
-    let taps = BTreeSet::from([NAME.to_owned()]);
+    let taps = BTreeSet::from([name.clone()]);
     let pids = BTreeSet::from([std::process::id()]);
     let holders = Holders::find(&taps, Some(&pids));
-    assert_eq!(holders.by_tap[NAME].len(), 4, "{holders:?}");
-    let mut queues = queues(&links, NAME, &holders);
+    assert_eq!(holders.by_tap[name].len(), 4, "{holders:?}");
+    let mut queues = queues(&links, name, &holders);
     assert_eq!(queues.len(), 2);
     assert!(wait(&queues, Duration::ZERO).unwrap());
     let mut counts = Vec::new();
@@ -76,44 +94,45 @@ fn all_that_waits_in_every_queue_is_taken_and_nothing_of_a_namesake() {
 
     // The copy is the queue: it keeps the carrier, which goes with it.
     drop(own);
-    assert!(links.find(NAME).unwrap().is_some());
+    assert!(links.find(name).unwrap().is_some());
     drop(queues);
-    assert!(links.find(NAME).unwrap().is_none());
+    until("the tap ends with its last queue", || links.find(name).unwrap().is_none().then_some(()));
     drop(namesake);
 }
 
 #[test]
 fn a_frame_that_is_sent_out_of_a_tap_waits_for_its_reader() {
-    const NAME: &str = "tn-given";
-    let Some((links, own)) = host(NAME) else { return };
-    let index = links.index(NAME).unwrap();
+    let name = &own_name("given");
+    let Some((links, own)) = host(name) else { return };
+    let index = links.index(name).unwrap();
     let frame = [&[2; 12][..], &[0x88, 0xb5], &[7; 46]].concat();
     let socket = FrameSocket::in_netns(links.netns()).unwrap();
     socket.send(index, &frame).unwrap();
-    let taps = BTreeSet::from([NAME.to_owned()]);
+    let taps = BTreeSet::from([name.clone()]);
     let holders = Holders::find(&taps, Some(&BTreeSet::from([std::process::id()])));
-    let mut queues = queues(&links, NAME, &holders);
+    let mut queues = queues(&links, name, &holders);
     let taken: Vec<_> = queues.iter_mut().filter_map(|queue| queue.take().unwrap()).collect();
     assert_eq!(taken.iter().map(|w| &w.frame[..]).collect::<Vec<_>>(), [&frame[..]]);
     drop((queues, own));
-    let gone = socket.send(index, &frame).unwrap_err().to_string();
+    let gone =
+        until("nothing is sent to a tap that is gone", || socket.send(index, &frame).err()).to_string();
     assert!(gone.contains(&format!("device {index}")), "{gone}");
 }
 
 #[test]
 fn a_descriptor_that_is_something_else_now_is_refused() {
-    const NAME: &str = "tn-other";
-    let Some((links, own)) = host(NAME) else { return };
-    let taps = BTreeSet::from([NAME.to_owned(), "other".to_owned()]);
+    let name = &own_name("other");
+    let Some((links, own)) = host(name) else { return };
+    let taps = BTreeSet::from([name.clone(), "other".to_owned()]);
     let holders = Holders::find(&taps, None);
-    assert_eq!(queues(&links, NAME, &holders).len(), 2);
-    let [holder, _] = holders.by_tap[NAME][..] else { panic!("{holders:?}") };
+    assert_eq!(queues(&links, name, &holders).len(), 2);
+    let [holder, _] = holders.by_tap[name][..] else { panic!("{holders:?}") };
     assert!(Queue::of(holder, "other", links.netns()).unwrap().is_none());
     let file = std::fs::File::open("/dev/null").unwrap();
     let null = Holder { fd: file.as_raw_fd(), ..holder };
-    assert!(Queue::of(null, NAME, links.netns()).unwrap().is_none());
+    assert!(Queue::of(null, name, links.netns()).unwrap().is_none());
     let closed = Holder { fd: 9999, ..holder };
-    assert!(Queue::of(closed, NAME, links.netns()).unwrap().is_none());
+    assert!(Queue::of(closed, name, links.netns()).unwrap().is_none());
     drop(own);
     // A device that is gone, with a copy still open.
     let holders = Holders::find(&taps, None);
