@@ -6,6 +6,7 @@ mod check_deps;
 mod demo;
 mod ebpf;
 mod elf;
+mod failures;
 mod fuzz;
 mod kernel;
 mod packages;
@@ -20,7 +21,7 @@ const USAGE: &str = "\
 cargo xtask TASK
 
   demo [--keep] [--clsact] [--vms qemu]   build, then show on this machine what Tenet does (as root)
-  test [--no-skips] [--may-skip TEXT] [ARGS]
+  test [--no-skips] [--may-skip TEXT] [--again N] [ARGS]
                              every test, kernel ones included (as root), and at the end what was SKIPPED; ARGS go to
                              the tests
   ebpf [--check] [--out F]   rebuild the eBPF object in the repository, or check that it belongs to its sources

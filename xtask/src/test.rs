@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test, kernel ones included, and at the end what of them was skipped.
 
+use crate::failures::Failures;
 use crate::skips::Skips;
 use crate::{
     check_deps,
@@ -20,6 +21,8 @@ const AFTER: Duration = Duration::from_secs(1);
 struct Options {
     /// Whether a skip that is not known is a failure.
     no_skips: bool,
+    /// How many tests that failed may be tried once more.
+    again: usize,
     /// Parts of what may be skipped.
     known: Vec<String>,
     /// For the tests.
@@ -33,6 +36,10 @@ impl Options {
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 "--no-skips" => new.no_skips = true,
+                "--again" => {
+                    let number = args.next().and_then(|n| n.parse().ok());
+                    new.again = number.context("--again needs how many tests may be tried once more")?;
+                }
                 "--may-skip" => {
                     let known = args.next().filter(|k| !k.is_empty());
                     new.known
@@ -47,7 +54,8 @@ impl Options {
 
 /// Installs what is missing, checks the committed eBPF object against its sources and the crates' edges, then runs
 /// all tests of the workspace and lists what was skipped. `args` go to the tests, but for `--no-skips` (a skip is a
-/// failure) and `--may-skip TEXT` (one whose line has this in it is not).
+/// failure), `--may-skip TEXT` (one whose line has this in it is not) and `--again N` (if no more than N tests failed,
+/// these run once more, and are told as `FLAKY` if they pass then: real kernels and guests on a busy machine).
 ///
 /// # Errors
 /// The first thing that failed.
@@ -73,7 +81,18 @@ pub fn run(root: &Path, args: &[String]) -> Result<()> {
     // Compiled first, so that cargo can show its progress.
     crate::cargo(root, &["test", "--workspace", "--no-run"])?;
     let mut skips = Skips::default();
-    let passed = tests(root, &options.rest, &mut skips)?;
+    let mut failures = Failures::default();
+    let mut passed = tests(root, &options.rest, &mut skips, &mut failures)?;
+    if let Some(names) = failures.worth_another(options.again).filter(|_| !passed) {
+        println!("\n{} failed, and run once more: {}", names.len(), names.join(", "));
+        let flags = options.rest.iter().filter(|a| a.starts_with("--"));
+        let args: Vec<String> = ["--exact".to_owned()].iter().chain(flags).chain(&names).cloned().collect();
+        let mut second = Failures::default();
+        passed = tests(root, &args, &mut skips, &mut second)? && second.missing(&names).is_empty();
+        if passed {
+            println!("\nFLAKY: failed once and passed then: {}", names.join(", "));
+        }
+    }
     print!("\n{}", skips.list(&options.known));
     if !passed {
         bail!("cargo test failed");
@@ -89,7 +108,7 @@ pub fn run(root: &Path, args: &[String]) -> Result<()> {
 /// Runs the tests and passes on what they say; whether all of them passed. Tests' output is captured unless they fail,
 /// and so are most of the words by which they say that they skip something: the runner shows all of it, and we leave
 /// out what nobody wants to read.
-fn tests(root: &Path, args: &[String], skips: &mut Skips) -> Result<bool> {
+fn tests(root: &Path, args: &[String], skips: &mut Skips, failures: &mut Failures) -> Result<bool> {
     // One pipe for both, so that lines stay in their order.
     let (reader, writer) = std::io::pipe().context("make a pipe")?;
     let mut command = Command::new(env!("CARGO"));
@@ -105,6 +124,7 @@ fn tests(root: &Path, args: &[String], skips: &mut Skips) -> Result<bool> {
         match lines.recv_timeout(AFTER) {
             Ok(bytes) => {
                 let line = String::from_utf8_lossy(&bytes);
+                failures.hear(&line);
                 if skips.hear(line.trim_end_matches(['\n', '\r'])) {
                     // Whoever listens may have gone; the tests go on.
                     _ = out.write_all(&bytes).and_then(|()| out.flush());
@@ -132,9 +152,9 @@ mod tests {
     #[test]
     fn what_is_not_for_us_goes_to_the_tests() {
         let parse = |line: &str| Options::parse(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
-        let options = parse("--no-skips taps --may-skip ../shared --test-threads=1").unwrap();
+        let options = parse("--no-skips taps --may-skip ../shared --again 2 --test-threads=1").unwrap();
         let rest = vec!["taps".to_owned(), "--test-threads=1".to_owned()];
-        assert_eq!(options, Options { no_skips: true, known: vec!["../shared".to_owned()], rest });
-        assert!(parse("--may-skip").is_err());
+        assert_eq!(options, Options { no_skips: true, again: 2, known: vec!["../shared".to_owned()], rest });
+        assert!(parse("--may-skip").is_err() && parse("--again few").is_err());
     }
 }
