@@ -91,6 +91,8 @@ pub struct Sample {
     pub pings_lost: usize,
     /// Pings lost that the pause does not excuse.
     pub pings_beyond: usize,
+    /// Probes and pings lost that the client's own kernel did not send.
+    pub unsent: usize,
     /// TCP bytes sent.
     pub tcp_sent: u64,
     /// TCP bytes that never came back.
@@ -345,6 +347,7 @@ fn sample(
         pings: pings.sent,
         pings_lost: pings.lost,
         pings_beyond: pings.beyond.len(),
+        unsent: losses.unsent + pings.unsent,
         tcp_sent: flow.sent,
         tcp_lost: flow.lost,
         tcp_gap: clock::millis(flow.gap),

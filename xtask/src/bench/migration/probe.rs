@@ -4,7 +4,7 @@
 use super::clock::{self, Micros};
 use anyhow::{Context as _, Result};
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -13,6 +13,11 @@ use tenet_hostnet::Netns;
 
 /// How long answers are waited for in all. A guest that is short of time may be behind by a second and more.
 const LATEST: Duration = Duration::from_secs(10);
+/// How often a question is given to the kernel: it may answer with an error that an earlier one has met (ICMP's, on a
+/// connected socket), and sends nothing then.
+const ATTEMPTS: usize = 3;
+/// Room for answers, bytes: all that come in a burst after a pause, however late their reader is.
+const ROOM: libc::c_int = 8 << 20;
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 /// ICMP's header (RFC 792), then which probe's it is, and its number. Datagrams have the same bytes.
@@ -25,7 +30,7 @@ pub struct Probe {
     late: Arc<AtomicU64>,
     /// When the last answer came.
     heard: Arc<AtomicI64>,
-    sender: JoinHandle<Vec<Micros>>,
+    sender: JoinHandle<(Vec<Micros>, usize)>,
     receiver: JoinHandle<Vec<(u32, Micros)>>,
 }
 
@@ -37,6 +42,8 @@ pub struct Seen {
     /// When answers came, also those to what was answered before: a network that floods gives the guest a question
     /// twice, once in its old place and once in its new one.
     pub answers: Vec<Micros>,
+    /// Questions that our own kernel did not send. They count as lost.
+    pub unsent: usize,
 }
 
 /// What a pause cost.
@@ -54,6 +61,8 @@ pub struct Losses {
     pub held: usize,
     /// From the guest's first moment on the destination to the first answer from there.
     pub first_reply: Option<Micros>,
+    /// Of those lost, questions that our own kernel did not send.
+    pub unsent: usize,
 }
 
 impl Probe {
@@ -68,6 +77,7 @@ impl Probe {
                 None => raw_icmp()?,
             };
             socket.connect((who, port.unwrap_or(0)))?;
+            set_room(&socket)?;
             socket.set_read_timeout(Some(Duration::from_millis(20)))?;
             Ok((socket.try_clone()?, socket))
         };
@@ -101,7 +111,7 @@ impl Probe {
         self.late.store(late.as_millis() as u64, Ordering::Relaxed);
         self.stop.store(true, Ordering::Release);
         let broke = |_| anyhow::anyhow!("the probe broke off");
-        let sent = self.sender.join().map_err(broke)?;
+        let (sent, unsent) = self.sender.join().map_err(broke)?;
         let mut probes: Vec<_> = sent.into_iter().map(|at| (at, None)).collect();
         let heard = self.receiver.join().map_err(broke)?;
         for (number, at) in &heard {
@@ -109,7 +119,7 @@ impl Probe {
                 *answer = Some(*at);
             }
         }
-        Ok(Seen { probes, answers: heard.into_iter().map(|(_, at)| at).collect() })
+        Ok(Seen { probes, answers: heard.into_iter().map(|(_, at)| at).collect(), unsent })
     }
 }
 
@@ -142,24 +152,27 @@ impl Seen {
                 .filter(|(at, answer)| *at < stop - margin && *answer > Some(resume))
                 .count(),
             first_reply: first.map(|at| at - resume),
+            unsent: self.unsent,
         }
     }
 }
 
 /// Sends by the clock, so that a late wake-up is made good and the rate holds.
-fn send(socket: &UdpSocket, id: u64, step: Duration, stop: &AtomicBool) -> Vec<Micros> {
+fn send(socket: &UdpSocket, id: u64, step: Duration, stop: &AtomicBool) -> (Vec<Micros>, usize) {
     clock::first_served();
-    let mut sent = Vec::new();
+    let (mut sent, mut unsent) = (Vec::new(), 0);
     let mut due = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let question = question(id, sent.len() as u32);
         sent.push(clock::now());
         // What cannot be sent is lost, and shows as that.
-        _ = socket.send(&question);
+        if (0..ATTEMPTS).all(|_| socket.send(&question).is_err()) {
+            unsent += 1;
+        }
         due += step;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
-    sent
+    (sent, unsent)
 }
 
 fn receive(
@@ -213,6 +226,17 @@ fn number(packet: &[u8], ours: u64, raw: bool) -> Option<u32> {
     (answer && u64::from_be_bytes(*id) == ours).then_some(u32::from_be_bytes(number.try_into().ok()?))
 }
 
+/// Gives a socket room, whatever the host's limit.
+fn set_room(socket: &UdpSocket) -> std::io::Result<()> {
+    let length = size_of_val(&ROOM) as libc::socklen_t;
+    // SAFETY: the option reads one number, which is live, and is told its length.
+    let done = unsafe {
+        let room = (&raw const ROOM).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, room, length)
+    };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
 fn raw_icmp() -> std::io::Result<UdpSocket> {
     // SAFETY: the call takes three numbers; a non-negative result is a new descriptor that nobody else owns.
     let socket = unsafe {
@@ -242,7 +266,7 @@ mod tests {
         };
         let probes: Vec<_> = (0..30).map(|n| (ms(n), answer(n))).collect();
         let answers = probes.iter().filter_map(|(_, answer)| *answer).collect();
-        let mut seen = Seen { probes, answers };
+        let mut seen = Seen { probes, answers, unsent: 0 };
         let found = seen.losses(ms(10), ms(20), 2000);
         assert_eq!(
             found,
@@ -252,7 +276,8 @@ mod tests {
                 when: lost.map(|n| ms(n) - ms(10)).to_vec(),
                 beyond: vec![-16_000, 2_000],
                 held: 1,
-                first_reply: Some(1007)
+                first_reply: Some(1007),
+                unsent: 0
             }
         );
         assert_eq!(seen.round_trip(ms(9)), Some(300));
@@ -295,6 +320,7 @@ mod tests {
             let seen = probe.stop(Duration::from_millis(100)).unwrap();
             let lost = seen.probes.iter().filter(|(_, answer)| answer.is_none()).count();
             assert!(seen.probes.len() > 10 && lost == 0, "{port:?}: {lost} of {} lost", seen.probes.len());
+            assert_eq!(seen.unsent, 0);
         }
     }
 }

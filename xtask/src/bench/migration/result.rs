@@ -79,8 +79,12 @@ impl Results {
             sample.total,
             opt(sample.round_trip),
         );
+        let unsent = match sample.unsent {
+            0 => String::new(),
+            n => format!("; {n} of those lost were not sent by the client's own kernel"),
+        };
         self.samples.push(sample);
-        line
+        line + &unsent
     }
 
     /// Takes a failure; it in one line.
@@ -297,6 +301,7 @@ mod tests {
             pings: 900,
             pings_lost: 0,
             pings_beyond: 0,
+            unsent: 0,
             tcp_sent: 1000,
             tcp_lost: 0,
             tcp_gap: 120.0,
