@@ -31,10 +31,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Kind {
     /// Its name in tables.
     pub name: &'static str,
+    /// Its name on the command line.
+    pub option: &'static str,
     /// Whether the guest writes memory all the time.
     pub dirtying: bool,
     /// Whether it runs on the destination before its memory is there.
     pub postcopy: bool,
+    /// Whether both hosts map its memory, so that the emulator has none to copy, nor to lose.
+    pub shared: bool,
     /// How many guests move at once.
     pub at_once: usize,
     /// Whether the client has little to say: a datagram and a ping every 20 ms, and nothing on its TCP connection.
@@ -42,13 +46,25 @@ pub struct Kind {
 }
 
 /// All ways.
-pub const KINDS: [Kind; 5] = [
-    Kind { name: "idle", dirtying: false, postcopy: false, at_once: 1, sparse: false },
-    Kind { name: "sparse", dirtying: false, postcopy: false, at_once: 1, sparse: true },
-    Kind { name: "dirtying", dirtying: true, postcopy: false, at_once: 1, sparse: false },
-    Kind { name: "post-copy", dirtying: false, postcopy: true, at_once: 1, sparse: false },
-    Kind { name: "ten at once", dirtying: false, postcopy: false, at_once: 10, sparse: false },
+pub const KINDS: [Kind; 7] = [
+    IDLE,
+    Kind { name: "sparse", option: "sparse", sparse: true, ..IDLE },
+    Kind { name: "shared memory", option: "shared", shared: true, ..IDLE },
+    Kind { name: "dirtying", option: "dirtying", dirtying: true, ..IDLE },
+    Kind { name: "post-copy", option: "post-copy", postcopy: true, ..IDLE },
+    Kind { name: "ten at once", option: "ten", at_once: 10, ..IDLE },
+    Kind { name: "ten at once, shared memory", option: "ten-shared", shared: true, at_once: 10, ..IDLE },
 ];
+
+const IDLE: Kind = Kind {
+    name: "idle",
+    option: "idle",
+    dirtying: false,
+    postcopy: false,
+    shared: false,
+    at_once: 1,
+    sparse: false,
+};
 
 /// What one migration cost; times in milliseconds.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -67,6 +83,8 @@ pub struct Sample {
     pub stopping: f64,
     /// From the request until QEMU was done.
     pub total: f64,
+    /// Bytes of memory that QEMU sent.
+    pub transferred: u64,
     /// Median round trip of the probes before it.
     pub round_trip: Option<f64>,
     /// Probes sent.
@@ -134,19 +152,24 @@ impl Contestant {
         Self { fabric, guests, image: image.clone(), folder }
     }
 
-    /// Boots those of the first `count` guests that do not run, and ends all others.
-    fn have(&mut self, count: usize) -> Result<()> {
-        for guest in self.guests.iter_mut().skip(count) {
-            *guest = Guest::default();
+    /// Boots those of a kind's guests that do not run, and ends all others.
+    fn have(&mut self, kind: Kind) -> Result<()> {
+        for (nic, guest) in self.guests.iter_mut().enumerate() {
+            let other = guest.machine.as_ref().is_some_and(|m| m.shares() != kind.shared);
+            if nic >= kind.at_once || other {
+                *guest = Guest::default();
+            }
         }
         let (fabric, image, folder) = (&*self.fabric, &self.image, &self.folder);
-        let missing = self.guests.iter_mut().take(count).enumerate().filter(|(_, g)| g.machine.is_none());
+        let guests = self.guests.iter_mut().take(kind.at_once).enumerate();
+        let missing = guests.filter(|(_, g)| g.machine.is_none());
         std::thread::scope(|scope| {
             let boots: Vec<_> = missing
                 .map(|(nic, guest)| {
                     scope.spawn(move || {
                         fabric.reset(nic)?;
-                        guest.machine = Some(Machine::boot(image, fabric, nic, &folder_of(folder, nic))?);
+                        let folder = folder_of(folder, nic);
+                        guest.machine = Some(Machine::boot(image, fabric, nic, &folder, kind.shared)?);
                         anyhow::Ok(())
                     })
                 })
@@ -185,7 +208,7 @@ impl Contestant {
     pub fn ready(&mut self, kind: Kind, round: usize) -> Result<()> {
         let fresh = self.guests.iter().take(kind.at_once).any(|g| g.machine.is_none());
         if fresh || round == 0 {
-            self.have(kind.at_once)?;
+            self.have(kind)?;
             if kind.dirtying {
                 self.dirty(true)?;
             }
@@ -230,7 +253,7 @@ fn measure(
     let Nic { address, device, .. } = fabric.nics().get(nic).context("no such guest")?.clone();
     let to = 1 - source.at;
     let begun = clock::now();
-    let mut target = Machine::incoming(image, fabric, nic, to, &folder.join(begun.to_string()))?;
+    let mut target = Machine::incoming(image, fabric, nic, source, &folder.join(begun.to_string()))?;
     source.agree(kind.postcopy)?;
     target.agree(kind.postcopy)?;
     let stream = match guest.stream.take() {
@@ -259,8 +282,8 @@ fn measure(
     target.qmp.wait(marks.1, PATIENCE, "MIGRATION", Some("completed"))?;
     let done = source.qmp.wait(marks.0, PATIENCE, "MIGRATION", Some("completed"))?;
     let stop = source.qmp.wait(marks.0, PATIENCE, "STOP", None)?;
-    let stopped = if kind.postcopy { None } else { source.stopped(marks.0)? };
-    let stopped = stopped.map_or(stop.at, |at| at.min(stop.at));
+    let told = source.told(marks.0)?;
+    let stopped = told.stopped.filter(|_| !kind.postcopy).map_or(stop.at, |at| at.min(stop.at));
     probe.wait_heard(resume.at, SILENCE);
     ping.wait_heard(resume.at, SILENCE);
     let settled = fabric.settle(nic, to)?;
@@ -291,7 +314,7 @@ fn measure(
     // The old QEMU ends here.
     guest.machine = Some(target);
     let round_trip = seen.round_trip(asked).map(clock::millis);
-    Ok(sample(fabric.name(), kind, to, times, round_trip, (losses, pings), flow, settled))
+    Ok(sample(fabric.name(), kind, to, times, told.transferred, round_trip, (losses, pings), flow, settled))
 }
 
 /// What a guest's card was given and sent in its life on this host, as the host's kernel counts it: whether a silent
@@ -322,6 +345,7 @@ fn sample(
     kind: Kind,
     to: usize,
     times: Times,
+    transferred: u64,
     round_trip: Option<f64>,
     (losses, pings): (Losses, Losses),
     flow: Flow,
@@ -335,6 +359,7 @@ fn sample(
         pause: clock::millis(times.resume - times.stop),
         stopping: clock::millis(times.stop - times.stopped),
         total: clock::millis(times.done - times.asked),
+        transferred,
         round_trip,
         probes: losses.sent,
         lost: losses.lost,

@@ -2,15 +2,19 @@
 
 use super::clock::Micros;
 use super::fabric::{Fabric, PREFIX};
+use super::memory::{CAPABILITY, SharedMemory, ensure_not_copied};
 use super::qmp::Qmp;
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tenet_lab::guest::{Guest, GuestOptions, Image, Nic};
 
 /// How long a guest may take to boot on a busy machine.
 const BOOT: Duration = Duration::from_secs(120);
+/// A guest's memory, in MB.
+const MEMORY: u32 = 96;
 /// The guest's echo, UDP and TCP.
 pub const ECHO: u16 = 7;
 
@@ -26,20 +30,35 @@ pub struct Machine {
     pub at: usize,
     guest: Guest,
     folder: PathBuf,
+    /// Its memory, if the QEMU that it moves to is to map the same.
+    memory: Option<Arc<SharedMemory>>,
+}
+
+/// What QEMU says of a migration that is over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// When it stopped the guest, if that is known. Frames that come from then on it leaves alone; it says STOP only
+    /// when the guest's processors stand still, on a busy machine up to 13 ms later. By its own count, in whole
+    /// milliseconds: the end of the migration less its `downtime` (QEMU 7.2, `migration_calculate_complete`). Wrong
+    /// after post-copy, whose `downtime` does not last until the end.
+    pub stopped: Option<Micros>,
+    /// Bytes of memory that it sent, in its own form (a page of zeros takes a few).
+    pub transferred: u64,
 }
 
 impl Machine {
-    /// Starts a guest and waits until it serves.
+    /// Starts a guest, on memory that its next QEMU can share or not, and waits until it serves.
     ///
     /// # Errors
     /// If it does not.
-    pub fn boot(image: &Image, fabric: &dyn Fabric, nic: usize, folder: &Path) -> Result<Self> {
-        let new = Self::start(image, fabric, nic, 0, folder, None)?;
+    pub fn boot(image: &Image, fabric: &dyn Fabric, nic: usize, folder: &Path, shared: bool) -> Result<Self> {
+        let memory = shared.then(|| SharedMemory::new(MEMORY)).transpose()?.map(Arc::new);
+        let new = Self::start(image, fabric, nic, 0, folder, None, memory)?;
         new.guest.wait_up(BOOT)?;
         Ok(new)
     }
 
-    /// Starts a QEMU that waits for a guest from elsewhere.
+    /// Starts a QEMU on the other host that waits for a guest.
     ///
     /// # Errors
     /// If QEMU does not start.
@@ -47,11 +66,11 @@ impl Machine {
         image: &Image,
         fabric: &dyn Fabric,
         nic: usize,
-        at: usize,
+        source: &Self,
         folder: &Path,
     ) -> Result<Self> {
-        let uri = uri(folder);
-        Self::start(image, fabric, nic, at, folder, Some(uri))
+        let (uri, memory) = (uri(folder), source.memory.clone());
+        Self::start(image, fabric, nic, 1 - source.at, folder, Some(uri), memory)
     }
 
     fn start(
@@ -61,21 +80,24 @@ impl Machine {
         at: usize,
         folder: &Path,
         incoming: Option<String>,
+        memory: Option<Arc<SharedMemory>>,
     ) -> Result<Self> {
         let card = fabric.nics().get(nic).context("no such guest")?;
         let mac: Vec<String> = card.mac.iter().map(|b| format!("{b:02x}")).collect();
         let mut link = Nic::new(&card.device, mac.join(":").parse()?, card.mtu);
         link.addresses = vec![(card.address.into(), PREFIX)];
         let mut options = GuestOptions::new(&format!("guest-{nic}"), folder);
+        options.memory_mb = MEMORY;
         options.nics.push(link);
         options.incoming = incoming;
         options.monitor = fabric.monitor(nic, at);
         for property in fabric.card_properties() {
             options.extra.extend(["-global".into(), format!("virtio-net-pci.{property}").into()]);
         }
+        options.extra.extend(memory.iter().flat_map(|m| m.arguments()).map(Into::into));
         let guest = Guest::boot(image, fabric.host(at), options)?;
         let qmp = Qmp::connect(&guest.qmp_path(), Duration::from_secs(20))?;
-        Ok(Self { qmp, at, guest, folder: folder.to_owned() })
+        Ok(Self { qmp, at, guest, folder: folder.to_owned(), memory })
     }
 
     /// Where this QEMU takes a guest's memory from.
@@ -84,27 +106,34 @@ impl Machine {
         uri(&self.folder)
     }
 
-    /// Turns events, and post-copy or not, on for the next migration; both sides must agree.
+    /// Whether the QEMU that it moves to is to map its memory.
+    #[must_use]
+    pub fn shares(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// Turns on what the next migration needs, and nothing else: events, post-copy, leaving out memory that both sides
+    /// share. Both sides must agree.
     ///
     /// # Errors
     /// What QEMU says.
     pub fn agree(&mut self, postcopy: bool) -> Result<()> {
         let set = |name: &str, on: bool| json!({ "capability": name, "state": on });
-        let all = json!({ "capabilities": [set("events", true), set("postcopy-ram", postcopy)] });
-        self.qmp.command("migrate-set-capabilities", &all).map(drop)
+        let all = [set("events", true), set("postcopy-ram", postcopy), set(CAPABILITY, self.shares())];
+        self.qmp.command("migrate-set-capabilities", &json!({ "capabilities": all })).map(drop)
     }
 
-    /// When QEMU stopped the guest for the migration that began after a mark and is over. Frames that come from then
-    /// on QEMU leaves alone; it says STOP only when the guest's processors stand still, on a busy machine up to 13 ms
-    /// later. By its own count, in whole milliseconds: the end of the migration less its `downtime` (QEMU 7.2,
-    /// `migration_calculate_complete`). Not for post-copy, whose `downtime` does not last until the end.
+    /// What QEMU says of the migration that began after a mark and is over.
     ///
     /// # Errors
-    /// What QEMU says.
-    pub fn stopped(&mut self, mark: usize) -> Result<Option<Micros>> {
+    /// If it does not, or if it copied memory that both sides share.
+    pub fn told(&mut self, mark: usize) -> Result<Told> {
         let begun = self.qmp.wait(mark, Duration::ZERO, "MIGRATION", Some("setup"))?.at;
-        let told = self.qmp.command("query-migrate", &json!({}))?;
-        Ok(stopped(begun, &told))
+        let told = told(begun, &self.qmp.command("query-migrate", &json!({}))?)?;
+        if self.shares() {
+            ensure_not_copied(told.transferred)?;
+        }
+        Ok(told)
     }
 
     /// What the guest's console and its QEMU say when nothing else does.
@@ -215,9 +244,11 @@ fn complaint(memory: &[u8], begin: &str) -> Option<String> {
     at.filter_map(line).find(|l| l.len() > begin.len() && !l.contains('%'))
 }
 
-fn stopped(begun: Micros, told: &serde_json::Value) -> Option<Micros> {
-    let figure = |name: &str| told.get(name).and_then(serde_json::Value::as_i64);
-    Some(begun + (figure("total-time")? - figure("downtime")?) * 1000)
+fn told(begun: Micros, told: &Value) -> Result<Told> {
+    let figure = |name: &str| told.get(name).and_then(Value::as_i64);
+    let standing = figure("total-time").zip(figure("downtime"));
+    let transferred = told["ram"]["transferred"].as_u64().context("QEMU does not say what it sent")?;
+    Ok(Told { stopped: standing.map(|(total, down)| begun + (total - down) * 1000), transferred })
 }
 
 fn uri(folder: &Path) -> String {
@@ -231,8 +262,11 @@ mod tests {
     #[test]
     fn the_pause_begins_by_qemus_own_count() {
         // Begun at 5 s, over 400 ms later, the last 30 of them a pause.
-        let told = json!({ "status": "completed", "total-time": 400, "downtime": 30 });
-        assert_eq!(stopped(5_000_250, &told), Some(5_370_250));
-        assert_eq!(stopped(0, &json!({ "status": "active", "total-time": 400 })), None);
+        let said = json!({ "total-time": 400, "downtime": 30, "ram": { "transferred": 700, "total": 900 } });
+        let wanted = Told { stopped: Some(5_370_250), transferred: 700 };
+        assert_eq!(told(5_000_250, &said).unwrap(), wanted);
+        let under_way = json!({ "status": "active", "total-time": 400, "ram": { "transferred": 1 } });
+        assert_eq!(told(0, &under_way).unwrap().stopped, None);
+        assert!(told(0, &json!({ "status": "completed" })).is_err());
     }
 }

@@ -8,6 +8,7 @@ mod clock;
 mod contestant;
 mod fabric;
 mod machine;
+mod memory;
 mod ovn;
 mod probe;
 mod qmp;
@@ -27,9 +28,9 @@ use tenet_lab::guest::{self, Image};
 pub const USAGE: &str = "\
 cargo xtask bench migration [OPTIONS]: live migrations of a real guest, measured, as root, on an idle machine
 
-  --runs N           migrations of the idle guest per network (100); a quarter of it with little traffic, a tenth of each other kind
+  --runs N           migrations of the idle guest per network (100); half of it with shared memory, a quarter with little traffic, a tenth of each other kind
   --methods A,B      Tenet's methods (nvgre,vxlan)
-  --kinds A,B        only these of idle,sparse,dirtying,post-copy,ten
+  --kinds A,B        only these of idle,sparse,shared,dirtying,post-copy,ten,ten-shared
   --driven           Tenet's agent on the source has QEMU move the memory; else the bench does, as on all networks
   --ovn              OVN from Debian's packages takes part; they are installed if they are not there
   --minutes N        no new round is begun after that (13)
@@ -89,6 +90,7 @@ impl Options {
     fn rounds(&self, kind: Kind) -> usize {
         match kind.at_once {
             1 if kind.sparse => self.runs.div_ceil(4),
+            1 if kind.shared => self.runs.div_ceil(2),
             1 if !kind.dirtying && !kind.postcopy => self.runs,
             1 => self.runs.div_ceil(10),
             _ => self.runs.div_ceil(50).max(2),
@@ -97,7 +99,7 @@ impl Options {
 }
 
 fn kinds(text: &str) -> Result<Vec<Kind>> {
-    let find = |name: &str| KINDS.into_iter().find(|k| k.name.split(' ').next() == Some(name));
+    let find = |name: &str| KINDS.into_iter().find(|k| k.option == name);
     text.split(',').map(|n| find(n).with_context(|| format!("kind `{n}` is unknown\n\n{USAGE}"))).collect()
 }
 
@@ -302,9 +304,15 @@ mod tests {
     #[test]
     fn the_full_run_has_a_hundred_of_each_method_and_fewer_of_the_rest() {
         let options = parse(&[]).unwrap();
-        assert_eq!(KINDS.map(|k| options.rounds(k)), [100, 25, 10, 10, 2]);
-        let options = parse(&["--quick", "--kinds", "ten,idle", "--methods", "stt"]).unwrap();
-        assert_eq!(options.kinds.iter().map(|k| k.name).collect::<Vec<_>>(), ["ten at once", "idle"]);
+        assert_eq!(KINDS.map(|k| options.rounds(k)), [100, 25, 50, 10, 10, 2, 2]);
+        let options =
+            parse(&["--quick", "--kinds", "ten-shared,idle,ten,shared", "--methods", "stt"]).unwrap();
+        let of = |name: &str| KINDS.into_iter().find(|k| k.name == name).unwrap();
+        let wanted = ["ten at once, shared memory", "idle", "ten at once", "shared memory"].map(of);
+        assert_eq!(options.kinds, wanted);
+        assert!(USAGE.contains(&format!("only these of {}\n", KINDS.map(|k| k.option).join(","))));
+        // QEMU refuses the two together.
+        assert!(!KINDS.iter().any(|k| k.shared && k.postcopy));
         assert_eq!((options.methods, options.runs), (vec!["stt".to_owned()], 4));
         for wrong in [&["--kinds", "eleven"][..], &["--methods", "gre"], &["--runs", "0"], &["nvgre"]] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
