@@ -1,7 +1,7 @@
 //! One network's guests, and one migration measured.
 
 use super::clock::{self, Micros};
-use super::fabric::{Fabric, Nic, Settled};
+use super::fabric::{Fabric, Settled};
 use super::machine::{ECHO, Machine};
 use super::probe::{Losses, Probe};
 use super::stream::{Flow, Stream};
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tenet_hostnet::Netns;
 use tenet_lab::guest::Image;
 
@@ -23,6 +23,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// QEMU read it: on plain bridges, which lose all of these, up to 4.0 ms were seen on a slow machine. QEMU counts in whole
 /// milliseconds, besides.
 const MARGIN: Micros = 5_000;
+/// How long a guest that has just booted may take until it keeps up with what it is asked. Its code is yet to be
+/// translated by the emulator: until that is done it is some hundred milliseconds behind.
+const WARM: Duration = Duration::from_secs(10);
 /// How long a guest's memory may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -55,6 +58,19 @@ pub const KINDS: [Kind; 7] = [
     Kind { name: "ten at once", option: "ten", at_once: 10, ..IDLE },
     Kind { name: "ten at once, shared memory", option: "ten-shared", shared: true, at_once: 10, ..IDLE },
 ];
+
+impl Kind {
+    /// Time from one question to the next.
+    #[must_use]
+    pub fn step(self) -> Duration {
+        // Ten guests at once have a probe each; ten of them at full rate would be a load of their own.
+        Duration::from_millis(match self {
+            Self { sparse: true, .. } => 20,
+            Self { at_once: 2.., .. } => 10,
+            _ => 1,
+        })
+    }
+}
 
 const IDLE: Kind = Kind {
     name: "idle",
@@ -170,7 +186,7 @@ impl Contestant {
                         fabric.reset(nic)?;
                         let folder = folder_of(folder, nic);
                         guest.machine = Some(Machine::boot(image, fabric, nic, &folder, kind.shared)?);
-                        anyhow::Ok(())
+                        warm(fabric, nic, guest, kind)
                     })
                 })
                 .collect();
@@ -179,15 +195,13 @@ impl Contestant {
     }
 
     /// Moves as many guests as the kind says to the other host, all at once; what each cost.
-    pub fn migrate(&mut self, kind: Kind, step: Duration) -> Vec<Result<Sample>> {
+    pub fn migrate(&mut self, kind: Kind) -> Vec<Result<Sample>> {
         let (fabric, image, folder) = (&*self.fabric, &self.image, &self.folder);
         let samples: Vec<Result<Sample>> = std::thread::scope(|scope| {
             let guests = self.guests.iter_mut().enumerate().take(kind.at_once);
             let moves: Vec<_> = guests
                 .map(|(nic, guest)| {
-                    scope.spawn(move || {
-                        measure(fabric, image, nic, guest, kind, step, &folder_of(folder, nic))
-                    })
+                    scope.spawn(move || measure(fabric, image, nic, guest, kind, &folder_of(folder, nic)))
                 })
                 .collect();
             moves.into_iter().map(|m| joined(m.join())).collect()
@@ -240,34 +254,71 @@ fn joined<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
     result.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread of the bench broke off")))
 }
 
+/// What a client has to do with a guest.
+struct Traffic<'a> {
+    stream: &'a Stream,
+    /// What it had sent before.
+    sent: u64,
+    probe: Probe,
+    ping: Probe,
+}
+
+/// Begins it, with a connection if there is none.
+fn traffic<'a>(
+    fabric: &dyn Fabric,
+    nic: usize,
+    stream: &'a mut Option<Stream>,
+    kind: Kind,
+) -> Result<Traffic<'a>> {
+    let address = fabric.nics().get(nic).context("no such guest")?.address;
+    let stream = match stream.take() {
+        Some(known) => stream.insert(known),
+        None => stream.insert(Stream::connect(fabric.client(), address, ECHO)?),
+    };
+    let probe = Probe::start(fabric.client(), address, Some(ECHO), kind.step())?;
+    let ping = Probe::start(fabric.client(), address, None, kind.step())?;
+    let sent = stream.sent();
+    // Ten guests at once share the processors with their streams.
+    if !kind.sparse {
+        stream.run(if kind.at_once > 1 { 10 } else { 1 });
+    }
+    Ok(Traffic { stream, sent, probe, ping })
+}
+
+/// Has a guest that has just booted do what it will have to do while it is measured, until it keeps up. One that does
+/// not, on a busy machine, is measured all the same: its round trip tells.
+fn warm(fabric: &dyn Fabric, nic: usize, guest: &mut Guest, kind: Kind) -> Result<()> {
+    let Traffic { stream, sent, probe, ping } = traffic(fabric, nic, &mut guest.stream, kind)?;
+    let behind = u64::try_from(Duration::from_millis(5).as_micros() / kind.step().as_micros())?.max(1);
+    let end = Instant::now() + WARM;
+    for asking in [&probe, &ping] {
+        asking.wait_kept_up(behind, end.saturating_duration_since(Instant::now()));
+    }
+    probe.stop(Duration::ZERO)?;
+    ping.stop(Duration::ZERO)?;
+    anyhow::ensure!(
+        stream.pause(sent).intact,
+        "the guest does not keep a TCP connection although it stands still"
+    );
+    Ok(())
+}
+
 fn measure(
     fabric: &dyn Fabric,
     image: &Image,
     nic: usize,
     guest: &mut Guest,
     kind: Kind,
-    step: Duration,
     folder: &Path,
 ) -> Result<Sample> {
     let source = guest.machine.as_mut().context("the guest does not run")?;
-    let Nic { address, device, .. } = fabric.nics().get(nic).context("no such guest")?.clone();
+    let device = fabric.nics().get(nic).context("no such guest")?.device.clone();
     let to = 1 - source.at;
     let begun = clock::now();
     let mut target = Machine::incoming(image, fabric, nic, source, &folder.join(begun.to_string()))?;
     source.agree(kind.postcopy)?;
     target.agree(kind.postcopy)?;
-    let stream = match guest.stream.take() {
-        Some(stream) => stream,
-        None => Stream::connect(fabric.client(), address, ECHO)?,
-    };
-    let stream = &*guest.stream.insert(stream);
-    let probe = Probe::start(fabric.client(), address, Some(ECHO), step)?;
-    let ping = Probe::start(fabric.client(), address, None, step)?;
-    let sent = stream.sent();
-    // Ten guests at once share the processors with their streams.
-    if !kind.sparse {
-        stream.run(if kind.at_once > 1 { 10 } else { 1 });
-    }
+    let Traffic { stream, sent, probe, ping } = traffic(fabric, nic, &mut guest.stream, kind)?;
     std::thread::sleep(BEFORE);
 
     let (marks, uri) = ((source.qmp.mark(), target.qmp.mark()), target.uri());

@@ -174,12 +174,6 @@ fn contestants(
 /// All rounds of a kind.
 fn measure(kind: Kind, options: &Options, all: &mut [Contestant], end: Instant, results: &mut Results) {
     let rounds = options.rounds(kind);
-    // Ten guests at once have a probe each; ten of them at full rate would be a load of their own.
-    let step = Duration::from_millis(match kind {
-        Kind { sparse: true, .. } => 20,
-        Kind { at_once: 2.., .. } => 10,
-        _ => 1,
-    });
     let mut failures = vec![0; all.len()];
     for round in 0..rounds {
         let part: Vec<usize> = (all.iter().zip(&failures).enumerate())
@@ -197,7 +191,7 @@ fn measure(kind: Kind, options: &Options, all: &mut [Contestant], end: Instant, 
                 println!("time is up after {round} rounds of {}", kind.name);
                 return;
             }
-            let samples = contestant.ready(kind, round).map(|()| contestant.migrate(kind, step));
+            let samples = contestant.ready(kind, round).map(|()| contestant.migrate(kind));
             let mut failed = false;
             for sample in samples.unwrap_or_else(|e| vec![Err(e)]) {
                 let told = match sample {

@@ -30,6 +30,8 @@ pub struct Probe {
     late: Arc<AtomicU64>,
     /// When the last answer came.
     heard: Arc<AtomicI64>,
+    /// How many questions were asked, and how many of these until the newest one that was answered.
+    counts: Arc<(AtomicU64, AtomicU64)>,
     sender: JoinHandle<(Vec<Micros>, usize)>,
     receiver: JoinHandle<Vec<(u32, Micros)>>,
 }
@@ -88,11 +90,29 @@ impl Probe {
         let receive_late = late.clone();
         let (id, heard) = (clock::now() as u64, Arc::new(AtomicI64::new(0)));
         let tell = heard.clone();
+        let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+        let (asked, answered) = (counts.clone(), counts.clone());
         let name = || std::thread::Builder::new().name("probe".to_owned());
-        let receiver =
-            name().spawn(move || receive(&rx, id, port.is_none(), &tell, (&receive_stop, &receive_late)))?;
-        let sender = name().spawn(move || send(&tx, id, step, &send_stop))?;
-        Ok(Self { stop, late, heard, sender, receiver })
+        let receiver = name().spawn(move || {
+            receive(&rx, id, port.is_none(), (&tell, &answered.1), (&receive_stop, &receive_late))
+        })?;
+        let sender = name().spawn(move || send(&tx, id, step, &asked.0, &send_stop))?;
+        Ok(Self { stop, late, heard, counts, sender, receiver })
+    }
+
+    /// Waits until no more than `most` questions are newer than the newest one that was answered, or patience is at its
+    /// end; whether that is so.
+    pub fn wait_kept_up(&self, most: u64, patience: Duration) -> bool {
+        let begin = Instant::now();
+        loop {
+            let (asked, answered) =
+                (self.counts.0.load(Ordering::Relaxed), self.counts.1.load(Ordering::Relaxed));
+            let kept_up = answered > 0 && asked.saturating_sub(answered) <= most;
+            if kept_up || begin.elapsed() > patience {
+                return kept_up;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Waits until an answer comes after a moment, or patience is at its end.
@@ -158,13 +178,20 @@ impl Seen {
 }
 
 /// Sends by the clock, so that a late wake-up is made good and the rate holds.
-fn send(socket: &UdpSocket, id: u64, step: Duration, stop: &AtomicBool) -> (Vec<Micros>, usize) {
+fn send(
+    socket: &UdpSocket,
+    id: u64,
+    step: Duration,
+    asked: &AtomicU64,
+    stop: &AtomicBool,
+) -> (Vec<Micros>, usize) {
     clock::first_served();
     let (mut sent, mut unsent) = (Vec::new(), 0);
     let mut due = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let question = question(id, sent.len() as u32);
         sent.push(clock::now());
+        asked.store(sent.len() as u64, Ordering::Relaxed);
         // What cannot be sent is lost, and shows as that.
         if (0..ATTEMPTS).all(|_| socket.send(&question).is_err()) {
             unsent += 1;
@@ -179,7 +206,7 @@ fn receive(
     socket: &UdpSocket,
     id: u64,
     raw: bool,
-    heard: &AtomicI64,
+    (heard, answered): (&AtomicI64, &AtomicU64),
     (stop, late): (&AtomicBool, &AtomicU64),
 ) -> Vec<(u32, Micros)> {
     let late = || Duration::from_millis(late.load(Ordering::Relaxed));
@@ -193,6 +220,7 @@ fn receive(
             if let Some(number) = number(buffer.get(..length).unwrap_or_default(), id, raw) {
                 answers.push((number, at));
                 heard.store(at, Ordering::Relaxed);
+                answered.fetch_max(u64::from(number) + 1, Ordering::Relaxed);
                 // Whoever still works off what came during the pause has lost nothing of it.
                 end = latest.map(|latest| (Instant::now() + late()).min(latest));
             }
@@ -301,6 +329,28 @@ mod tests {
     }
 
     #[test]
+    fn who_does_not_answer_does_not_keep_up() {
+        let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let netns = Netns::current().unwrap();
+        let Ok(probe) = Probe::start(&netns, Ipv4Addr::LOCALHOST, Some(port), Duration::from_millis(1))
+        else {
+            println!("SKIPPED: entering a namespace needs root");
+            return;
+        };
+        let (mut buffer, patience) = ([0; 64], Duration::from_millis(50));
+        assert!(!probe.wait_kept_up(0, Duration::ZERO));
+        let (length, from) = silent.recv_from(&mut buffer).unwrap();
+        silent.send_to(&buffer[..length], from).unwrap();
+        probe.wait_heard(0, Duration::from_secs(10));
+        // The first question is answered and the others, some ten by now and more to come, are not.
+        while silent.recv_from(&mut buffer).unwrap().0 > 0 && u32::from(buffer[19]) < 10 {}
+        assert!(!probe.wait_kept_up(5, patience));
+        assert!(probe.wait_kept_up(1 << 20, patience));
+        probe.stop(Duration::ZERO).unwrap();
+    }
+
+    #[test]
     fn an_echo_answers_every_probe() {
         let echo = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = echo.local_addr().unwrap().port();
@@ -316,6 +366,7 @@ mod tests {
                 println!("SKIPPED: entering a namespace and raw sockets need root");
                 return;
             };
+            assert!(probe.wait_kept_up(5, Duration::from_secs(10)), "{port:?}");
             probe.wait_heard(clock::now() + 50_000, Duration::from_secs(10));
             let seen = probe.stop(Duration::from_millis(100)).unwrap();
             let lost = seen.probes.iter().filter(|(_, answer)| answer.is_none()).count();
