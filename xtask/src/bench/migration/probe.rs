@@ -256,10 +256,12 @@ fn number(packet: &[u8], ours: u64, raw: bool) -> Option<u32> {
 
 /// Gives a socket room, whatever the host's limit.
 fn set_room(socket: &UdpSocket) -> std::io::Result<()> {
-    let length = size_of_val(&ROOM) as libc::socklen_t;
+    // A constant has no place that the kernel could read.
+    let room = ROOM;
+    let length = size_of_val(&room) as libc::socklen_t;
     // SAFETY: the option reads one number, which is live, and is told its length.
     let done = unsafe {
-        let room = (&raw const ROOM).cast();
+        let room = (&raw const room).cast();
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, room, length)
     };
     if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
