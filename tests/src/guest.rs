@@ -192,17 +192,8 @@ pub fn start(world: &World, image: &Image, host: &str, device: &str, incoming: O
 /// If that is refused.
 #[must_use]
 pub fn begin(world: &World, to: &str, uri: &str) -> MigrationView {
-    begin_as(world, to, uri, false)
-}
-
-/// The same, in post-copy or not.
-///
-/// # Panics
-/// If that is refused.
-#[must_use]
-pub fn begin_as(world: &World, to: &str, uri: &str, post_copy: bool) -> MigrationView {
     let (to, devices) = (to.parse().unwrap(), Default::default());
-    let migrate = Migrate { to, devices, through: Through::Qmp, uri: Some(uri.to_owned()), post_copy };
+    let migrate = Migrate { to, devices, through: Through::Qmp, uri: Some(uri.to_owned()), post_copy: false };
     block_on(world.client.migrate(&vm(), &migrate)).unwrap()
 }
 

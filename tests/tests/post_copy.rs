@@ -2,14 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
 use serde_json::{Value, json};
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 use tenet_lab::guest::{Guest, Image, missing};
 use tenet_lab::tool::{Probe, Stream};
 use tenet_model::Through;
-use tenet_tests::guest::{
-    ADDRESS, Consoles, VM, answers, begin_as, boot, ended, incoming, surviving, under_way, vm,
-};
+use tenet_tests::guest::{ADDRESS, Consoles, VM, answers, boot, ended, incoming, surviving, under_way, vm};
 use tenet_tests::{THREE_HOSTS, World, binary, block_on, skipped, until};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -50,7 +50,11 @@ fn guest_that_writes_faster_than_it_moves_arrives_in_post_copy_and_is_not_given_
             let address: std::net::IpAddr = ADDRESS.parse().unwrap();
             let probe = Probe::start(&far, address, VM, ASKED).unwrap();
             let stream = Stream::start(&far, address, PACE).unwrap();
-            let begun = begin_as(&world, "h2", &uri, true);
+            let mut command =
+                Follower::start(&world, &["vm", "migrate", VM, "--to", "h2", "--qmp", &uri, "--post-copy"]);
+            let begun = until("it has begun", PATIENCE, || {
+                block_on(world.client.migrations()).unwrap().into_iter().find(|m| m.vm == vm())
+            });
             assert!(begun.post_copy);
             under_way(&world, &begun);
             until("it runs there and its memory follows", PATIENCE, || {
@@ -59,7 +63,17 @@ fn guest_that_writes_faster_than_it_moves_arrives_in_post_copy_and_is_not_given_
                 let status = found.progress.as_ref()?.status.clone();
                 (found.phase == "switched" && status == "postcopy-active" && found.post_copy).then_some(())
             });
-            // There is no way back: neither by REST, nor by hand.
+            // There is no way back: neither by REST, nor by hand, nor by Ctrl-C; and who does not want to wait, need not.
+            command.says("its memory follows (postcopy-active)");
+            command.interrupt();
+            command.says("giving it up");
+            command.says("not given up: VM contoso/real is in post-copy: it runs on host h2");
+            command.says("Ctrl-C again leaves it to go on");
+            assert!(command.runs(), "it follows the move on");
+            command.says("its memory follows (postcopy-active)");
+            command.interrupt();
+            assert_eq!(command.end(), Some(1));
+            command.says("next: `tenet migrations show contoso/real`");
             let refused = block_on(world.client.migrate_cancel(&vm())).unwrap_err();
             assert_eq!(refused.status(), Some(409), "{refused}");
             let (code, said) = tenet(&world, &["vm", "cancel", VM]);
@@ -97,6 +111,60 @@ fn guest_that_writes_faster_than_it_moves_arrives_in_post_copy_and_is_not_given_
             new.stop().unwrap();
         })
     });
+}
+
+/// A `tenet` that goes on for a while; what it says on its standard error comes line by line.
+struct Follower {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Follower {
+    fn start(world: &World, args: &[&str]) -> Self {
+        let mut command = Command::new(binary());
+        command.args(args).env("TENET_LAB", world.lab.record().name.as_str());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = channel();
+        let said = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || said.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { child, lines }
+    }
+
+    /// Waits for a line with this in it; those before it are done with.
+    fn says(&mut self, what: &str) {
+        until(&format!("it says: {what}"), PATIENCE, || {
+            loop {
+                let line = self.lines.try_recv().ok()?;
+                println!("{line}");
+                if line.contains(what) {
+                    return Some(());
+                }
+            }
+        });
+    }
+
+    fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Ctrl-C.
+    fn interrupt(&mut self) {
+        assert!(self.runs());
+        // SAFETY: the call takes numbers; the child is not reaped, so that the number is its own.
+        assert_eq!(unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGINT) }, 0);
+    }
+
+    /// Its exit code, once it has ended.
+    fn end(&mut self) -> Option<i32> {
+        until("it ends", PATIENCE, || self.child.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
 }
 
 fn set(guest: &Guest, parameters: Value) {

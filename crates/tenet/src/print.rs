@@ -116,25 +116,18 @@ pub async fn progress<T>(what: &str, work: impl Future<Output = T>) -> T {
     }
     let mut work = std::pin::pin!(work);
     let begin = Instant::now();
-    let mut shown = false;
+    let mut line = Bar::default();
     loop {
         tokio::select! {
-            done = &mut work => {
-                if shown {
-                    _ = write!(io::stderr(), "\r\x1b[K");
-                }
-                return done;
-            }
+            done = &mut work => return done,
             () = tokio::time::sleep(Duration::from_secs(1)) => {
-                shown = true;
-                _ = write!(io::stderr(), "\r\x1b[K{what} … {} s", begin.elapsed().as_secs());
-                _ = io::stderr().flush();
+                line.show(&format!("{what} … {} s", begin.elapsed().as_secs()), (0, 0));
             }
         }
     }
 }
 
-/// A line that grows at a terminal; elsewhere one line for each new word.
+/// A line that grows at a terminal, and leaves it when dropped; elsewhere one line for each new word.
 #[derive(Debug, Default)]
 pub struct Bar {
     said: String,
@@ -155,10 +148,11 @@ impl Bar {
         _ = write!(io::stderr(), "\r\x1b[K{}", bar(what, done, total));
         _ = io::stderr().flush();
     }
+}
 
-    /// Leaves the line.
-    pub fn end(&mut self) {
-        if std::mem::take(&mut self.shown) {
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if self.shown {
             _ = write!(io::stderr(), "\r\x1b[K");
         }
     }

@@ -217,7 +217,8 @@ pub enum VmCommand {
         #[arg(long)]
         port: Option<Name>,
     },
-    /// Move a VM to another host while it runs: prepare the network, move it, follow it to its end; Ctrl-C gives it up
+    /// Move a VM to another host while it runs: prepare the network, move it, follow it to its end; Ctrl-C gives it up,
+    /// or says why it cannot, and a second one leaves it
     Migrate {
         /// The VM
         #[arg(value_parser = name::vm)]

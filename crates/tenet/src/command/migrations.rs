@@ -159,7 +159,7 @@ pub fn table(all: &[MigrationView]) -> Table {
             m.phase.clone(),
             by(m.through, m.post_copy),
             or_dash(m.progress.as_ref().map(progress)),
-            waiting_for(m),
+            or_dash(waiting_for(m)),
         ]);
     }
     table
@@ -178,9 +178,9 @@ fn progress(p: &Progress) -> String {
     format!("{}, {} of {} MiB", p.status, print::mib(p.transferred), print::mib(p.total))
 }
 
-/// The hosts that a migration waits for.
-pub fn waiting_for(m: &MigrationView) -> String {
-    if m.waiting_for.is_empty() { "-".to_owned() } else { m.waiting_for.join(" ") }
+/// The hosts that a migration waits for, if it waits for any.
+pub fn waiting_for(m: &MigrationView) -> Option<String> {
+    (!m.waiting_for.is_empty()).then(|| m.waiting_for.join(" "))
 }
 
 /// A receipt in words.
