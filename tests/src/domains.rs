@@ -7,10 +7,11 @@ use std::time::Duration;
 use tenet_api::rest::ReceiptView;
 use tenet_hostnet::Links;
 use tenet_lab::Process;
-use tenet_lab::guest::Image;
+use tenet_lab::guest::{Guest, GuestRecord, Image};
 use tenet_lab::tool::{ProbeReport, ask};
 use tenet_model::tap_name;
 
+use crate::guest::{Consoles, Ear};
 use crate::libvirt::Libvirt;
 use crate::{World, binary, block_on, until};
 
@@ -18,13 +19,17 @@ use crate::{World, binary, block_on, until};
 pub const VM: &str = "contoso/lv";
 /// Its address.
 pub const ADDRESS: &str = "10.1.1.77";
+/// By which a guest takes commands.
+const CHANNEL: &str = "tenet.exec.0";
 /// The guest's boot, emulated, on a machine that has much to do.
 const BOOT: Duration = Duration::from_secs(60);
-const MAC: &str = "52:54:00:00:00:77";
 
 /// Both hosts' daemons.
 #[derive(Debug)]
 pub struct Hosts {
+    _ear: Ear,
+    /// Where the guest's console is written to, on whichever host, and its commands come from.
+    dir: PathBuf,
     /// h1's.
     pub one: Libvirt,
     /// h2's.
@@ -34,12 +39,12 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// Starts them, with Tenet's hook.
+    /// Starts them, with Tenet's hook. Their guest's console is listened to.
     ///
     /// # Panics
     /// If one does not start.
     #[must_use]
-    pub fn start(world: &World) -> Self {
+    pub fn start(world: &World, consoles: &Consoles) -> Self {
         let socket =
             |host: &str| world.lab.host(host).unwrap().record().socket().to_str().unwrap().to_owned();
         let start = |host: &str, number| {
@@ -52,7 +57,11 @@ impl Hosts {
         let (one, two) = (start("h1", 1), start("h2", 2));
         one.knows(&two);
         two.knows(&one);
-        Self { one, two, sockets: [socket("h1"), socket("h2")] }
+        let dir = world.lab.host("h1").unwrap().record().state_dir.join("domain");
+        std::fs::create_dir(&dir).unwrap();
+        let hosts = Self { _ear: consoles.ear(), dir, one, two, sockets: [socket("h1"), socket("h2")] };
+        consoles.hear_log(hosts.console());
+        hosts
     }
 }
 
@@ -79,37 +88,112 @@ pub fn plain(name: &str, devices: &str) -> String {
     )
 }
 
-/// A domain with a guest that answers.
-#[must_use]
-pub fn ours(name: &str, network: &str, image: &Image) -> String {
-    let tap = tap_name(&format!("{VM}/eth0").parse().unwrap());
-    format!(
-        "<domain type='qemu'><name>{name}</name>\
-         <metadata><tenet:vm xmlns:tenet='urn:tenet:libvirt:1' name='{VM}'>\
-         <tenet:port name='eth0' mac='{MAC}' network='{network}' subnet='data' address='{ADDRESS}'/>\
-         </tenet:vm></metadata>\
-         <memory unit='MiB'>96</memory><vcpu>1</vcpu>\
-         <os><type arch='x86_64' machine='pc'>hvm</type>\
-         <kernel>{}</kernel><initrd>{}</initrd>\
-         <cmdline>console=ttyS0 panic=-1 quiet mitigations=off no_timer_check tenet.name={VM} \
-         tenet.nic=eth0|{ADDRESS}/24|10.1.1.1</cmdline></os>\
-         <features><acpi/><apic/><tcg><tb-cache unit='MiB'>32</tb-cache></tcg></features>\
-         <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>\
-         <interface type='ethernet'><mac address='{MAC}'/><target dev='{tap}' managed='no'/>\
-         <model type='virtio'/><mtu size='1458'/><rom enabled='no'/></interface>\
-         <serial type='file'><source path='{}' append='on'/></serial>\
-         <memballoon model='none'/></devices></domain>",
-        image.kernel().display(),
-        image.initrd().display(),
-        console().display()
-    )
+/// A NIC of the VM [`VM`].
+#[derive(Clone, Copy, Debug)]
+pub struct Nic {
+    /// The port.
+    pub port: &'static str,
+    /// Its MAC.
+    pub mac: &'static str,
+    /// The network and the subnet that the port is made in.
+    pub subnet: (&'static str, &'static str),
+    /// Its address; the prefix has 24 bits.
+    pub address: &'static str,
+    /// The subnet's gateway.
+    pub gateway: &'static str,
 }
 
-/// What the guest says, on whichever host. Without a console its kernel crashes in slow moves now and then, on plain
-/// bridges as well (docs/migration.md).
-#[must_use]
-pub fn console() -> PathBuf {
-    std::env::temp_dir().join(format!("tenet-lv-console-{}.log", std::process::id()))
+impl Nic {
+    /// The tap that the agents make for it.
+    #[must_use]
+    pub fn tap(&self) -> String {
+        tap_name(&format!("{VM}/{}", self.port).parse().unwrap())
+    }
+}
+
+/// The first NIC of the VM, and the only one of most.
+pub const ETH0: Nic = Nic {
+    port: "eth0",
+    mac: "52:54:00:00:00:77",
+    subnet: ("contoso/prod", "data"),
+    address: ADDRESS,
+    gateway: "10.1.1.1",
+};
+
+impl Hosts {
+    /// A domain with a guest that answers, has these NICs and takes commands ([`Self::guest`]).
+    #[must_use]
+    pub fn domain(&self, name: &str, nics: &[Nic], image: &Image) -> String {
+        let all = |part: &dyn Fn(&Nic) -> String| nics.iter().map(part).collect::<String>();
+        let ports = all(&|nic| {
+            let Nic { port, mac, subnet: (network, subnet), address, .. } = nic;
+            format!(
+                "<tenet:port name='{port}' mac='{mac}' network='{network}' subnet='{subnet}' address='{address}'/>"
+            )
+        });
+        let words = all(&|nic| format!(" tenet.nic={}|{}/24|{}", nic.port, nic.address, nic.gateway));
+        let interfaces = all(&|nic| {
+            format!(
+                "<interface type='ethernet'><mac address='{}'/><target dev='{}' managed='no'/>\
+                 <model type='virtio'/><mtu size='1458'/><rom enabled='no'/></interface>",
+                nic.mac,
+                nic.tap()
+            )
+        });
+        format!(
+            "<domain type='qemu'><name>{name}</name>\
+             <metadata><tenet:vm xmlns:tenet='urn:tenet:libvirt:1' name='{VM}'>{ports}</tenet:vm></metadata>\
+             <memory unit='MiB'>96</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='pc'>hvm</type>\
+             <kernel>{}</kernel><initrd>{}</initrd>\
+             <cmdline>console=ttyS0 panic=-1 quiet mitigations=off no_timer_check tenet.name={VM}{words}</cmdline></os>\
+             <features><acpi/><apic/><tcg><tb-cache unit='MiB'>32</tb-cache></tcg></features>\
+             <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{interfaces}\
+             <serial type='file'><source path='{}' append='on'/></serial>\
+             <channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>\
+             <memballoon model='none'/></devices></domain>",
+            image.kernel().display(),
+            image.initrd().display(),
+            self.console().display(),
+        )
+    }
+
+    /// What the guest says, on whichever host. Its kernel crashes in slow moves now and then, on plain bridges as well
+    /// (docs/migration.md).
+    fn console(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    /// What came while the guest stood still waited for it on its new host. Without, at least as many probes would be
+    /// lost as the pause has milliseconds; QEMU leaves a few unread before it stops.
+    ///
+    /// # Panics
+    /// If more was lost.
+    pub fn waited_for(&self, receipt: &ReceiptView, probe: &ProbeReport) {
+        let pause =
+            receipt.pause_us.unwrap_or_else(|| panic!("both libvirts were heard: {receipt:?}")) / 1000;
+        assert!(receipt.redirected > 0, "{receipt:?}");
+        let said = std::fs::read_to_string(self.console()).unwrap_or_default();
+        let said = said.get(said.len().saturating_sub(2000)..).unwrap_or(&said);
+        assert!(
+            probe.lost <= pause / 2 + 10,
+            "{} lost in a pause of {pause} ms: {receipt:?}\n{said}",
+            probe.lost
+        );
+    }
+
+    /// The guest of a domain on a host, to run commands in.
+    ///
+    /// # Panics
+    /// If the domain does not run there.
+    #[must_use]
+    pub fn guest(&self, at: &Libvirt, domain: &str) -> Guest {
+        let socket = self.dir.join("exec0.sock");
+        _ = std::fs::remove_file(&socket);
+        std::os::unix::fs::symlink(at.channel(domain, CHANNEL), socket).unwrap();
+        let process = Process::of(at.pid(domain)).unwrap();
+        Guest::open(GuestRecord { name: VM.to_owned(), dir: self.dir.clone(), process })
+    }
 }
 
 /// Whether a host has a device.
@@ -134,9 +218,17 @@ pub fn host_of(world: &World, port: &str) -> Option<String> {
 /// # Panics
 /// If it does not within a while.
 pub fn answers(world: &World, from: &str) {
+    answers_at(world, from, ADDRESS);
+}
+
+/// It does at one of its addresses.
+///
+/// # Panics
+/// As above.
+pub fn answers_at(world: &World, from: &str, address: &str) {
     let netns = world.lab.vm(from).unwrap().netns().clone();
-    let address: IpAddr = ADDRESS.parse().unwrap();
-    until(&format!("{VM} answers {from}"), BOOT, || {
+    let address: IpAddr = address.parse().unwrap();
+    until(&format!("{VM} answers {from} at {address}"), BOOT, || {
         let answer = ask(&netns, address, Duration::from_secs(1)).unwrap();
         answer.inspect(|who| assert_eq!(who, VM)).map(drop)
     });
@@ -160,23 +252,6 @@ pub fn listening(world: &World, host: &str) -> Vec<Process> {
         parent == Some(agent.pid) && file(*pid, "cmdline").contains("qemu-monitor-event")
     });
     events.filter_map(|pid| Process::of(pid).ok()).collect()
-}
-
-/// What came while the guest stood still waited for it on its new host. Without, at least as many probes would be lost
-/// as the pause has milliseconds; QEMU leaves a few unread before it stops.
-///
-/// # Panics
-/// If more was lost.
-pub fn waited_for(receipt: &ReceiptView, probe: &ProbeReport) {
-    let pause = receipt.pause_us.unwrap_or_else(|| panic!("both libvirts were heard: {receipt:?}")) / 1000;
-    assert!(receipt.redirected > 0, "{receipt:?}");
-    let said = std::fs::read_to_string(console()).unwrap_or_default();
-    let said = said.get(said.len().saturating_sub(2000)..).unwrap_or(&said);
-    assert!(
-        probe.lost <= pause / 2 + 10,
-        "{} lost in a pause of {pause} ms: {receipt:?}\n{said}",
-        probe.lost
-    );
 }
 
 /// The VM's last receipt.

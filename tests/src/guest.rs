@@ -1,7 +1,8 @@
 //! A real guest whose migration something is done to, and the QEMUs that wait for it.
 
-use crate::{World, block_on, until};
+use crate::{Setup, World, block_on, missing, skipped, until};
 use std::cell::RefCell;
+use std::io::Write as _;
 use std::net::{IpAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tenet_api::rest::{ChangeItem, ChangesRequest, Migrate, MigrationView, ReceiptView, Spec};
 use tenet_hostnet::{Links, TapOptions};
-use tenet_lab::guest::{Guest, GuestOptions, Image, Nic, crash_in};
+use tenet_lab::guest::{self, Guest, GuestOptions, Image, Nic, crash_in};
 use tenet_lab::tool::ask;
 use tenet_model::{PortRef, Through, VmRef, tap_name};
 
@@ -18,6 +19,9 @@ use tenet_model::{PortRef, Through, VmRef, tap_name};
 pub const VM: &str = "contoso/real";
 /// Its address, in the subnet `contoso/prod/data` of [`crate::THREE_HOSTS`].
 pub const ADDRESS: &str = "10.1.1.50";
+/// A guest's command: it writes 16 MB over and over, as `/tmp/x`.
+pub const RESTLESS: &str = "(while :; do dd if=/dev/urandom of=/tmp/x bs=64k count=256 conv=notrunc; done) \
+                            >/dev/null 2>&1 </dev/null &";
 
 /// Each has a folder of its own.
 static STARTED: AtomicUsize = AtomicUsize::new(0);
@@ -27,78 +31,93 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A guest's memory is damaged by an emulated move now and then on a busy machine, on any network: its kernel says so on
 /// the console, and the test begins anew. Nothing else is forgiven.
 const ATTEMPTS: usize = 4;
+/// How long a kernel that dies may take to say so.
+const LISTEN: Duration = Duration::from_secs(5);
 
-/// Looks a while: a kernel that dies takes its time to say so.
-fn crash_within(time: Duration, mut console: impl FnMut() -> String) -> Option<String> {
-    let end = Instant::now() + time;
-    loop {
-        let found = crash_in(&console()).map(ToOwned::to_owned);
-        if found.is_some() || Instant::now() > end {
-            return found;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Runs a test until its guests' kernels survive it; an error is what one said when it crashed.
+/// Runs a test with real guests in a lab of its own, and takes the lab down. Only where a guest's kernel says on a console
+/// that it crashed does a test that fails begin anew, which is told past the capture of its output.
 ///
 /// # Panics
-/// If they never do.
-pub fn surviving(mut test: impl FnMut() -> Result<(), String>) {
+/// If the test fails, or if kernels crash in every attempt.
+pub fn with_guests(tag: &str, site: &str, setup: Setup, mut test: impl FnMut(&mut World, &Image, &Consoles)) {
+    if let Some(why) = missing().or_else(guest::missing) {
+        return skipped(why);
+    }
+    // Not a matter of the test, and the first time it takes as long as the network does.
+    let image = match Image::build() {
+        Ok(image) => image,
+        Err(e) => return skipped(format!("no guest can be built: {e}")),
+    };
     for attempt in 1..=ATTEMPTS {
-        match test() {
-            Ok(()) => return,
-            Err(said) => println!("attempt {attempt}: the guest's kernel crashed: {said}"),
-        }
+        let mut world = World::up_as(tag, site, setup);
+        let consoles = Consoles::default();
+        let run = || test(&mut world, &image, &consoles);
+        let Err(broken) = catch_unwind(AssertUnwindSafe(run)) else {
+            return world.lab.down().unwrap();
+        };
+        let Some(said) = consoles.crash(&world) else { resume_unwind(broken) };
+        again(attempt, &said);
     }
     panic!("the guest's kernel crashed {ATTEMPTS} times");
 }
 
-/// Listens to the consoles of guests for [`surviving`].
+/// Said past the capture of the test's output.
+fn again(attempt: usize, said: &str) {
+    let name = std::thread::current().name().unwrap_or("test").to_owned();
+    _ = writeln!(std::io::stderr(), "AGAIN: {name}: attempt {attempt}: the guest's kernel crashed: {said}");
+}
+
+/// Consoles of a test's guests besides those of its lab, and what a kernel said there that crashed.
 #[derive(Clone, Debug, Default)]
 pub struct Consoles(Rc<RefCell<Vec<PathBuf>>>, Rc<RefCell<Option<String>>>);
 
 impl Consoles {
-    /// Runs a test that stops at the first surprise, which is forgiven where a guest's kernel has crashed.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub fn attempt(test: impl FnOnce(&Self)) -> Result<(), String> {
-        let consoles = Self::default();
-        let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(&consoles))) else { return Ok(()) };
-        match consoles.1.take() {
-            Some(said) => Err(said),
-            None => resume_unwind(panic),
-        }
-    }
-
-    /// Listens to this one, too.
+    /// Listens to this guest's.
     pub fn hear(&self, guest: &Guest) {
-        self.0.borrow_mut().push(guest.record().dir.join("console.log"));
+        self.hear_log(guest.record().dir.join("console.log"));
     }
 
-    /// To be dropped before the lab is, which takes the logs with it.
+    /// Listens to what a console writes to a file.
+    pub fn hear_log(&self, log: PathBuf) {
+        self.0.borrow_mut().push(log);
+    }
+
+    /// Whoever ends guests when dropped has one to be dropped before.
     #[must_use]
     pub fn ear(&self) -> Ear {
         Ear(self.clone())
     }
+
+    /// What a kernel has said, or says within a while: one that dies takes its time to say so.
+    fn crash(&self, world: &World) -> Option<String> {
+        let heard = self.1.borrow_mut().take();
+        heard.or_else(|| self.crash_heard(Duration::ZERO)).or_else(|| world.lab.crashed(LISTEN))
+    }
+
+    fn crash_heard(&self, time: Duration) -> Option<String> {
+        let end = Instant::now() + time;
+        loop {
+            let logs = self.0.borrow();
+            let found = logs.iter().find_map(|log| {
+                let said = std::fs::read(log).unwrap_or_default();
+                crash_in(&String::from_utf8_lossy(&said)).map(ToOwned::to_owned)
+            });
+            if found.is_some() || Instant::now() > end {
+                return found;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
 
-/// Reads the consoles when a test fails.
+/// Listens to the consoles when a test fails, as long as its guests run.
 #[derive(Debug)]
 pub struct Ear(Consoles);
 
 impl Drop for Ear {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let Consoles(logs, found) = &self.0;
-            let said = || {
-                let logs = logs.borrow();
-                logs.iter()
-                    .map(|l| String::from_utf8_lossy(&std::fs::read(l).unwrap_or_default()).into_owned())
-                    .collect()
-            };
-            *found.borrow_mut() = crash_within(Duration::from_secs(5), said);
+            *self.0.1.borrow_mut() = self.0.crash_heard(LISTEN);
         }
     }
 }

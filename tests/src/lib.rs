@@ -33,6 +33,9 @@ pub use world::{Fixture, Guard, Setup, World, binary, block_on, missing, skipped
 pub const SITE: &str = include_str!("site.yaml");
 /// The same with a third host.
 pub const THREE_HOSTS: &str = include_str!("three.yaml");
+/// Where the hosts of a site stand that has three, each in a provider subnet of its own; its tenants follow.
+pub const APART: &str =
+    "hosts: { h1: { pa: 192.168.1.10 }, h2: { pa: 192.168.2.20 }, h3: { pa: 192.168.3.30 } }\n";
 /// The site of the basic matrix.
 pub const BASIC: &str = include_str!("basic.yaml");
 /// Two hosts, and VMs with addresses of both families in two subnets.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -34,6 +35,8 @@ pub fn missing() -> Option<String> {
 pub struct Libvirt {
     dir: PathBuf,
     daemon: Child,
+    /// Its mount namespace, which no other gets the number of as long as this is open.
+    mounts: Option<fs::File>,
     /// What tells the emulators' events, independently of Tenet.
     events: Option<Child>,
     /// Its URI.
@@ -88,12 +91,14 @@ impl Libvirt {
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         let daemon = command.spawn().unwrap();
         let uri = host.record().libvirt_uri();
-        let mut started = Self { dir, daemon, events: None, uri, itself: format!("{address} {name}\n") };
+        let mut started =
+            Self { dir, daemon, mounts: None, events: None, uri, itself: format!("{address} {name}\n") };
         until("libvirtd answers", START, || {
             let ended = started.daemon.try_wait().unwrap();
             assert!(ended.is_none(), "libvirtd ended: {}", started.log());
             started.try_virsh(&["list"]).status.success().then_some(())
         });
+        started.mounts = Some(fs::File::open(mounts(started.daemon.id())).unwrap());
         let said = fs::File::create(started.dir.join("events")).unwrap();
         let mut listen = started.command(&["qemu-monitor-event", "--loop", "--timestamp"]);
         started.events = Some(listen.stdout(said).spawn().unwrap());
@@ -170,6 +175,31 @@ impl Libvirt {
         _ = self.virsh(&["define", file.to_str().unwrap()]);
     }
 
+    /// The process of a domain's emulator.
+    ///
+    /// # Panics
+    /// If the domain does not run here.
+    #[must_use]
+    pub fn pid(&self, domain: &str) -> u32 {
+        let file = self.dir.join(format!("run/libvirt/qemu/{domain}.pid"));
+        fs::read_to_string(file).unwrap().trim().parse().unwrap()
+    }
+
+    /// Says of a process that it is the emulator of a domain here, as a file does that was left behind.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    pub fn leave_pid(&self, domain: &str, pid: u32) {
+        fs::write(self.dir.join(format!("run/libvirt/qemu/{domain}.pid")), pid.to_string()).unwrap();
+    }
+
+    /// The socket that libvirt makes for a channel of a domain that runs here.
+    #[must_use]
+    pub fn channel(&self, domain: &str, channel: &str) -> PathBuf {
+        let id = self.virsh(&["domid", domain]);
+        self.dir.join(format!("lib/qemu/channel/target/domain-{}-{domain}/{channel}", id.trim()))
+    }
+
     /// What the daemon and its emulators have said.
     #[must_use]
     pub fn log(&self) -> String {
@@ -184,23 +214,30 @@ impl Libvirt {
         text
     }
 
-    /// Ends the guests that are left; those of libvirt outlive it.
+    /// Ends the guests that are left; those of libvirt outlive it, in the mount namespace that only its processes are in.
     fn end_guests(&self) {
         let pids = fs::read_dir(self.dir.join("run/libvirt/qemu")).into_iter().flatten().flatten();
         for file in pids.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "pid")) {
-            let pid: Option<i32> = fs::read_to_string(file).ok().and_then(|t| t.trim().parse().ok());
+            let pid: Option<u32> = fs::read_to_string(file).ok().and_then(|t| t.trim().parse().ok());
             // The file may be old and the number another's by now.
-            let ours = |pid: &i32| {
-                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                String::from_utf8_lossy(&line).contains(&*self.dir.join("lib").to_string_lossy())
-                    || String::from_utf8_lossy(&line).contains("qemu-system")
-            };
+            let ours = |pid: &u32| self.mounts.as_ref().is_some_and(|m| is_in(*pid, m));
             if let Some(pid) = pid.filter(ours) {
                 // SAFETY: the call takes numbers and touches no memory of ours.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
+                unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
             }
         }
     }
+}
+
+/// Where a process's mount namespace is opened.
+fn mounts(pid: u32) -> String {
+    format!("/proc/{pid}/ns/mnt")
+}
+
+/// Whether a process is in this mount namespace.
+fn is_in(pid: u32, space: &fs::File) -> bool {
+    let its = fs::metadata(mounts(pid)).map(|m| (m.dev(), m.ino()));
+    its.is_ok_and(|its| space.metadata().is_ok_and(|m| its == (m.dev(), m.ino())))
 }
 
 impl Drop for Libvirt {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tenet_api::client::Client;
 use tenet_api::rest::{HostStatus, NetworkPatch, PortCounters, Status};
 use tenet_hostnet::Netns;
-use tenet_lab::{Lab, LabOptions};
+use tenet_lab::{Guests, Lab, LabOptions};
 use tenet_model::{Family, Method};
 use tenet_wire::Mac;
 
@@ -85,11 +85,14 @@ pub struct Setup {
     pub rewrite_pools: bool,
     /// Largest packet of all VMs, if not what the method leaves.
     pub vm_mtu: Option<u32>,
+    /// VMs that are real guests.
+    pub guests: &'static [&'static str],
 }
 
 impl Setup {
     /// As the site has it.
-    pub const PLAIN: Self = Self { clsact: false, underlay: None, rewrite_pools: false, vm_mtu: None };
+    pub const PLAIN: Self =
+        Self { clsact: false, underlay: None, rewrite_pools: false, vm_mtu: None, guests: &[] };
     /// Ready for any method: rewrite addresses, and packets that fit whatever is put around them.
     pub const ANY_METHOD: Self = Self { rewrite_pools: true, vm_mtu: Some(1408), ..Self::PLAIN };
 }
@@ -131,6 +134,9 @@ impl World {
         options.underlay = setup.underlay;
         options.rewrite_pools = setup.rewrite_pools;
         options.vm_mtu = setup.vm_mtu;
+        if !setup.guests.is_empty() {
+            options.guests = Guests::These(setup.guests.iter().map(|vm| vm.parse().unwrap()).collect());
+        }
         let lab = block_on(Lab::up(options)).map_err(chain)?;
         let client = lab.client().map_err(chain)?;
         Ok(Self { lab, client })

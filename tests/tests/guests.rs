@@ -1,13 +1,13 @@
 //! A real guest moves between hosts, idle and while it writes its memory, as a VM on a third host talks to it.
 #![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tenet_hostnet::Links;
+use tenet_lab::Lab;
 use tenet_lab::tool::{Probe, Stream};
-use tenet_lab::{Guests, Lab, LabOptions, guest};
 use tenet_model::{Family, Through, tap_name};
-use tenet_tests::guest::surviving;
-use tenet_tests::{binary, block_on, missing, skipped, until};
+use tenet_tests::guest::{RESTLESS, with_guests};
+use tenet_tests::{APART, Setup, block_on, until};
 
 const SQL: &str = "contoso/sql";
 const FAR: &str = "contoso/far";
@@ -19,17 +19,10 @@ const EDGES: u64 = 10;
 /// Where it moves, whether it writes its memory meanwhile, and how often a second it is asked: while it writes it has
 /// little left for answers.
 const ASKED: [(&str, bool, u32); 3] = [("h2", false, 1000), ("h1", false, 1000), ("h2", true, 200)];
-/// 16 MB, over and over.
-const RESTLESS: &str = "(while :; do dd if=/dev/urandom of=/tmp/x bs=64k count=256 conv=notrunc; done) \
-                        >/dev/null 2>&1 </dev/null &";
 /// Whether they are others a moment later.
 const WRITES: &str = "[ \"$(md5sum </tmp/x)\" != \"$(md5sum </tmp/x)\" ]";
 /// The guest that moves has both families; who talks to it looks on from a third host.
-const SITE: &str = "
-hosts:
-  h1: { pa: 192.168.1.10 }
-  h2: { pa: 192.168.2.20 }
-  h3: { pa: 192.168.3.30 }
+const TENANTS: &str = "
 tenants:
   contoso:
     networks:
@@ -43,10 +36,16 @@ tenants:
 
 #[test]
 fn a_real_guest_moves_there_and_back_and_only_its_pause_costs_frames() {
-    if let Some(why) = missing().or_else(guest::missing) {
-        return skipped(why);
+    let setup = Setup { guests: &[SQL], ..Setup::PLAIN };
+    let mut last = None;
+    with_guests("guest", &(APART.to_owned() + TENANTS), setup, |world, _, _| {
+        there_and_back(&mut world.lab);
+        last = world.lab.vm_record(SQL).unwrap().guest.clone();
+    });
+    // All of it ends with the lab.
+    if let Some(last) = last {
+        assert!(!last.process.runs() && !last.dir.exists());
     }
-    surviving(there_and_back);
 }
 
 /// The tap is the agent's own, on the guest's host and nowhere else.
@@ -65,18 +64,8 @@ fn on_the_agents_tap(lab: &Lab, at: &str) {
     }
 }
 
-/// The test; an error is what the guest's kernel said when it crashed.
-fn there_and_back() -> Result<(), String> {
-    let mut options = LabOptions::new(&format!("t{}guest", std::process::id()), binary()).unwrap();
-    SITE.clone_into(&mut options.site.text);
-    options.site.name = "guests.yaml".to_owned();
-    options.guests = Guests::These(vec![SQL.parse().unwrap()]);
-    let begin = Instant::now();
-    let mut lab =
-        block_on(Lab::up(options)).unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
-    println!("up after {:?}", begin.elapsed());
-
-    on_the_agents_tap(&lab, "h1");
+fn there_and_back(lab: &mut Lab) {
+    on_the_agents_tap(lab, "h1");
 
     // It is a guest, and the lab's commands reach into it.
     let said = lab.guest(SQL).unwrap().exec(["sh", "-c", "cat /proc/uptime; ip -6 addr; exit 3"]).unwrap();
@@ -104,21 +93,11 @@ fn there_and_back() -> Result<(), String> {
         let probe = Probe::start(&far, address, SQL, asked).unwrap();
         let stream = Stream::start(&far, address, PACE).unwrap();
         std::thread::sleep(Duration::from_millis(500));
-        let moved = match block_on(lab.migrate(SQL, to)) {
-            Ok(moved) => moved,
-            Err(e) => match lab.crashed(patience) {
-                Some(said) => return Err(said),
-                None => panic!("{e}: {:?}", std::error::Error::source(&e)),
-            },
-        };
+        let moved = block_on(lab.migrate(SQL, to))
+            .unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
         // Late frames and retransmissions.
         std::thread::sleep(Duration::from_millis(1500));
-        let (probe, stream) = (probe.stop(), stream.stop());
-        let patience_with_it = if stream.is_err() { patience } else { Duration::ZERO };
-        if let Some(said) = lab.crashed(patience_with_it) {
-            return Err(said);
-        }
-        let (probe, stream) = (probe.unwrap(), stream.unwrap());
+        let (probe, stream) = (probe.stop().unwrap(), stream.stop().unwrap());
         let pause = moved.pause.as_millis() as u64;
         println!("to {to}: pause {pause} ms, {probe:?}, {stream:?}, {:?}", moved.receipt);
         assert!(moved.receipt.moved, "{:?}", moved.receipt);
@@ -141,14 +120,8 @@ fn there_and_back() -> Result<(), String> {
         assert!(!old.process.runs(), "the emptied QEMU is ended");
         assert_eq!(lab.vm_record(SQL).unwrap().host().unwrap().as_str(), to);
         block_on(lab.in_sync(patience)).unwrap();
-        on_the_agents_tap(&lab, to);
+        on_the_agents_tap(lab, to);
         let memory = lab.guest(SQL).unwrap().exec(["cat", "/tmp/memory"]).unwrap();
         assert_eq!(memory.stdout(), "remember\n");
     }
-
-    // All of it ends with the lab.
-    let last = lab.vm_record(SQL).unwrap().guest.clone().unwrap();
-    lab.down().unwrap();
-    assert!(!last.process.runs() && !last.dir.exists());
-    Ok(())
 }

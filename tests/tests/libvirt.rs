@@ -7,12 +7,10 @@ use tenet_lab::guest::Image;
 use tenet_lab::tool::{Probe, Stream};
 use tenet_model::{Through, tap_name};
 use tenet_tests::domains::{
-    ADDRESS, Hosts, VM, answers, console, has_link, host_of, listening, newest, ours, plain, tenet,
-    waited_for,
+    ADDRESS, ETH0, Hosts, VM, answers, has_link, host_of, listening, newest, plain, tenet,
 };
-use tenet_tests::{Fixture, SITE, World, block_on, libvirt, missing, skipped, until};
-
-static LAB: Fixture = Fixture::new("lv", SITE);
+use tenet_tests::guest::with_guests;
+use tenet_tests::{SITE, Setup, World, block_on, libvirt, skipped, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Most milliseconds that are lost beyond a pause that no agent heard of: until every host sends to the guest's
@@ -23,36 +21,31 @@ const HOSTS: [&str; 2] = ["h1", "h2"];
 
 #[test]
 fn domains_start_move_and_stop_with_their_ports() {
-    if let Some(why) = missing().or_else(libvirt::missing).or_else(tenet_lab::guest::missing) {
-        skipped(why);
-        return;
+    if let Some(why) = libvirt::missing() {
+        return skipped(why);
     }
-    let image = match Image::build() {
-        Ok(image) => image,
-        Err(e) => return skipped(format!("no guest can be built: {e}")),
-    };
-    let Some(mut world) = LAB.world() else { return };
-    without_a_libvirt_nothing_is_looked_at_or_said(&world);
-    let site = Hosts::start(&world);
-    one_that_comes_is_found(&world);
-    strangers_start_unasked(&site);
-    a_refusal_is_shown_by_virsh(&site);
-    queues_that_differ_are_refused(&site, &world);
-    start_makes_port_and_tap(&site, &world, &image);
-    another_host_may_not_start_it(&site, &image);
-    agents_that_shall_not_listen_say_so(&mut world);
-    a_move_by_hand_is_followed(&site, &world);
-    a_failed_move_is_rolled_back(&site, &world);
-    agents_listen_by_themselves(&mut world);
-    tenet_has_libvirt_move_it(&site, &world);
-    a_move_by_hand_is_heard_of(&site, &world);
-    a_move_is_heard_of_although_virsh_ends(&site, &world);
-    a_stopped_domain_lets_go(&site, &world);
-    attach_while_it_runs(&site, &world);
-    attach_while_it_is_shut(&site, &world);
-    import_proposes_what_apply_takes(&site, &world);
-    without_an_agent_it_says_what_to_do(&site, &mut world);
-    _ = std::fs::remove_file(console());
+    with_guests("lv", SITE, Setup::PLAIN, |world, image, consoles| {
+        without_a_libvirt_nothing_is_looked_at_or_said(world);
+        let site = Hosts::start(world, consoles);
+        one_that_comes_is_found(world);
+        strangers_start_unasked(&site);
+        a_refusal_is_shown_by_virsh(&site);
+        queues_that_differ_are_refused(&site, world);
+        start_makes_port_and_tap(&site, world, image);
+        another_host_may_not_start_it(&site, image);
+        agents_that_shall_not_listen_say_so(world);
+        a_move_by_hand_is_followed(&site, world);
+        a_failed_move_is_rolled_back(&site, world);
+        agents_listen_by_themselves(world);
+        tenet_has_libvirt_move_it(&site, world);
+        a_move_by_hand_is_heard_of(&site, world);
+        a_move_is_heard_of_although_virsh_ends(&site, world);
+        a_stopped_domain_lets_go(&site, world);
+        attach_while_it_runs(&site, world);
+        attach_while_it_is_shut(&site, world);
+        import_proposes_what_apply_takes(&site, world);
+        without_an_agent_it_says_what_to_do(&site, world);
+    });
 }
 
 /// Agents are told nothing of libvirt, as by default, and their hosts have none: no process, no word.
@@ -127,7 +120,7 @@ fn detail(world: &World, host: &str) -> Option<String> {
 
 fn start_makes_port_and_tap(site: &Hosts, world: &World, image: &Image) {
     let tap = tap_name(&format!("{VM}/eth0").parse().unwrap());
-    site.one.define(&ours("lv-1", "contoso/prod", image));
+    site.one.define(&site.domain("lv-1", &[ETH0], image));
     assert!(host_of(world, &format!("{VM}/eth0")).is_none() && !has_link(world, "h1", &tap));
     _ = site.one.virsh(&["start", "lv-1"]);
     assert!(has_link(world, "h1", &tap));
@@ -137,7 +130,7 @@ fn start_makes_port_and_tap(site: &Hosts, world: &World, image: &Image) {
 }
 
 fn another_host_may_not_start_it(site: &Hosts, image: &Image) {
-    site.two.define(&ours("lv-1", "contoso/prod", image));
+    site.two.define(&site.domain("lv-1", &[ETH0], image));
     let said = site.two.refused(&["start", "lv-1"]);
     println!("{said}");
     assert!(said.contains("tenet: VM contoso/lv is on host h1"), "{said}");
@@ -248,7 +241,7 @@ fn tenet_has_libvirt_move_it(site: &Hosts, world: &World) {
     assert!(stream.received.in_order && stream.received.bytes == stream.sent, "{stream:?}");
     let receipt = newest(world);
     println!("{receipt:?}, {probe:?}");
-    waited_for(&receipt, &probe);
+    site.waited_for(&receipt, &probe);
     assert!(receipt.moved && receipt.reason.is_none(), "{receipt:?}");
     assert_eq!((receipt.from.as_str(), receipt.to.as_str(), receipt.through), ("h2", "h1", Through::Libvirt));
     assert!(site.one.virsh(&["list", "--name"]).contains("lv-1"));
@@ -271,7 +264,7 @@ fn a_move_by_hand_is_heard_of(site: &Hosts, world: &World) {
     let receipt = until("the receipt", PATIENCE, || Some(newest(world)).filter(|r| r.id != before));
     let probe = probe.stop().unwrap();
     println!("{receipt:?}, {probe:?}");
-    waited_for(&receipt, &probe);
+    site.waited_for(&receipt, &probe);
     assert!(receipt.moved && receipt.reason.is_none(), "{receipt:?}");
     assert_eq!((receipt.from.as_str(), receipt.to.as_str(), receipt.through), ("h1", "h2", Through::Other));
     assert_eq!(host_of(world, &port).as_deref(), Some("h2"));
@@ -287,8 +280,9 @@ fn a_move_is_heard_of_although_virsh_ends(site: &Hosts, world: &World) {
     // So slow that there is time for it.
     let slowly =
         ["migrate", "--live", "--p2p", "--persistent", "--undefinesource", "--bandwidth", "16", "lv-1"];
+    let (source, target) = (&site.two, site.one.uri.as_str());
     std::thread::scope(|scope| {
-        let moving = scope.spawn(|| site.two.virsh(&[&slowly[..], &[site.one.uri.as_str()]].concat()));
+        let moving = scope.spawn(|| source.virsh(&[&slowly[..], &[target]].concat()));
         until("libvirt is at it", PATIENCE, || {
             let running = block_on(world.client.migrations()).unwrap();
             running.into_iter().find_map(|m| m.progress).filter(|p| p.status == "active")
@@ -309,7 +303,7 @@ fn a_move_is_heard_of_although_virsh_ends(site: &Hosts, world: &World) {
     let receipt = until("the receipt", PATIENCE, || Some(newest(world)).filter(|r| r.id != before));
     let probe = probe.stop().unwrap();
     println!("{receipt:?}, {probe:?}");
-    waited_for(&receipt, &probe);
+    site.waited_for(&receipt, &probe);
     assert!(receipt.moved && receipt.reason.is_none(), "{receipt:?}");
     assert_eq!((receipt.from.as_str(), receipt.to.as_str(), receipt.through), ("h2", "h1", Through::Other));
     answers(world, "contoso/web");

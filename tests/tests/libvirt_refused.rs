@@ -1,13 +1,15 @@
 //! `virsh migrate` that Tenet refuses: virsh shows why and what to do, and the guest runs on as if nobody had asked.
 #![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use tenet_api::rest::SettingsSpec;
-use tenet_lab::guest::Image;
 use tenet_lab::tool::Probe;
 use tenet_model::{Through, tap_name};
-use tenet_tests::domains::{ADDRESS, Hosts, VM, answers, console, has_link, host_of, newest, ours, tenet};
-use tenet_tests::{Fixture, World, block_on, libvirt, missing, skipped, until};
+use tenet_tests::domains::{ADDRESS, ETH0, Hosts, VM, answers, has_link, host_of, newest, tenet};
+use tenet_tests::guest::with_guests;
+use tenet_tests::{Setup, World, block_on, libvirt, skipped, until};
 
 /// The network is on h1 alone at first: so it has packets as large as h1's uplink allows, whatever h2's does.
 const SITE: &str = "
@@ -22,31 +24,37 @@ tenants:
       near: { ports: { eth0: { subnet: prod/data, address: 10.1.1.12, host: h1 } } }
 ";
 
-static LAB: Fixture = Fixture::new("lvr", SITE);
-
 const PATIENCE: Duration = Duration::from_secs(30);
 const NEAR: &str = "contoso/near";
 const DOMAIN: &str = "lv-1";
 
 #[test]
 fn a_guest_whose_move_is_refused_runs_on() {
-    if let Some(why) = missing().or_else(libvirt::missing).or_else(tenet_lab::guest::missing) {
+    if let Some(why) = libvirt::missing() {
         return skipped(why);
     }
-    let image = match Image::build() {
-        Ok(image) => image,
-        Err(e) => return skipped(format!("no guest can be built: {e}")),
-    };
-    let Some(world) = LAB.world() else { return };
-    let site = Hosts::start(&world);
-    site.one.define(&ours(DOMAIN, "contoso/prod", &image));
-    _ = site.one.virsh(&["start", DOMAIN]);
-    answers(&world, NEAR);
-    a_destination_with_smaller_packets_is_refused(&site, &world);
-    nobody_asked_where_somebody_must(&site, &world);
-    asked_for_it_moves(&site, &world);
-    _ = site.two.virsh(&["destroy", DOMAIN]);
-    _ = std::fs::remove_file(console());
+    // A process of somebody else, to be left alone when the hosts' guests are ended.
+    let mut other = Command::new("cat")
+        .arg0("qemu-system-x86_64")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let number = other.id();
+    with_guests("lvr", SITE, Setup::PLAIN, |world, image, consoles| {
+        let site = Hosts::start(world, consoles);
+        site.one.define(&site.domain(DOMAIN, &[ETH0], image));
+        _ = site.one.virsh(&["start", DOMAIN]);
+        answers(world, NEAR);
+        a_destination_with_smaller_packets_is_refused(&site, world);
+        nobody_asked_where_somebody_must(&site, world);
+        asked_for_it_moves(&site, world);
+        _ = site.two.virsh(&["destroy", DOMAIN]);
+        site.one.leave_pid("gone", number);
+    });
+    assert!(other.try_wait().unwrap().is_none(), "it was ended");
+    other.kill().unwrap();
+    _ = other.wait();
 }
 
 fn a_destination_with_smaller_packets_is_refused(site: &Hosts, world: &World) {

@@ -5,17 +5,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tenet_lab::tool::{Probe, Stream};
 use tenet_model::Name;
-use tenet_tests::{World, skipped, until};
+use tenet_tests::{APART, World, skipped, until};
 
 const VM: &str = "contoso/db";
 const FRONT: &str = "10.1.1.20";
 const BACK: &str = "10.9.1.20";
 /// Each NIC has somebody to talk to on the VM's old host or its new one, and on another; every host knows both networks.
-const SITE: &str = "
-hosts:
-  h1: { pa: 192.168.1.10 }
-  h2: { pa: 192.168.2.20 }
-  h3: { pa: 192.168.3.30 }
+const TENANTS: &str = "
 tenants:
   contoso:
     networks:
@@ -59,7 +55,7 @@ fn both_nics_of_a_vm_move_as_one_and_neither_loses_more_than_the_pause() {
     if let Some(why) = tenet_tests::missing() {
         return skipped(why);
     }
-    let mut world = World::up("two", SITE, false);
+    let mut world = World::up("two", &(APART.to_owned() + TENANTS), false);
     let talks: Vec<Talk> = [("contoso/web", FRONT), ("contoso/app", FRONT), ("contoso/nas", BACK)]
         .into_iter()
         .chain([("contoso/tape", BACK)])
